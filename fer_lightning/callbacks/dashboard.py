@@ -1,0 +1,94 @@
+"""What TensorBoard shows of a run beside its curves: texts, combined charts, hyperparameters, figures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from tensorboard.plugins.hparams import summary_v2 as hp  # what hparams.api offers, without TensorFlow
+
+from fer_lightning import plots
+from fer_lightning.emotions import EMOTIONS
+
+# As add_custom_scalars takes it. TensorBoard reads each tag as a regular expression to match from the start.
+CHARTS = {
+    "learning": {
+        "loss": ["Multiline", ["loss/train$", "loss/val$"]],
+        "accuracy": ["Multiline", ["accuracy/train$", "accuracy/val$"]],
+        "recall by emotion": ["Multiline", [f"recall/{emotion}$" for emotion in EMOTIONS]],
+    }
+}
+
+
+def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
+    """The run's TensorBoard logger, if it has one and this process is the one that writes."""
+    if not trainer.is_global_zero:
+        return None
+    return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+
+
+def show(trainer: Trainer, figure: Figure, tag: str, path: Path) -> None:
+    """Write the figure to `path` and, with the epoch as its step, to TensorBoard."""
+    picture = plots.pixels(figure)
+    plots.write_png(picture, path)
+    if (logger := tensorboard(trainer)) is not None:
+        logger.experiment.add_image(tag, picture, trainer.current_epoch, dataformats="HWC")
+
+
+class Dashboard(Callback):
+    """Writes what a person needs to tell one run from another: texts, chart layout and hyperparameters.
+
+    Args:
+        run_dir: the run's folder.
+        texts: heading -> text to show word for word, such as the config as YAML, under ``run/<heading>``.
+        hparams: the run's row in the HParams tab. It stays as first written when a run is resumed.
+    """
+
+    def __init__(
+        self, run_dir: str | Path, texts: Mapping[str, str], hparams: Mapping[str, bool | int | float | str]
+    ) -> None:
+        self.run_dir = Path(run_dir)
+        self.texts = dict(texts)
+        self.hparams = dict(hparams)
+        self._announced = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._announce(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._announce(trainer)  # for a run that only tests
+
+    def _announce(self, trainer: Trainer) -> None:
+        """Once in a process. A resumed run does it again, at the epoch where it goes on."""
+        logger = tensorboard(trainer)
+        if logger is None or self._announced:
+            return
+        self._announced = True
+        writer = logger.experiment
+        writer.add_custom_scalars(CHARTS)
+        for heading, text in self.texts.items():
+            writer.add_text(f"run/{heading}", _verbatim(text), trainer.current_epoch)
+
+        # The values alone, where Lightning's log_hyperparams also names the table's columns: TensorBoard takes the
+        # names of a single run for all, and a run in progress has to give its results as 0. Left to itself it shows
+        # what any run has, the hyperparameters that differ first, and leaves empty what is not known yet.
+        writer._get_file_writer().add_summary(hp.hparams_pb(self.hparams, trial_id=""))  # "": named as the run
+        writer.flush()
+
+    def report(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Write the run's results into the HParams table, as ``hp/<name>``: once, after the last test.
+
+        The table opens with five results in the order of the alphabet: accuracy/train and accuracy/val of the
+        last epoch, then the first three of these.
+        """
+        if (logger := tensorboard(trainer)) is None:
+            return
+        for name, value in metrics.items():
+            logger.experiment.add_scalar(f"hp/{name}", value, trainer.current_epoch)
+        logger.experiment.flush()
+
+
+def _verbatim(text: str) -> str:
+    """As code: TensorBoard renders Markdown, which would eat the underscores and brackets of a command."""
+    return f"```yaml\n{text.rstrip()}\n```" if "\n" in text.strip() else f"`{text.strip()}`"

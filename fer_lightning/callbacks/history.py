@@ -1,0 +1,100 @@
+"""The epochs of a run: metrics, seconds and images/s, kept across interruptions and told in one line each."""
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fer_lightning.module import EmotionClassifier
+
+
+class History(Callback):
+    """Records every epoch as results.json's "history" has it, and prints a line for each.
+
+    The record is saved in checkpoints, so that a resumed run has all of it. Training seconds leave validation,
+    drawing and writing out.
+
+    Args:
+        val_split: the validation split's name, for the printed line.
+    """
+
+    def __init__(self, val_split: str) -> None:
+        self.val_split = val_split
+        self.epochs: list[dict[str, float]] = []
+        self.train_seconds = 0.0
+        self._epoch_seconds = 0.0
+        self._since: float | None = None
+        self._validated = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs, "train_seconds": self.train_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = list(state_dict["epochs"])
+        self.train_seconds = float(state_dict["train_seconds"])
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of training: the median over the epochs after the first, or the first where there is no other."""
+        epochs = self.epochs[1:] or self.epochs
+        if not epochs:
+            return None
+        return float(np.median([epoch["images"] / epoch["seconds"] for epoch in epochs]))
+
+    def _start(self) -> None:
+        self._since = perf_counter()
+
+    def _stop(self) -> None:
+        if self._since is not None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # the host runs ahead of the GPU
+            self._epoch_seconds += perf_counter() - self._since
+            self._since = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_seconds = 0.0
+        self._validated = False
+        self._start()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.training or trainer.validating:
+            self._validated = not trainer.sanity_checking
+        if not trainer.sanity_checking:
+            self._start()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, EmotionClassifier)
+        self._stop()
+        self.train_seconds += self._epoch_seconds
+        loss, accuracy, images = pl_module.train_metrics()
+        metrics = trainer.callback_metrics
+        record = {
+            "epoch": trainer.current_epoch,
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "images": images,
+            "seconds": max(self._epoch_seconds, 1e-9),  # a coarse clock must not make images/s infinite
+        }
+        if self._validated:
+            record |= {"val_loss": float(metrics["loss/val"]), "val_accuracy": float(metrics["accuracy/val"])}
+        self.epochs.append(record)
+        rate = record["images"] / record["seconds"]
+        pl_module.log_at_epoch({"lr": record["lr"], "throughput/images_per_second": rate})
+        if trainer.is_global_zero:
+            print(self._line(record, trainer.max_epochs, rate), flush=True)
+
+    def _line(self, record: dict[str, float], max_epochs: int | None, rate: float) -> str:
+        of = f"/{max_epochs}" if max_epochs and max_epochs > 0 else ""
+        val = ""
+        if "val_loss" in record:
+            val = f" | {self.val_split} {record['val_loss']:.4f} {record['val_accuracy']:6.2%}"
+        return (
+            f"epoch {record['epoch'] + 1:.0f}{of} | train {record['train_loss']:.4f} {record['train_accuracy']:6.2%}"
+            f"{val} | {rate:.0f} images/s"
+        )

@@ -1,0 +1,92 @@
+"""Reading checkpoints: plain tensors and values only, nothing that could execute."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import UserError
+from fer_lightning.models import build_model
+from fer_lightning.module import EmotionClassifier, InputSpec
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint of this project holds, apart from the optimizer's and callbacks' states."""
+
+    path: Path
+    epoch: int  # from 0: the last one that its weights have seen
+    global_step: int
+    inputs: InputSpec
+    model: dict[str, Any]  # name and options of the network
+    state_dict: dict[str, torch.Tensor]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint with ``weights_only=True``.
+
+    Raises:
+        UserError: no such file, a damaged one, one that would execute code, another project's, or one whose classes
+            are in another order.
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(
+            f"ckpt={path} cannot be read: {error.strerror}. Give a run's checkpoints/best.ckpt."
+        ) from error
+    except UnpicklingError as error:
+        raise UserError(
+            f"ckpt={path} is not a checkpoint of plain weights: it is damaged, or loading it could run code, so it "
+            "was not loaded."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(
+            f"ckpt={path} is damaged or not a checkpoint: {str(error).splitlines()[0]}"
+        ) from error
+    try:
+        ours = content["fer_lightning"]
+        found = Checkpoint(
+            path=path,
+            epoch=int(content["epoch"]),
+            global_step=int(content["global_step"]),
+            inputs=InputSpec(
+                int(ours["image_size"]), float(ours["mean"]), float(ours["std"]), tuple(ours["classes"])
+            ),
+            model=dict(ours["model"]),
+            state_dict=content["state_dict"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"ckpt={path} was not written by this project: {error} is missing or of the wrong kind."
+        ) from error
+    if found.inputs.classes != EMOTIONS:
+        raise UserError(f"ckpt={path} was trained on the classes {found.inputs.classes}, not on {EMOTIONS}.")
+    return found
+
+
+def load_weights(module: EmotionClassifier, checkpoint: Checkpoint) -> None:
+    """Copies the checkpoint's weights into the module.
+
+    Raises:
+        UserError: the networks differ.
+    """
+    try:
+        module.load_state_dict(checkpoint.state_dict)
+    except RuntimeError as error:
+        raise UserError(
+            f"ckpt={checkpoint.path} holds the network {checkpoint.model}, which does not fit {module.model}: "
+            f"{str(error).splitlines()[-1].strip()}"
+        ) from error
+
+
+def classifier_from(checkpoint: Checkpoint, channels_last: bool = False) -> EmotionClassifier:
+    """The checkpoint's own network with its weights and its input, ready to test."""
+    net = build_model(image_size=checkpoint.inputs.image_size, **checkpoint.model)
+    module = EmotionClassifier(net, None, checkpoint.inputs, checkpoint.model, channels_last)
+    load_weights(module, checkpoint)
+    return module.eval()

@@ -1,0 +1,381 @@
+"""The command line: Hydra, checked before anything is written, and left behind at this module's door.
+
+The only module of the package that may import hydra or omegaconf. It turns the command line into a plain nested
+dict and a run folder, and hands both to a job. Nothing heavy is imported here, so that ``--help`` and a typo answer
+in about a second.
+"""
+
+import argparse
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fer_lightning.errors import Stopped, UserError, did_you_mean
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+Config = dict[str, Any]
+Job = Callable[[Config, Path], None]
+
+# Every argument of lightning.pytorch.Trainer (2.6), listed so that a typo is answered without importing it; a test
+# holds the list against the real signature.
+TRAINER_ARGUMENTS = (
+    "accelerator",
+    "strategy",
+    "devices",
+    "num_nodes",
+    "precision",
+    "logger",
+    "callbacks",
+    "fast_dev_run",
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "max_time",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "log_every_n_steps",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "deterministic",
+    "benchmark",
+    "inference_mode",
+    "use_distributed_sampler",
+    "profiler",
+    "detect_anomaly",
+    "barebones",
+    "plugins",
+    "sync_batchnorm",
+    "reload_dataloaders_every_n_epochs",
+    "default_root_dir",
+    "enable_autolog_hparams",
+    "model_registry",
+)
+
+# Below these a person may add keys of their own: what is built there checks its arguments itself.
+_OPEN_NODES = ("callbacks", "logger", "augment.transforms", "hydra")
+
+
+def main(job: Job, arguments: Sequence[str] | None = None) -> int:
+    """Runs `job` for the command line: once, or once for each combination of a sweep.
+
+    Args:
+        job: called with the plain configuration and the run's folder, which does not exist yet unless resumed.
+        arguments: the command line without the program's name; sys.argv's by default.
+
+    Returns:
+        The exit code: 0 done, 1 a mistake of the person's or a failed run, 130 or 143 interrupted.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
+    try:
+        return _run(job, list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"stopped by {stopped}", file=sys.stderr)
+        return stopped.exit_code
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    # A second Ctrl-C must not cut the first one's tidying short.
+    signal.signal(signum, signal.SIG_IGN)
+    raise Stopped(signum)
+
+
+def _run(job: Job, arguments: list[str]) -> int:
+    flags = _flags(arguments)
+    overrides = [_parse(text) for text in flags.overrides]
+    resume = next((str(o.value()) for o in overrides if o.key_or_group == "resume" and o.value()), None)
+    if resume is not None:
+        if flags.multirun:
+            raise UserError("resume takes one run's folder and cannot be swept: leave out -m.")
+        job(_resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"]), Path(resume))
+        return 0
+
+    rewritten = _check(overrides)
+    if not any((flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)):
+        folder = _folder(overrides)
+        rewritten += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+    failed: list[str] = []
+
+    def task(cfg: DictConfig) -> None:
+        hydra_cfg = HydraConfig.get()
+        plain = _plain(cfg)
+        plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
+        plain["overrides"] = list(hydra_cfg.overrides.task)
+        try:
+            job(plain, Path(hydra_cfg.runtime.output_dir))
+        except UserError as error:
+            # Not raised further: Hydra would print a traceback, and end a sweep whose other runs can go on.
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(str(error))
+
+    # Hydra reads the process's own command line.
+    sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + rewritten
+    try:
+        hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(task)()
+    except SystemExit as left:  # how Hydra leaves after printing what went wrong
+        return 1 if left.code else 0
+    if flags.multirun:
+        from fer_lightning.results import print_ranking
+
+        print_ranking(folder)
+    return 1 if failed else 0
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """The object that a configuration node's ``_target_`` names, built with the node's other keys.
+
+    Args:
+        node: a dict with a ``_target_``, or a dict or list of such.
+        arguments: further keyword arguments of the outermost one.
+
+    Raises:
+        UserError: the target does not exist or does not take these arguments.
+    """
+    try:
+        return hydra.utils.instantiate(node, **arguments, _convert_="all")
+    except HydraException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise UserError(_first_lines(error)) from error
+
+
+def to_yaml(cfg: Config) -> str:
+    """The configuration as YAML text, keys in their order."""
+    return OmegaConf.to_yaml(OmegaConf.create(cfg))
+
+
+def _plain(cfg: DictConfig) -> Config:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _flags(arguments: list[str]) -> argparse.Namespace:
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(
+            f"{message}. Settings are given as NAME=value, without dashes; see python train.py --help."
+        )
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_args(arguments)
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise UserError(
+            f"cannot read {text!r}: a setting is NAME=value, e.g. trainer.max_epochs=20. "
+            "A value with spaces, commas or brackets of its own needs quotes within quotes: 'name=\"a, b\"'."
+        ) from None
+
+
+def _folder(overrides: list[Override]) -> Path:
+    """runs/<experiment>/<name>, where everything that this command writes will be."""
+    values = {o.key_or_group: "+".join(str(value) for value in _values(o)) for o in overrides}
+    name = values.get("name", "null")
+    if name in ("null", "None"):
+        name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+        raise UserError(f"name={name} becomes a folder: use letters, digits, '_', '-', '+' and '.' only.")
+    experiment = values.get("experiment", "default")
+    return Path("runs") / ("default" if experiment in ("null", "None") else experiment) / name
+
+
+def _values(override: Override) -> list[Any]:
+    """Every value that an override stands for: several for a sweep."""
+    if override.is_sweep_override() and override.is_discrete_sweep():
+        return list(override.sweep_iterator())
+    return [override.value()]
+
+
+def _check(overrides: list[Override]) -> list[str]:
+    """The overrides as Hydra shall see them: Trainer's arguments without the need of a plus sign.
+
+    Raises:
+        UserError: a name or value that does not exist, with the nearest one that does.
+    """
+    groups = [o for o in overrides if _is_group(o.key_or_group)]
+    for o in groups:
+        options = _options(o.key_or_group)
+        for value in _values(o):
+            for option in value if isinstance(value, list) else [value]:
+                if str(option) not in options:
+                    known = ", ".join(sorted(options - {"null", "None"}))
+                    raise UserError(
+                        f"{o.key_or_group}={option} does not exist.{did_you_mean(str(option), options)} There are: {known}."
+                    )
+    cfg = _compose([_first(o) for o in groups])
+    choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
+    _check_keys(cfg, _compose([f"{group}={choices[group]}" for group in choices if group not in _GLOBAL_GROUPS]))
+    rewritten = []
+    for o in overrides:
+        text = o.input_line
+        assert text is not None
+        if not _is_group(o.key_or_group) and not _is_open(o.key_or_group):
+            if o.key_or_group.startswith("trainer.") and not o.is_delete():
+                text = "++" + text.lstrip("+")
+            _check_value(o, cfg)
+        rewritten.append(text)
+    return rewritten
+
+
+# Packages of these groups reach into the whole configuration, so what they may set is what the others define.
+_GLOBAL_GROUPS = ("experiment", "sweep")
+
+
+def _is_group(key: str) -> bool:
+    return (CONF_DIR / key.partition("@")[0]).is_dir()
+
+
+def _options(group: str) -> set[str]:
+    options = {path.stem for path in (CONF_DIR / group.partition("@")[0]).glob("*.yaml")}
+    return options | {"null", "None"} if group in _GLOBAL_GROUPS else options
+
+
+def _is_open(key: str) -> bool:
+    return any(key == node or key.startswith(f"{node}.") for node in _OPEN_NODES) or key.startswith("hydra/")
+
+
+def _first(override: Override) -> str:
+    """A sweep over a group stands for its first choice, to see which keys there are."""
+    text = override.input_line
+    assert text is not None
+    if not override.is_sweep_override():
+        return text
+    return f"{override.get_key_element()}={_values(override)[0]}"
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name="train"):
+            return hydra.compose("train", overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_first_lines(error)) from error
+
+
+def _first_lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        name = f"{prefix}{key}"
+        child = node._get_node(key)
+        yield name
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _leaves(child, f"{name}.")
+
+
+def _check_keys(cfg: DictConfig, known: DictConfig) -> None:
+    """Finds the keys that an experiment's or sweep's YAML misspells: Hydra would take them as new ones."""
+    known_names = set(_leaves(known))
+    for name in _leaves(cfg):
+        if name in known_names or _is_open(name):
+            continue
+        if name.startswith("trainer.") and name.split(".")[1] in TRAINER_ARGUMENTS:
+            continue
+        raise UserError(f"{name} (set by a file in conf/) does not exist.{did_you_mean(name, _names(known))}")
+
+
+def _names(cfg: DictConfig) -> set[str]:
+    return set(_leaves(cfg)) | {f"trainer.{name}" for name in TRAINER_ARGUMENTS}
+
+
+def _check_value(override: Override, cfg: DictConfig) -> None:
+    key = override.key_or_group
+    if key.startswith("trainer."):
+        if key.split(".")[1] not in TRAINER_ARGUMENTS:
+            raise UserError(
+                f"{key} is not an argument of Lightning's Trainer.{did_you_mean(key, _names(cfg))}"
+            )
+    elif key not in set(_leaves(cfg)):
+        groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+        raise UserError(f"{key} does not exist.{did_you_mean(key, _names(cfg) | groups)}")
+    if override.is_delete():
+        return
+    default = OmegaConf.select(cfg, key)
+    for value in _values(override):
+        expected = _expected(value, default)
+        if expected:
+            raise UserError(f"{key}={value} will not do: it takes {expected}, e.g. {key}={_shown(default)}.")
+
+
+def _expected(value: Any, default: Any) -> str | None:
+    """What a value should have been, going by the type of the default that it replaces; None if it will do."""
+    if isinstance(value, str) and "${" in value:
+        return None
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+    if isinstance(default, float):
+        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    if OmegaConf.is_list(default):
+        return None if isinstance(value, list) else "a list"
+    return None
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default).replace(" ", "")
+
+
+def _resumed(folder: Path, overrides: list[Override]) -> Config:
+    """The configuration of the run in `folder`, with single values changed."""
+    path = folder / "config.yaml"
+    try:
+        saved = OmegaConf.load(path)
+    except OSError as error:
+        raise UserError(
+            f"resume={folder}: there is no run to go on with ({error.strerror}: {path}). "
+            "Give the folder that holds the run's config.yaml and checkpoints/."
+        ) from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"resume={folder}: {path} is damaged: {_first_lines(error)}") from error
+    assert isinstance(saved, DictConfig)
+    for override in overrides:
+        if _is_group(override.key_or_group):
+            raise UserError(
+                f"{override.input_line}: a resumed run keeps its own {override.key_or_group}; only single values "
+                f"can be changed, e.g. trainer.max_epochs=40."
+            )
+        _check_value(override, saved)
+        OmegaConf.update(saved, override.key_or_group, override.value(), force_add=True)
+    plain = _plain(saved)
+    plain["resume"] = str(folder)
+    return plain

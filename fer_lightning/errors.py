@@ -1,0 +1,34 @@
+"""The one exception for what a person can put right, and the nearest right name for a wrong one."""
+
+import difflib
+import signal
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the person's or of their data: the message names the value, the cause and the remedy.
+
+    ``train.py`` prints the message alone, without a traceback, and exits with code 1.
+    """
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived. Not an Exception, so that nothing swallows it on the way out."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """' Did you mean X?', or nothing where nothing is near.
+
+    Dotted names are compared whole first, then by their last part, so that ``lr`` finds ``optim.lr``.
+    """
+    names = sorted(candidates)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    if not near:
+        last_parts = {candidate.rpartition(".")[2]: candidate for candidate in names}
+        matches = difflib.get_close_matches(name.rpartition(".")[2], last_parts, n=1, cutoff=0.7)
+        near = [last_parts[match] for match in matches]
+    return f" Did you mean {near[0]}?" if near else ""

@@ -1,0 +1,304 @@
+"""A run from its objects to its results: fit, test of the best and the last weights, results.json."""
+
+import platform
+import shlex
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from fer_lightning import hardware
+from fer_lightning.callbacks.history import History
+from fer_lightning.checkpoint import read_checkpoint
+from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.errors import Stopped, UserError, did_you_mean
+from fer_lightning.module import LOGGED, EmotionClassifier, Predictions, gather
+from fer_lightning.results import Json, score_classes, score_splits, select, write_atomically, write_json
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def stages(names: Sequence[str], ckpt: str | None) -> tuple[bool, bool]:
+    """Whether to fit and whether to test.
+
+    Raises:
+        UserError: a stage that does not exist, none at all, or a test without anything to test.
+    """
+    wrong = [name for name in names if name not in ("fit", "test")]
+    if wrong or not names:
+        raise UserError(f"stages={list(names)}: choose from fit and test, e.g. stages=[fit,test].")
+    if "fit" not in names and not ckpt:
+        raise UserError("stages=[test] needs the checkpoint to test: ckpt=RUN_FOLDER/checkpoints/best.ckpt.")
+    return "fit" in names, "test" in names
+
+
+def resume_point(run_dir: Path) -> Path | None:
+    """The checkpoint that a stopped run goes on from; None if it had not finished an epoch."""
+    path = run_dir / "checkpoints" / "last.ckpt"
+    return path if path.exists() else None
+
+
+def checkpoints(run_dir: Path, monitor: str) -> ModelCheckpoint:
+    """Keeps checkpoints/best.ckpt, the epoch with the best `monitor`, and checkpoints/last.ckpt.
+
+    Args:
+        run_dir: the run's folder.
+        monitor: a name that EmotionClassifier logs; losses are best low, all others high.
+
+    Raises:
+        UserError: nothing of that name is logged.
+    """
+    if monitor not in LOGGED:
+        raise UserError(
+            f"monitor={monitor} is not a metric.{did_you_mean(monitor, LOGGED)} There are: {', '.join(LOGGED)}."
+        )
+    return ModelCheckpoint(
+        dirpath=run_dir / "checkpoints",
+        filename="best",
+        monitor=monitor,
+        mode="min" if monitor.startswith("loss") else "max",
+        save_last=True,
+        # After the epoch's record is complete, so that the checkpoint holds it.
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+def for_this_machine(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Trainer's arguments with every "auto" of ours decided, and the machine and choice in one line."""
+    chosen = dict(arguments)
+    kind = hardware.accelerator(str(chosen["accelerator"]))
+    why = "as asked"
+    if chosen["precision"] == "auto":
+        chosen["precision"], why = hardware.choose_precision(kind)
+    if chosen["enable_progress_bar"] is None:
+        chosen["enable_progress_bar"] = sys.stderr.isatty()
+    return chosen, f"{hardware.describe(kind)}; precision {chosen['precision']} ({why})"
+
+
+def make_trainer(
+    logger: Logger | bool, callbacks: list[Callback], run_dir: Path, arguments: Mapping[str, Any]
+) -> Trainer:
+    """A Lightning Trainer; what it refuses is the person's to put right.
+
+    Raises:
+        UserError: an argument that Trainer refuses.
+    """
+    # Batches are gathered from memory in one call: workers would only copy them once more.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    ours: dict[str, Any] = {
+        "logger": logger,
+        "callbacks": callbacks,
+        "default_root_dir": run_dir,
+        "use_distributed_sampler": False,  # EpochBatches deals the images out itself
+    }
+    try:
+        return Trainer(**(ours | dict(arguments)))
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"Lightning's Trainer does not take this: {str(error).splitlines()[0]}") from error
+
+
+def new_results(
+    cfg: Mapping[str, Any], data: FaceDataModule, module: EmotionClassifier, machine: str
+) -> Json:
+    """results.json of a run that has not done anything yet."""
+    return {
+        "status": "failed",
+        "stages": list(cfg["stages"]),
+        "experiment": cfg["experiment"],
+        "command": shlex.join(["python", "train.py", *cfg["overrides"]]),
+        "dataset": data.faces.dataset,
+        "data_fingerprint": data.faces.fingerprint,
+        "split": data.test_split,
+        "val_split": data.val_split,
+        "n": None,
+        "accuracy": None,
+        "macro_f1": None,
+        "loss": None,
+        "accuracy_leak_free": None,
+        "n_leak_free": None,
+        "tta": "none",
+        "per_class": None,
+        "splits": None,
+        "last_epoch": None,
+        "history": [],
+        "best_epoch": None,
+        "monitor": cfg["monitor"],
+        "seed": cfg["seed"],
+        "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
+        **provenance(),
+        "hardware": machine,
+        "train_seconds": 0.0,
+        "total_seconds": 0.0,
+        "images_per_second": None,
+    }
+
+
+def announce(data: FaceDataModule, module: EmotionClassifier, results: Json, run_dir: Path) -> None:
+    """Says in a few lines what is about to run."""
+    faces = data.faces
+    counts = ", ".join(
+        f"{count} {name}"
+        for name, count in zip(faces.split_names, np.bincount(faces.usage, minlength=3), strict=True)
+    )
+    options = " ".join(f"{key}={value}" for key, value in module.model.items() if key != "name")
+    size = module.inputs.image_size
+    print(f"run:      {run_dir}")
+    print(f"data:     {faces.dataset} from {faces.source}")
+    print(f"          {counts}; selected on {data.val_split}, tested on {data.test_split}")
+    for note in faces.notes:
+        print(f"          note: {note}")
+    print(
+        f"network:  {module.model['name']} {options}, {results['parameters']:,} parameters, {size}x{size} px"
+    )
+    print(f"machine:  {results['hardware']}", flush=True)
+
+
+@contextmanager
+def recorded(run_dir: Path, settings: str, results: Json, started: float) -> Iterator[None]:
+    """Keeps a run's config.yaml and command.txt, and writes its results.json however it ends.
+
+    Args:
+        run_dir: the run's folder.
+        settings: the configuration as YAML.
+        results: what results.json will hold; "status" and "total_seconds" are filled in here.
+        started: ``time.perf_counter()`` at the beginning.
+    """
+    write_atomically(run_dir / "config.yaml", settings)
+    write_atomically(run_dir / "command.txt", results["command"] + "\n")
+    try:
+        yield
+        results["status"] = "finished"
+    except Stopped:
+        results["status"] = "interrupted"
+        raise
+    finally:
+        results["total_seconds"] = time.perf_counter() - started
+        write_json(run_dir / "results.json", results)
+
+
+def texts(settings: str, results: Json) -> dict[str, str]:
+    """What TensorBoard shows of a run as text."""
+    return {
+        "config": settings,
+        "command": results["command"],
+        "commit": str(results["git_commit"]),
+        "data": f"{results['dataset']} {results['data_fingerprint']}",
+        "hardware": results["hardware"],
+    }
+
+
+def hparams(cfg: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """The settings that runs are compared by, as flat columns: "optim.lr", "model.channels", ..."""
+    columns = {"experiment": cfg["experiment"], "seed": cfg["seed"]}
+    for group in ("data", "augment", "model", "optim", "trainer"):
+        columns |= {f"{group}.{key}": value for key, value in cfg[group].items()}
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in columns.items()
+    }
+
+
+def summary(results: Json) -> dict[str, float]:
+    """A run in the few numbers of TensorBoard's HParams table."""
+    best = next((epoch for epoch in results["history"] if epoch["epoch"] == results["best_epoch"]), {})
+    numbers = {
+        "val_accuracy": best.get("val_accuracy"),
+        "test_accuracy": results["accuracy"],
+        "test_macro_f1": results["macro_f1"],
+        "best_epoch": results["best_epoch"],
+    }
+    return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def train(
+    module: EmotionClassifier,
+    data: FaceDataModule,
+    trainer: Trainer,
+    history: History,
+    results: Json,
+    resume_from: Path | None = None,
+) -> None:
+    """Fits, and fills `results` with what came of it, also when it is interrupted.
+
+    Args:
+        module: with fresh weights, or those to start from.
+        data: the faces.
+        trainer: with `history` and a ModelCheckpoint among its callbacks.
+        history: what the epochs' records are taken from.
+        results: gains "history", "best_epoch", "train_seconds" and "images_per_second".
+        resume_from: a checkpoint to go on from.
+    """
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    finally:
+        results |= {
+            "history": history.epochs,
+            "train_seconds": history.train_seconds,
+            "images_per_second": history.images_per_second,
+        }
+        best = best_checkpoint(trainer)
+        if best is not None:
+            results["best_epoch"] = read_checkpoint(best).epoch
+
+
+def test(module: EmotionClassifier, data: FaceDataModule, trainer: Trainer, results: Json) -> None:
+    """Tests the best weights, and after a fit the last ones beside them, on every held-out split.
+
+    Args:
+        module: as the fit left it, or with the weights to test.
+        data: the faces.
+        trainer: that of the fit, if there was one.
+        results: gains "split", "n", "accuracy" and all that results.json says of the test.
+    """
+    best = best_checkpoint(trainer)
+    if best is not None:
+        # First, for the best weights take the place of the last ones in `module`.
+        answers: Any = trainer.predict(module, datamodule=data)
+        results["last_epoch"] = score_splits(gather(answers), data.faces)
+    trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+    assert module.held_out is not None
+    results |= headline(module.held_out, data)
+
+
+def headline(predictions: Predictions, data: FaceDataModule) -> Json:
+    """The part of results.json that says how good the tested weights are."""
+    splits = score_splits(predictions, data.faces)
+    logits, labels, _ = select(predictions, data.faces, data.test_usages)
+    return {
+        "split": data.test_split,
+        **splits[data.test_split],
+        "per_class": score_classes(logits, labels),
+        "splits": splits,
+    }
+
+
+def best_checkpoint(trainer: Trainer) -> str | None:
+    """The path of the best checkpoint of this fit, or None where there was none."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+            return callback.best_model_path
+    return None
+
+
+def provenance() -> Json:
+    """Versions of what ran, and the clone's commit, with "-dirty" where files differ from it."""
+    packages = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+    git = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None  # not a clone, or no git on this machine
+    versions = {"python": platform.python_version()}
+    return {"versions": versions | {name: version(name) for name in packages}, "git_commit": commit}

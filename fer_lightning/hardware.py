@@ -1,0 +1,61 @@
+"""What is fastest and safe on this machine."""
+
+import os
+import platform
+
+import torch
+
+# Of /proc/cpuinfo: instructions that multiply bfloat16. Without them bf16 is emulated and several times slower.
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def accelerator(asked: str) -> str:
+    """What Lightning's ``accelerator`` stands for here, "cuda", "mps" or "cpu" among others."""
+    if asked not in ("auto", "gpu"):
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_precision(kind: str) -> tuple[str, str]:
+    """Lightning's ``precision`` for an accelerator, and why, for people to read."""
+    if kind == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", "the GPU multiplies bfloat16"
+        return "32-true", "the GPU does not multiply bfloat16"
+    if kind == "cpu":
+        if any(flag in _cpu_flags() for flag in _BF16_FLAGS):
+            return "bf16-mixed", "the CPU multiplies bfloat16"
+        return "32-true", "the CPU does not multiply bfloat16"
+    return "32-true", f"bfloat16 on {kind} has not been measured"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith(("flags", "Features")):
+                    return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass  # not Linux
+    return set()
+
+
+def describe(kind: str) -> str:
+    """The machine in a few words, e.g. "2 x Intel(R) Xeon(R) Processor @ 2.80GHz"."""
+    if kind == "cuda":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} x {_cpu_name()}" + (" (MPS)" if kind == "mps" else "")
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()

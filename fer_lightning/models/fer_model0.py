@@ -1,0 +1,44 @@
+"""FERModel0: the network of the known recipe."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fer_lightning.emotions import NUM_CLASSES
+
+
+class FERModel0(nn.Module):
+    """Blocks of [3x3 convolution, batch norm, ReLU] twice and a 2x2 max pool, then one linear layer.
+
+    A small VGG (Simonyan and Zisserman 2014) with batch norm (Ioffe and Szegedy 2015). The original's widths are
+    not known.
+
+    Args:
+        channels: the width of each block.
+        image_size: height and width in pixels of the input.
+    """
+
+    def __init__(self, channels: Sequence[int] = (16, 32, 64), image_size: int = 128) -> None:
+        super().__init__()
+        side = image_size >> len(channels)
+        if not channels or min(channels) < 1:
+            raise ValueError("channels needs at least one block, each at least 1 wide")
+        if side < 1:
+            raise ValueError(f"{len(channels)} poolings leave nothing of {image_size} px")
+        layers: list[nn.Module] = []
+        width_in = 1
+        for width in channels:
+            for _ in range(2):
+                # No bias: the batch norm that follows would subtract it again.
+                layers += [
+                    nn.Conv2d(width_in, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(True),
+                ]
+                width_in = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width_in * side * side, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
+        return self.classifier(self.features(images).flatten(1))

@@ -1,0 +1,212 @@
+"""The LightningModule: steps, metrics and the optimizer hook. It draws nothing and writes no files."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.aggregation import MeanMetric
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+from fer_lightning.data.datamodule import Batch
+from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+
+Answer = tuple[Tensor, Tensor, Tensor]  # index (B,), logits (B, 7), labels (B,)
+OptimizerFactory = Callable[..., tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
+
+
+# Every metric that an epoch logs, and that can choose the best checkpoint.
+LOGGED = (
+    *(f"{name}/{stage}" for name in ("loss", "accuracy") for stage in ("train", "val")),
+    "macro_f1/val",
+    *(f"{name}/{emotion}" for name in ("precision", "recall") for emotion in EMOTIONS),
+)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the network expects; it travels in every checkpoint, so that nobody can feed it anything else."""
+
+    image_size: int  # height and width in pixels
+    mean: float  # of pixels in [0, 1]
+    std: float
+    classes: tuple[str, ...] = EMOTIONS  # in the order of the logits
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The network's answers on every held-out image of a validation or test epoch, on the CPU."""
+
+    index: Tensor  # int64 (N,), rows of Faces, ascending
+    logits: Tensor  # float32 (N, 7)
+    labels: Tensor  # int64 (N,)
+
+
+def gather(answers: Iterable[Answer]) -> Predictions:
+    """The batches' answers as one, in the order of the rows."""
+    index, logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    order = index.argsort()
+    return Predictions(index[order].cpu(), logits[order].cpu(), labels[order].cpu())
+
+
+class EmotionClassifier(LightningModule):
+    """Trains a network with cross-entropy.
+
+    Logs, at the end of each epoch and with the epoch as the step: ``loss/train``, ``accuracy/train``,
+    ``loss/val``, ``accuracy/val``, ``macro_f1/val``, ``recall/<emotion>`` and ``precision/<emotion>``. While it
+    trains: ``step/loss`` and ``step/accuracy``, means since the last write, every ``trainer.log_every_n_steps``.
+
+    Args:
+        net: float (B, 1, H, W) -> logits (B, 7).
+        optimizer: called with the parameters, total_steps and steps_per_epoch; returns the optimizer and its
+            schedule. None for a module that only tests.
+        inputs: what `net` expects.
+        model: name and options that rebuild `net`, plain values only; saved in the checkpoint.
+        channels_last: memory layout of the network and its images, a matter of speed alone.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: OptimizerFactory | None,
+        inputs: InputSpec,
+        model: dict[str, Any],
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.net = net.to(memory_format=self.memory_format)
+        self.optimizer_factory = optimizer
+        self.inputs = inputs
+        self.model = model
+        self.val_metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(NUM_CLASSES, average="micro"),
+                "macro_f1": MulticlassF1Score(NUM_CLASSES, average="macro"),
+                "precision": MulticlassPrecision(NUM_CLASSES, average="none"),
+                "recall": MulticlassRecall(NUM_CLASSES, average="none"),
+                "loss": MeanMetric(),
+            },
+            compute_groups=False,  # the members are updated one by one: loss takes other arguments
+        )
+        self.held_out: Predictions | None = None
+        self._seen: list[Answer] = []
+        # Loss sum, number right and number of images, over the epoch and since the last write. They stay on the
+        # device: reading one in a step would make the device wait for the host.
+        self._epoch_sums = torch.zeros(3, dtype=torch.float64)
+        self._window_sums = torch.zeros(3, dtype=torch.float64)
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
+        return self.net(images.contiguous(memory_format=self.memory_format))  # type: ignore[no-any-return]
+
+    def on_train_epoch_start(self) -> None:
+        # MPS has no float64, and float32 counts exactly to 16 million.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self._epoch_sums = torch.zeros(3, dtype=dtype, device=self.device)
+        self._window_sums = torch.zeros_like(self._epoch_sums)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        labels = batch["labels"]
+        logits = self(batch["images"])
+        loss = F.cross_entropy(logits, labels)
+        with torch.no_grad():
+            right = (logits.argmax(dim=1) == labels).sum()
+            n = torch.full_like(right, len(labels))
+            sums = torch.stack([loss.detach().float() * len(labels), right, n])
+            self._epoch_sums += sums
+            self._window_sums += sums
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        # global_step has counted this step already, so that log_every_n_steps=1 writes each.
+        every = self.trainer.log_every_n_steps
+        if self.logger is not None and every and self.global_step % every == 0:
+            loss_sum, right, n = self._window_sums.tolist()
+            self._window_sums.zero_()
+            self.logger.log_metrics(
+                {"step/loss": loss_sum / n, "step/accuracy": right / n}, step=self.global_step
+            )
+
+    def on_train_epoch_end(self) -> None:
+        loss, accuracy, _ = self.train_metrics()
+        self.log_at_epoch({"loss/train": loss, "accuracy/train": accuracy})
+
+    def train_metrics(self) -> tuple[float, float, int]:
+        """Loss, accuracy and number of images of the epoch so far, all processes together."""
+        sums = self.trainer.strategy.reduce(self._epoch_sums.clone(), reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        loss_sum, right, n = sums.tolist()
+        return loss_sum / n, right / n, int(n)
+
+    def on_validation_epoch_start(self) -> None:
+        self._seen = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._seen.append(self._answer(batch))
+        _, logits, labels = self._seen[-1]
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        self.val_metrics["loss"].update(losses)
+        for name in ("accuracy", "macro_f1", "precision", "recall"):
+            self.val_metrics[name].update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self.held_out = gather(self._seen)
+        values = self.val_metrics.compute()
+        self.val_metrics.reset()
+        metrics = {f"{name}/val": values[name] for name in ("loss", "accuracy", "macro_f1")}
+        for name in ("precision", "recall"):
+            metrics |= {
+                f"{name}/{emotion}": value for emotion, value in zip(EMOTIONS, values[name], strict=True)
+            }
+        self.log_at_epoch(metrics)
+
+    def on_test_epoch_start(self) -> None:
+        self._seen = []
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._seen.append(self._answer(batch))
+
+    def on_test_epoch_end(self) -> None:
+        self.held_out = gather(self._seen)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Answer:
+        return self._answer(batch)
+
+    def _answer(self, batch: Batch) -> Answer:
+        return batch["index"], self(batch["images"]).float(), batch["labels"]
+
+    def log_at_epoch(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """Logs with the epoch as TensorBoard's x axis (what the key "step" does in Lightning)."""
+        if not self.trainer.sanity_checking:
+            self.log_dict({**metrics, "step": float(self.current_epoch)})
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        assert self.optimizer_factory is not None
+        total_steps = self.trainer.estimated_stepping_batches  # infinite for max_epochs=-1
+        steps_per_epoch = ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        optimizer, schedule = self.optimizer_factory(
+            self.net.parameters(), total_steps=total_steps, steps_per_epoch=steps_per_epoch
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what it takes to rebuild and to feed the network: plain values, loadable with weights_only=True."""
+        inputs = self.inputs
+        checkpoint["fer_lightning"] = {
+            "model": self.model,
+            "image_size": inputs.image_size,
+            "mean": inputs.mean,
+            "std": inputs.std,
+            "classes": list(inputs.classes),
+        }

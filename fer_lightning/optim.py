@@ -1,0 +1,73 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from collections.abc import Iterable
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import nn
+
+from fer_lightning.errors import UserError
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULES = ("constant", "cosine")
+
+
+def lr_factor(step: int, total_steps: float, warmup_steps: int, schedule: str) -> float:
+    """What the learning rate is multiplied by at a step: linear warm-up to 1, then constant or half a cosine to 0.
+
+    The cosine is that of Loshchilov and Hutter 2017, "SGDR", without restarts.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + cos(pi * min(1.0, progress)))
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter],
+    total_steps: float,
+    steps_per_epoch: int,
+    name: str = "adam",
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    schedule: str = "constant",
+    warmup_epochs: float = 0.0,
+    **options: Any,
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """An optimizer and the schedule of its learning rate, to be stepped after every batch.
+
+    Args:
+        parameters: what to optimise.
+        total_steps: of the whole fit; infinity keeps a cosine at its top.
+        steps_per_epoch: training batches an epoch.
+        name: a key of OPTIMIZERS.
+        lr: the highest learning rate.
+        weight_decay: L2 penalty for adam and sgd, decoupled for adamw.
+        schedule: one of SCHEDULES.
+        warmup_epochs: epochs of linear rise from 0.
+        options: the torch optimizer's own, e.g. ``momentum``.
+
+    Raises:
+        UserError: a name that does not exist, or a value out of range.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"optim.name={name} is not an optimizer here: choose from {', '.join(OPTIMIZERS)}.")
+    if schedule not in SCHEDULES:
+        raise UserError(f"optim.schedule={schedule} does not exist: choose from {', '.join(SCHEDULES)}.")
+    if lr <= 0 or weight_decay < 0 or warmup_epochs < 0:
+        raise UserError(
+            f"optim.lr={lr} must be above 0, optim.weight_decay={weight_decay} and "
+            f"optim.warmup_epochs={warmup_epochs} must not be below 0."
+        )
+    optimizer = OPTIMIZERS[name](parameters, lr=lr, weight_decay=weight_decay, **options)
+    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(step, total_steps, warmup_steps, schedule)
+    )

@@ -1,0 +1,219 @@
+"""Figures from arrays: faces with their predictions, confusion matrices, training curves.
+
+Nothing here knows Lightning or TensorBoard, and nothing imports pyplot, which keeps every figure alive.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+
+from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+
+# Okabe and Ito's bluish green and vermillion, darkened until text in them has a contrast of 5:1 on white.
+RIGHT = "#007A5A"
+WRONG = "#C23B00"
+MARKS = {True: "✓", False: "✗"}  # so that colour is never the only cue
+
+_TRAIN, _VAL = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermillion
+_INK, _FAINT = "#222222", "#6B6B6B"
+
+_DPI = 100
+# The grid is laid out in pixels, so that every pixel of a face becomes exactly _ZOOM x _ZOOM pixels.
+_ZOOM = 3
+_COLUMNS = 7  # one for each class when the faces come in turn from all seven
+_FRAME = 5
+_GAP = 14
+_TITLE_HEIGHT = 62
+_NAME_HEIGHT = 54  # two lines above a face
+_NAME_PX = 19  # as large as "surprise 100%" allows: TensorBoard shrinks the picture to a card
+
+
+def prediction_grid(
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.integer[Any]],
+    probabilities: npt.NDArray[np.floating[Any]],
+    title: str,
+) -> Figure:
+    """Faces (N, 48, 48) with their predictions, from probabilities (N, 7), and labels (N,) where they differ.
+
+    Frame, title and mark say whether it is right. Seven to a row, in the order given.
+    """
+    n, height, width = images.shape
+    tile = (height * _ZOOM + 2 * _FRAME, width * _ZOOM + 2 * _FRAME)
+    pitch = (tile[0] + _NAME_HEIGHT + _GAP, tile[1] + _GAP)
+    rows = max(1, -(-n // _COLUMNS))
+    page = np.full((_TITLE_HEIGHT + rows * pitch[0], _GAP + _COLUMNS * pitch[1], 3), 255, np.uint8)
+
+    figure = Figure(figsize=(page.shape[1] / _DPI, page.shape[0] / _DPI), dpi=_DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    predicted = probabilities.argmax(axis=1) if n else np.zeros(0, np.int64)
+    for i in range(n):
+        top = _TITLE_HEIGHT + (i // _COLUMNS) * pitch[0] + _NAME_HEIGHT
+        left = _GAP + (i % _COLUMNS) * pitch[1]
+        right = bool(predicted[i] == labels[i])
+        colour = RIGHT if right else WRONG
+        page[top : top + tile[0], left : left + tile[1]] = _rgb(colour)
+        face = images[i].repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)  # nearest neighbour: the pixels themselves
+        page[top + _FRAME : top + tile[0] - _FRAME, left + _FRAME : left + tile[1] - _FRAME] = face[..., None]
+
+        name = f"{EMOTIONS[predicted[i]]} {probabilities[i, predicted[i]]:.0%}"
+        if not right:
+            axes.text(left, top - 27, name, va="bottom", color=colour, weight="bold", size=_points(_NAME_PX))
+            name = f"true: {EMOTIONS[labels[i]]}"
+        weight = "bold" if right else "normal"
+        axes.text(left, top - 3, name, va="bottom", color=colour, weight=weight, size=_points(_NAME_PX))
+        axes.text(
+            left + tile[1] - 15,
+            top + 15,
+            MARKS[right],
+            color="white",
+            ha="center",
+            va="center",
+            size=_points(20),
+            bbox={"boxstyle": "square,pad=0.15", "facecolor": colour, "edgecolor": "none"},
+        )
+    axes.imshow(page, interpolation="none", extent=(0, page.shape[1], page.shape[0], 0), aspect="auto")
+    axes.text(_GAP, _TITLE_HEIGHT / 2, title, va="center", color=_INK, weight="bold", size=_points(24))
+    return figure
+
+
+def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str) -> Figure:
+    """counts[i, j]: how many faces (7, 7) of true class i were predicted as class j.
+
+    Colours and percentages are of the row, so the diagonal is the recall; the precision is below its column.
+    """
+    in_row, in_column, hits = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
+    share = counts / np.maximum(in_row, 1)[:, None]
+    n = int(counts.sum())
+    accuracy = f"accuracy {hits.sum() / n:.1%}, n = {n:,}" if n else "no faces"
+
+    figure = Figure(figsize=(9.2, 8.2), dpi=_DPI)
+    axes = figure.add_axes((0.16, 0.11, 0.82, 0.785))
+    colours = colormaps["Blues"]
+    axes.imshow(share, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    for i in range(NUM_CLASSES):
+        for j in range(NUM_CLASSES):
+            ink = "white" if _luminance(colours(share[i, j])) < 0.5 else _INK
+            percent = f"{share[i, j]:.0%}" if in_row[i] else "-"
+            weight = "bold" if i == j else "normal"
+            axes.text(j, i - 0.03, percent, ha="center", va="bottom", color=ink, size=17, weight=weight)
+            axes.text(j, i + 0.07, f"{counts[i, j]:,}", ha="center", va="top", color=ink, size=11)
+    precision = [f"{hits[j] / in_column[j]:.0%}" if in_column[j] else "-" for j in range(NUM_CLASSES)]
+    columns = [f"{name}\n{value}" for name, value in zip(EMOTIONS, precision, strict=True)]
+    rows = [f"{name}\nn = {size:,}" for name, size in zip(EMOTIONS, in_row, strict=True)]
+    axes.set_xticks(range(NUM_CLASSES), columns, size=13)
+    axes.set_yticks(range(NUM_CLASSES), rows, size=13)
+    axes.text(-0.6, 6.93, "precision", ha="right", va="center", size=13, color=_FAINT)
+    # White lines between the cells instead of a box around them.
+    axes.set_xticks(np.arange(-0.5, NUM_CLASSES), minor=True)
+    axes.set_yticks(np.arange(-0.5, NUM_CLASSES), minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted", size=15, weight="bold", labelpad=8)
+    axes.set_ylabel("true", size=15, weight="bold", labelpad=4)
+    figure.text(0.02, 0.962, title, va="center", size=17, weight="bold", color=_INK)
+    figure.text(0.02, 0.925, f"{accuracy}; the diagonal is the recall", va="center", size=13, color=_FAINT)
+    return figure
+
+
+def history_curves(
+    history: Sequence[Mapping[str, Any]],
+    title: str,
+    references: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    val_split: str = "validation",
+) -> Figure:
+    """Loss and accuracy by epoch: each row of `history` is one epoch of results.json's "history".
+
+    `references` maps a name, such as "original", to such rows of another run; they are drawn dashed, and may
+    lack columns. `val_split` names the validation split in the legend.
+    """
+    figure = Figure(figsize=(12, 4.8), dpi=_DPI, layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    _curves(loss, "loss", history, references or {}, val_split)
+    _curves(accuracy, "accuracy", history, references or {}, val_split)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
+    return figure
+
+
+def _curves(
+    axes: Axes,
+    quantity: str,
+    history: Sequence[Mapping[str, Any]],
+    references: Mapping[str, Sequence[Mapping[str, Any]]],
+    val_split: str,
+) -> None:
+    """One panel: `quantity` ("loss" or "accuracy") on the training and the validation split."""
+    for part, split, colour in (("train", "train", _TRAIN), ("val", val_split, _VAL)):
+        key = f"{part}_{quantity}"
+        epochs, values = _series(history, key)
+        label = split
+        if key == "val_accuracy" and len(values):
+            best = int(values.argmax())
+            label = f"{split}: highest {values[best]:.1%}, epoch {epochs[best]:.0f}"
+            axes.plot(epochs[best], values[best], "o", color=colour, markersize=7)
+        marker = "." if len(values) == 1 else ""  # a line through one point cannot be seen
+        axes.plot(epochs, values, marker=marker, color=colour, linewidth=2, label=label)
+        for name, rows in references.items():
+            epochs, values = _series(rows, key)
+            if len(values):
+                axes.plot(epochs, values, "--", color=colour, alpha=0.6, label=f"{split}, {name}")
+    axes.set_title(quantity, size=13, color=_INK)
+    axes.set_xlabel("epoch", size=12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=11)
+    axes.legend(frameon=False, fontsize=11)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Epochs and values of `key`, both float64 (E,), from the rows that have it as a finite number."""
+    found = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None and np.isfinite(row[key])]
+    pairs = np.array(found, dtype=np.float64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
+    """The figure as uint8 (H, W, 3), as TensorBoard's add_image takes it with dataformats="HWC"."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    rgba = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return rgba[..., :3].copy()
+
+
+def write_png(picture: npt.NDArray[np.uint8], path: str | Path) -> None:
+    """Write uint8 (H, W, 3) so that a reader sees the old file or the whole new one, never half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        Image.fromarray(picture).save(unfinished, format="png")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _points(px: float) -> float:
+    return px * 72 / _DPI
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _luminance(rgba: Sequence[float]) -> float:
+    """How bright a colour looks, 0 to 1 (Rec. 709's weights)."""
+    return 0.2126 * rgba[0] + 0.7152 * rgba[1] + 0.0722 * rgba[2]

@@ -1,0 +1,207 @@
+"""What a run comes to: scores of every split, results.json, and tables for the terminal."""
+
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
+
+from fer_lightning.data.faces import TEST, VAL, Faces, seen_elsewhere
+from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.module import Predictions
+
+Json = dict[str, Any]
+
+
+def score(logits: Tensor, labels: Tensor) -> Json:
+    """Accuracy, macro-F1 and cross-entropy.
+
+    Args:
+        logits: float32 (N, 7).
+        labels: int64 (N,).
+
+    Returns:
+        {"n", "accuracy", "macro_f1", "loss"}; the last three are None where there is no image.
+    """
+    if not len(labels):
+        return {"n": 0, "accuracy": None, "macro_f1": None, "loss": None}
+    return {
+        "n": len(labels),
+        "accuracy": (logits.argmax(dim=1) == labels).double().mean().item(),
+        "macro_f1": multiclass_f1_score(logits, labels, NUM_CLASSES, average="macro").item(),
+        "loss": F.cross_entropy(logits.double(), labels).item(),
+    }
+
+
+def score_classes(logits: Tensor, labels: Tensor) -> dict[str, Json]:
+    """Precision, recall, F1 and number of images of each emotion: float32 (N, 7), int64 (N,) -> by name."""
+    counts = torch.bincount(labels, minlength=NUM_CLASSES).tolist()
+    columns = [
+        metric(logits, labels, NUM_CLASSES, average="none").tolist()
+        for metric in (multiclass_precision, multiclass_recall, multiclass_f1_score)
+    ]
+    return {
+        emotion: {"precision": precision, "recall": recall, "f1": f1, "n": n}
+        for emotion, precision, recall, f1, n in zip(EMOTIONS, *columns, counts, strict=True)
+    }
+
+
+def score_splits(predictions: Predictions, faces: Faces) -> dict[str, Json]:
+    """Each held-out split and both together, each with its leak-free twin.
+
+    Leak-free are the images whose pixels occur in no split but the tested one.
+
+    Args:
+        predictions: of every image of the splits VAL and TEST.
+        faces: the dataset that `predictions.index` points into.
+    """
+    scores = {}
+    for usages in ((VAL,), (TEST,), (VAL, TEST)):
+        logits, labels, clean = select(predictions, faces, usages)
+        leak_free = score(logits[clean], labels[clean])
+        scores["+".join(faces.split_names[usage] for usage in usages)] = {
+            **score(logits, labels),
+            "accuracy_leak_free": leak_free["accuracy"],
+            "n_leak_free": leak_free["n"],
+        }
+    return scores
+
+
+def select(predictions: Predictions, faces: Faces, usages: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (n, 7) and labels (n,) of some splits, and which of their images are leak-free, bool (n,)."""
+    rows: npt.NDArray[np.int64] = predictions.index.numpy()
+    chosen = np.isin(faces.usage[rows], usages)
+    clean = ~seen_elsewhere(faces, usages)[rows[chosen]]
+    keep = torch.from_numpy(chosen)
+    return predictions.logits[keep], predictions.labels[keep], torch.from_numpy(clean)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes the whole file or leaves the old one: never half of it."""
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` to a temporary file beside `path`, then puts it in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    os.replace(temporary, path)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns under their names: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, ["-" * width for width in widths], *rows)
+    ]
+    return "\n".join(lines)
+
+
+def format_results(results: Json) -> str:
+    """The tables that a person sees at the end of a run, at most 80 columns wide."""
+    splits = {f"{name} (best)": scores for name, scores in results["splits"].items()}
+    if results["last_epoch"] and results["best_epoch"] is not None:
+        name = results["split"]
+        splits[f"{name} (last)"] = results["last_epoch"][name]
+    overall = [
+        [
+            name,
+            str(scores["n"]),
+            _percent(scores["accuracy"]),
+            f"{_percent(scores['accuracy_leak_free'])} ({scores['n_leak_free']})",
+            _number(scores["macro_f1"]),
+            _number(scores["loss"]),
+        ]
+        for name, scores in splits.items()
+    ]
+    classes = [
+        [
+            emotion,
+            str(scores["n"]),
+            _percent(scores["precision"]),
+            _percent(scores["recall"]),
+            _percent(scores["f1"]),
+        ]
+        for emotion, scores in results["per_class"].items()
+    ]
+    headline = (
+        f"{results['dataset']}, {results['split']} (n = {results['n']}): {_percent(results['accuracy'])}"
+    )
+    return "\n\n".join(
+        [
+            format_table(["split (weights)", "n", "accuracy", "leak-free (n)", "macro-F1", "loss"], overall),
+            format_table([results["split"], "n", "precision", "recall", "F1"], classes),
+            headline,
+        ]
+    )
+
+
+def print_ranking(folder: Path) -> None:
+    """Ranks the runs of a sweep by their accuracy on the validation split, best first.
+
+    The test split is left out: choosing among runs by it would make it a validation split.
+
+    Args:
+        folder: holds one folder a run, each with its results.json.
+    """
+    runs = []
+    for path in sorted(folder.glob("*/results.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        history = [epoch for epoch in results["history"] if "val_accuracy" in epoch]
+        best = max(history, key=lambda epoch: epoch["val_accuracy"], default=None)
+        runs.append((best["val_accuracy"] if best else -1.0, best, path.parent.name, results))
+    if not runs:
+        return
+    runs.sort(key=lambda run: -run[0])
+    # What every run has in common says nothing in a ranking.
+    settings = [shlex.split(results["command"])[2:] for *_, results in runs]
+    common = set.intersection(*map(set, settings)) if len(runs) > 1 else set()
+    rows = [
+        [
+            name,
+            _percent(best["val_accuracy"] if best else None),
+            f"{best['epoch']:.0f}" if best else "-",
+            f"{results['train_seconds']:.0f}",
+            results["status"],
+            " ".join(setting for setting in own if setting not in common) or "-",
+        ]
+        for (_, best, name, results), own in zip(runs, settings, strict=True)
+    ]
+    names = {results["val_split"] for *_, results in runs}
+    print(f"\n{len(runs)} runs in {folder}, ranked by accuracy on {', '.join(sorted(names))}\n")
+    print(format_table(["run", "accuracy", "epoch", "seconds", "status", "settings"], rows))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

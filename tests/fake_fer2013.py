@@ -1,0 +1,107 @@
+"""FER-2013 in small, drawn by a seeded generator, in the file formats that the real one comes in."""
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fer_lightning.data.faces import FER2013_SPLITS, TRAIN
+from fer_lightning.emotions import EMOTIONS
+
+
+@dataclass(frozen=True)
+class FakeFace:
+    """One image, as a file and as the pixels that it decodes to."""
+
+    path: str  # "train/happy/Training_17.jpg"
+    label: int
+    usage: int
+    jpeg: bytes
+    pixels: npt.NDArray[np.uint8]  # (48, 48)
+
+
+def fake_faces(per_class: Sequence[int] = (4, 2, 2), seed: int = 0) -> list[FakeFace]:
+    """``per_class`` different images of each class in Training, PublicTest and PrivateTest, sorted by path."""
+    rng = np.random.default_rng(seed)
+    faces = []
+    for usage, split in enumerate(FER2013_SPLITS):
+        for label, emotion in enumerate(EMOTIONS):
+            for _ in range(per_class[usage]):
+                folder = "train" if usage == TRAIN else "test"
+                name = f"{split}_{rng.integers(10**6, 10**8)}.jpg"
+                coarse = rng.integers(0, 256, (6, 6), dtype=np.uint8)
+                jpeg = encode(np.kron(coarse, np.ones((8, 8), np.uint8)))
+                pixels = np.asarray(Image.open(io.BytesIO(jpeg)))
+                faces.append(FakeFace(f"{folder}/{emotion}/{name}", label, usage, jpeg, pixels))
+    return sorted(faces, key=lambda face: face.path)
+
+
+def encode(pixels: npt.NDArray[np.uint8], file_format: str = "JPEG") -> bytes:
+    """An image file of (H, W) or (H, W, 3) uint8."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_format)
+    return file.getvalue()
+
+
+def without_prefixes(faces: Iterable[FakeFace], split_folders: bool = True) -> list[FakeFace]:
+    """The same images in class folders under names that tell no split, with or without train/ and test/."""
+    plain = []
+    for face in faces:
+        folder, emotion, name = face.path.split("/")
+        parts = ([folder] if split_folders else []) + [emotion, "img" + name.partition("_")[2]]
+        plain.append(replace(face, path="/".join(parts)))
+    return sorted(plain, key=lambda face: face.path)
+
+
+def write_folder(root: Path, faces: Iterable[FakeFace]) -> Path:
+    for face in faces:
+        file = root / face.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(face.jpeg)
+    return root
+
+
+def write_zip(path: Path, faces: Iterable[FakeFace], top: str = "") -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for face in faces:
+            archive.writestr(top + face.path, face.jpeg)
+    return path
+
+
+def write_fer2013_csv(path: Path, faces: Iterable[FakeFace]) -> Path:
+    """The challenge's first file: emotion,pixels,Usage."""
+    return _write_csv(path, "emotion,pixels,Usage", ([f.label, text(f), FER2013_SPLITS[f.usage]] for f in faces))
+
+
+def write_icml_csv(path: Path, faces: Iterable[FakeFace]) -> Path:
+    """icml_face_data.csv: other order, and a space before the second and third name."""
+    header = "emotion, Usage, pixels"
+    return _write_csv(path, header, ([f.label, FER2013_SPLITS[f.usage], text(f)] for f in faces))
+
+
+def write_train_csv(path: Path, faces: Iterable[FakeFace]) -> Path:
+    """The challenge's train.csv: no Usage."""
+    return _write_csv(path, "emotion,pixels", ([f.label, text(f)] for f in faces))
+
+
+def write_test_csv(path: Path, faces: Iterable[FakeFace]) -> Path:
+    """The challenge's test.csv: no labels either."""
+    return _write_csv(path, "pixels", ([text(f)] for f in faces))
+
+
+def text(face: FakeFace) -> str:
+    """The pixels column of a face."""
+    return " ".join(map(str, face.pixels.ravel()))
+
+
+def _write_csv(path: Path, header: str, rows: Iterable[Sequence[object]]) -> Path:
+    with path.open("w", newline="") as file:
+        file.write(header + "\n")
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    return path

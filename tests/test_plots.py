@@ -1,0 +1,194 @@
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fer_lightning import plots
+from fer_lightning.emotions import EMOTIONS
+
+HAPPY, SAD, SURPRISE = (EMOTIONS.index(name) for name in ("happy", "sad", "surprise"))
+
+
+def colours(figure: Figure) -> dict[str, str]:
+    """Text -> its colour."""
+    return {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+
+
+def sure(emotion: int, probability: float) -> list[float]:
+    """Seven probabilities with `probability` for `emotion`."""
+    rest = (1 - probability) / 6
+    return [probability if i == emotion else rest for i in range(7)]
+
+
+@pytest.fixture
+def grid() -> tuple[np.ndarray, Figure]:
+    """A face taken for happy, rightly, and one taken for surprise, wrongly."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 48, 48), dtype=np.uint8)
+    probabilities = np.array([sure(HAPPY, 0.934), sure(SURPRISE, 0.6)])
+    return images, plots.prediction_grid(images, np.array([HAPPY, SAD]), probabilities, "two faces")
+
+
+def test_titles_say_right_and_wrong_in_colour_and_in_words(grid):
+    texts = colours(grid[1])
+    assert texts["happy 93%"] == plots.RIGHT
+    assert texts["surprise 60%"] == plots.WRONG
+    assert texts["true: sad"] == plots.WRONG
+    assert "true: happy" not in texts
+    assert "two faces" in texts
+
+
+def test_marks_tell_right_from_wrong_without_colour(grid):
+    marks = [text.get_text() for text in grid[1].axes[0].texts if text.get_bbox_patch() is not None]
+    assert marks == ["✓", "✗"]
+
+
+@pytest.mark.parametrize(("face", "colour"), [(0, plots.RIGHT), (1, plots.WRONG)])
+def test_faces_are_enlarged_pixel_by_pixel_inside_a_frame(grid, face, colour):
+    images, figure = grid
+    picture = plots.pixels(figure)
+    top = plots._TITLE_HEIGHT + plots._NAME_HEIGHT + plots._FRAME
+    left = plots._GAP + face * (48 * 3 + 2 * plots._FRAME + plots._GAP) + plots._FRAME
+    seen = picture[top : top + 48 * 3, left : left + 48 * 3]
+    expected = images[face].repeat(3, axis=0).repeat(3, axis=1)
+    below_the_mark = slice(30, None)
+    np.testing.assert_array_equal(seen[below_the_mark], expected[below_the_mark, :, None].repeat(3, axis=2))
+    frame = picture[top + 70, left - plots._FRAME : left] / 255
+    np.testing.assert_allclose(frame, np.tile(to_rgb(colour), (plots._FRAME, 1)), atol=1e-6)
+
+
+def test_no_title_reaches_into_the_next_column():
+    images = np.zeros((7, 48, 48), np.uint8)
+    probabilities = np.array([sure(SURPRISE, 1.0)] * 7)  # "surprise 100%" is the widest there is
+    figure = plots.prediction_grid(images, np.full(7, SURPRISE), probabilities, "")
+    plots.pixels(figure)
+    boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text() == "surprise 100%"]
+    assert len(boxes) == 7
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+    assert boxes[-1].x1 < figure.bbox.x1
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8])
+def test_grid_of_any_number(n):
+    figure = plots.prediction_grid(
+        np.zeros((n, 48, 48), np.uint8), np.zeros(n, np.int64), np.full((n, 7), 1 / 7), "any"
+    )
+    picture = plots.pixels(figure)
+    assert picture.dtype == np.uint8
+    rows = max(1, -(-n // 7))
+    assert picture.shape == (62 + rows * (48 * 3 + 10 + 54 + 14), 14 + 7 * (48 * 3 + 10 + 14), 3)
+
+
+@pytest.fixture
+def counts() -> np.ndarray:
+    counts = np.zeros((7, 7), np.int64)
+    counts[HAPPY, HAPPY], counts[HAPPY, SAD] = 3, 1
+    counts[SAD, SAD] = 1234
+    return counts
+
+
+def test_confusion_cells_hold_percentages_of_the_row_and_counts(counts):
+    axes = plots.confusion_matrix(counts, "Confusion on PrivateTest").axes[0]
+    cells: dict[tuple[int, int], list[str]] = {}
+    for text in axes.texts:
+        cells.setdefault((round(text.get_position()[1]), round(text.get_position()[0])), []).append(text.get_text())
+    assert cells[HAPPY, HAPPY] == ["75%", "3"]
+    assert cells[HAPPY, SAD] == ["25%", "1"]
+    assert cells[SAD, HAPPY] == ["0%", "0"]
+    assert cells[SAD, SAD] == ["100%", "1,234"]
+    assert cells[0, 0] == ["-", "0"]  # no face is angry, so there is no share
+
+
+def test_confusion_rows_are_true_and_columns_predicted(counts):
+    axes = plots.confusion_matrix(counts, "Confusion on PrivateTest").axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
+    assert axes.get_yticklabels()[HAPPY].get_text() == "happy\nn = 4"
+    assert axes.get_xticklabels()[HAPPY].get_text() == "happy\n100%"  # precision
+    assert axes.get_xticklabels()[SURPRISE].get_text() == "surprise\n-"
+    np.testing.assert_allclose(axes.images[0].get_array()[HAPPY, [HAPPY, SAD]], [0.75, 0.25])
+
+
+def test_confusion_heading_has_n_and_accuracy(counts):
+    figure = plots.confusion_matrix(counts, "Confusion on PrivateTest")
+    heading = [text.get_text() for text in figure.texts]
+    assert heading[0] == "Confusion on PrivateTest"
+    assert heading[1].startswith("accuracy 99.9%, n = 1,238;")
+    nothing = plots.confusion_matrix(np.zeros((7, 7), np.int64), "nothing")
+    assert nothing.texts[1].get_text().startswith("no faces;")
+
+
+def test_confusion_text_is_light_on_dark_and_dark_on_light(counts):
+    ink = colours(plots.confusion_matrix(counts, ""))
+    assert ink["1,234"] == "white"  # 100%: the darkest blue
+    assert ink["25%"] == plots._INK
+
+
+HISTORY = [
+    {"epoch": 0, "train_loss": 1.7, "train_accuracy": 0.3, "val_loss": 1.6, "val_accuracy": 0.35},
+    {"epoch": 1, "train_loss": 1.4, "train_accuracy": 0.5, "val_loss": 1.5, "val_accuracy": 0.45},
+    {"epoch": 2, "train_loss": 1.1, "train_accuracy": 0.6, "val_loss": None, "val_accuracy": float("nan")},
+]
+
+
+def test_curves_name_the_split_and_its_best_epoch():
+    figure = plots.history_curves(HISTORY, "baseline", val_split="PublicTest")
+    loss, accuracy = figure.axes
+    assert loss.get_legend_handles_labels()[1] == ["train", "PublicTest"]
+    assert accuracy.get_legend_handles_labels()[1] == ["train", "PublicTest: highest 45.0%, epoch 1"]
+    lines = {line.get_label(): line for line in loss.lines}
+    np.testing.assert_array_equal(lines["train"].get_xydata(), [[0, 1.7], [1, 1.4], [2, 1.1]])
+    np.testing.assert_array_equal(lines["PublicTest"].get_xydata(), [[0, 1.6], [1, 1.5]])  # the rest is unknown
+
+
+def test_references_are_dashed_in_the_colour_of_their_split():
+    reference = [{"epoch": 0, "val_accuracy": 0.4}, {"epoch": 1, "val_accuracy": 0.5}]
+    figure = plots.history_curves(HISTORY, "baseline", {"original": reference}, "PublicTest")
+    loss, accuracy = figure.axes
+    assert all(line.get_linestyle() == "-" for line in loss.lines)  # it has no losses
+    lines = {line.get_label(): line for line in accuracy.lines}
+    dashed, val = lines["PublicTest, original"], lines["PublicTest: highest 45.0%, epoch 1"]
+    assert dashed.get_linestyle() == "--"
+    assert dashed.get_color() == val.get_color() != lines["train"].get_color()
+    np.testing.assert_array_equal(dashed.get_xydata(), [[0, 0.4], [1, 0.5]])
+
+
+def test_curves_of_no_epoch_can_be_drawn():
+    assert plots.pixels(plots.history_curves([], "interrupted at once")).shape[2] == 3
+
+
+def test_png_holds_the_pixels_and_nothing_is_left_beside_it(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    path = tmp_path / "figures" / "x.png"
+    plots.write_png(picture, path)
+    plots.write_png(picture[::-1], path)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(image), picture[::-1])
+    assert [file.name for file in path.parent.iterdir()] == ["x.png"]
+
+
+def test_a_png_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "x.png"
+    plots.write_png(np.zeros((2, 2, 3), np.uint8), path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        plots.write_png(np.zeros((2, 2, 3), np.complex64), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_drawing_never_imports_pyplot_or_lightning():
+    code = """
+import sys, numpy as np
+from fer_lightning import plots
+plots.pixels(plots.prediction_grid(np.zeros((1, 48, 48), np.uint8), np.zeros(1, int), np.full((1, 7), 1 / 7), ""))
+plots.pixels(plots.confusion_matrix(np.eye(7, dtype=int), ""))
+plots.pixels(plots.history_curves([], ""))
+print([name for name in ("matplotlib.pyplot", "lightning", "torch") if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
