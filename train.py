@@ -30,6 +30,7 @@ def job(cfg: Config, run_dir: Path) -> None:
 
     fit, test = experiment.stages(cfg["stages"], cfg["ckpt"])
     start = read_checkpoint(cfg["ckpt"]) if cfg["ckpt"] else None
+    keep = [experiment.checkpoints(run_dir, cfg["monitor"])] if fit else []
     resume_from = experiment.resume_point(run_dir) if cfg["resume"] else None
     last = read_checkpoint(resume_from) if resume_from else None
 
@@ -50,14 +51,14 @@ def job(cfg: Config, run_dir: Path) -> None:
         inputs = InputSpec(data.image_size, data.mean, data.std)
         net = build_model(image_size=data.image_size, **cfg["model"])
         optimizer = partial(build_optimizer, **cfg["optim"])
-        module = EmotionClassifier(net, optimizer, inputs, cfg["model"], cfg["channels_last"])
+        module = EmotionClassifier(net, optimizer, inputs, cfg["model"], cfg["channels_last"], cfg["compile"])
         if start:
             load_weights(module, start)
 
     trainer_arguments, machine = experiment.for_this_machine(cfg["trainer"])
     results = experiment.new_results(cfg, data, module, machine)
     history = History(data.val_split)
-    dashboard = Dashboard(run_dir, experiment.texts(to_yaml(cfg), results), experiment.hparams(cfg))
+    dashboard = Dashboard(experiment.texts(to_yaml(cfg), results), experiment.hparams(cfg))
     logger = cfg["logger"] and build(
         cfg["logger"],
         save_dir=run_dir.parent,
@@ -69,9 +70,9 @@ def job(cfg: Config, run_dir: Path) -> None:
     )
     callbacks = [
         history,
-        *(build(node, run_dir=run_dir) for node in cfg["callbacks"].values()),
+        *(build(node) for node in cfg["callbacks"].values()),
         dashboard,
-        *(experiment.checkpoints(run_dir, cfg["monitor"]) for _ in range(fit)),
+        *keep,
     ]
     trainer = experiment.make_trainer(logger or False, callbacks, run_dir, trainer_arguments)
 

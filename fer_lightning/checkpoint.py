@@ -45,9 +45,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             "was not loaded."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(
-            f"ckpt={path} is damaged or not a checkpoint: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"ckpt={path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
     try:
         ours = content["fer_lightning"]
         found = Checkpoint(

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.errors import Stopped, UserError, did_you_mean
@@ -137,6 +138,7 @@ def _run(job: Job, arguments: list[str]) -> int:
             # Not raised further: Hydra would print a traceback, and end a sweep whose other runs can go on.
             print(f"error: {error}", file=sys.stderr)
             failed.append(str(error))
+            _remove_empty(Path(hydra_cfg.runtime.output_dir))
 
     # Hydra reads the process's own command line.
     sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + rewritten
@@ -184,9 +186,7 @@ def _flags(arguments: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(
-            f"{message}. Settings are given as NAME=value, without dashes; see python train.py --help."
-        )
+        raise UserError(f"{message}. Settings are given as NAME=value, without dashes; see python train.py --help.")
 
     parser.error = refuse  # type: ignore[method-assign]
     return parser.parse_args(arguments)
@@ -208,10 +208,24 @@ def _folder(overrides: list[Override]) -> Path:
     name = values.get("name", "null")
     if name in ("null", "None"):
         name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
         raise UserError(f"name={name} becomes a folder: use letters, digits, '_', '-', '+' and '.' only.")
     experiment = values.get("experiment", "default")
-    return Path("runs") / ("default" if experiment in ("null", "None") else experiment) / name
+    folder = Path("runs") / ("default" if experiment in ("null", "None") else experiment) / name
+    if next(folder.glob("**/config.yaml"), None):
+        raise UserError(
+            f"{folder} already holds a run, which would be overwritten: choose another name, or go on with a run "
+            f"by resume=RUN_FOLDER."
+        )
+    return folder
+
+
+def _remove_empty(folder: Path) -> None:
+    """Hydra makes the run's folder before the run begins; one that never began should leave nothing behind."""
+    with suppress(OSError):  # "not empty" ends it
+        while folder.name:
+            folder.rmdir()
+            folder = folder.parent
 
 
 def _values(override: Override) -> list[Any]:
@@ -234,9 +248,8 @@ def _check(overrides: list[Override]) -> list[str]:
             for option in value if isinstance(value, list) else [value]:
                 if str(option) not in options:
                     known = ", ".join(sorted(options - {"null", "None"}))
-                    raise UserError(
-                        f"{o.key_or_group}={option} does not exist.{did_you_mean(str(option), options)} There are: {known}."
-                    )
+                    near = did_you_mean(str(option), options)
+                    raise UserError(f"{o.key_or_group}={option} does not exist.{near} There are: {known}.")
     cfg = _compose([_first(o) for o in groups])
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
     _check_keys(cfg, _compose([f"{group}={choices[group]}" for group in choices if group not in _GLOBAL_GROUPS]))
@@ -312,16 +325,15 @@ def _check_keys(cfg: DictConfig, known: DictConfig) -> None:
 
 
 def _names(cfg: DictConfig) -> set[str]:
-    return set(_leaves(cfg)) | {f"trainer.{name}" for name in TRAINER_ARGUMENTS}
+    own = {name for name in _leaves(cfg) if not _is_open(name)}
+    return own | {f"trainer.{name}" for name in TRAINER_ARGUMENTS}
 
 
 def _check_value(override: Override, cfg: DictConfig) -> None:
     key = override.key_or_group
     if key.startswith("trainer."):
         if key.split(".")[1] not in TRAINER_ARGUMENTS:
-            raise UserError(
-                f"{key} is not an argument of Lightning's Trainer.{did_you_mean(key, _names(cfg))}"
-            )
+            raise UserError(f"{key} is not an argument of Lightning's Trainer.{did_you_mean(key, _names(cfg))}")
     elif key not in set(_leaves(cfg)):
         groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
         raise UserError(f"{key} does not exist.{did_you_mean(key, _names(cfg) | groups)}")
@@ -352,7 +364,8 @@ def _expected(value: Any, default: Any) -> str | None:
 def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
-    return str(default).replace(" ", "")
+    assert isinstance(default, int | float | list | ListConfig)
+    return repr(default).replace(" ", "")
 
 
 def _resumed(folder: Path, overrides: list[Override]) -> Config:

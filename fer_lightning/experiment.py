@@ -1,5 +1,6 @@
 """A run from its objects to its results: fit, test of the best and the last weights, results.json."""
 
+import logging
 import platform
 import shlex
 import subprocess
@@ -97,6 +98,10 @@ def make_trainer(
     """
     # Batches are gathered from memory in one call: workers would only copy them once more.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.15
+    # What Lightning would announce is said by `announce` already, but for the network's layers.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)
     ours: dict[str, Any] = {
         "logger": logger,
         "callbacks": callbacks,
@@ -109,9 +114,7 @@ def make_trainer(
         raise UserError(f"Lightning's Trainer does not take this: {str(error).splitlines()[0]}") from error
 
 
-def new_results(
-    cfg: Mapping[str, Any], data: FaceDataModule, module: EmotionClassifier, machine: str
-) -> Json:
+def new_results(cfg: Mapping[str, Any], data: FaceDataModule, module: EmotionClassifier, machine: str) -> Json:
     """results.json of a run that has not done anything yet."""
     return {
         "status": "failed",
@@ -159,9 +162,7 @@ def announce(data: FaceDataModule, module: EmotionClassifier, results: Json, run
     print(f"          {counts}; selected on {data.val_split}, tested on {data.test_split}")
     for note in faces.notes:
         print(f"          note: {note}")
-    print(
-        f"network:  {module.model['name']} {options}, {results['parameters']:,} parameters, {size}x{size} px"
-    )
+    print(f"network:  {module.model['name']} {options}, {results['parameters']:,} parameters, {size}x{size} px")
     print(f"machine:  {results['hardware']}", flush=True)
 
 
@@ -205,16 +206,15 @@ def hparams(cfg: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     for group in ("data", "augment", "model", "optim", "trainer"):
         columns |= {f"{group}.{key}": value for key, value in cfg[group].items()}
     return {
-        key: value if isinstance(value, bool | int | float | str) else str(value)
-        for key, value in columns.items()
+        key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in columns.items()
     }
 
 
 def summary(results: Json) -> dict[str, float]:
     """A run in the few numbers of TensorBoard's HParams table."""
-    best = next((epoch for epoch in results["history"] if epoch["epoch"] == results["best_epoch"]), {})
+    epochs = {epoch["epoch"]: epoch for epoch in results["history"]}
     numbers = {
-        "val_accuracy": best.get("val_accuracy"),
+        "best_val_accuracy": epochs.get(results["best_epoch"], {}).get("val_accuracy"),
         "test_accuracy": results["accuracy"],
         "test_macro_f1": results["macro_f1"],
         "best_epoch": results["best_epoch"],

@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules by name."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import cos, pi
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from fer_lightning.errors import UserError
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,

@@ -151,9 +151,7 @@ def format_results(results: Json) -> str:
         ]
         for emotion, scores in results["per_class"].items()
     ]
-    headline = (
-        f"{results['dataset']}, {results['split']} (n = {results['n']}): {_percent(results['accuracy'])}"
-    )
+    headline = f"{results['dataset']}, {results['split']} (n = {results['n']}): {_percent(results['accuracy'])}"
     return "\n\n".join(
         [
             format_table(["split (weights)", "n", "accuracy", "leak-free (n)", "macro-F1", "loss"], overall),

@@ -1,7 +1,5 @@
 """The confusion matrix after every validation and test."""
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,21 +19,19 @@ class ConfusionMatrix(Callback):
     """Draws which emotion is taken for which, on the validation split and on the headline test split.
 
     Args:
-        run_dir: the run's folder; the figures go to its ``figures/``.
         every_n_epochs: 1 draws after every epoch's validation.
     """
 
-    def __init__(self, run_dir: str | Path, every_n_epochs: int = 1) -> None:
-        self.figures = Path(run_dir) / "figures"
+    def __init__(self, every_n_epochs: int = 1) -> None:
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (predictions := validation_predictions(trainer, pl_module, self.every_n_epochs)) is not None:
-            show(trainer, _figure(predictions), "confusion/val", self.figures / "confusion_val.png")
+            show(trainer, _figure(predictions), "confusion/val", "confusion_val.png")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (predictions := test_predictions(trainer, pl_module)) is not None:
-            show(trainer, _figure(predictions), "confusion/test", self.figures / "confusion_test.png")
+            show(trainer, _figure(predictions), "confusion/test", "confusion_test.png")
 
 
 def _figure(of: SplitPredictions) -> Figure:

@@ -28,10 +28,10 @@ def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
     return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def show(trainer: Trainer, figure: Figure, tag: str, path: Path) -> None:
-    """Write the figure to `path` and, with the epoch as its step, to TensorBoard."""
+def show(trainer: Trainer, figure: Figure, tag: str, file_name: str) -> None:
+    """Write the figure to the run's ``figures/`` and, with the epoch as its step, to TensorBoard."""
     picture = plots.pixels(figure)
-    plots.write_png(picture, path)
+    plots.write_png(picture, Path(trainer.default_root_dir) / "figures" / file_name)
     if (logger := tensorboard(trainer)) is not None:
         logger.experiment.add_image(tag, picture, trainer.current_epoch, dataformats="HWC")
 
@@ -40,15 +40,11 @@ class Dashboard(Callback):
     """Writes what a person needs to tell one run from another: texts, chart layout and hyperparameters.
 
     Args:
-        run_dir: the run's folder.
         texts: heading -> text to show word for word, such as the config as YAML, under ``run/<heading>``.
         hparams: the run's row in the HParams tab. It stays as first written when a run is resumed.
     """
 
-    def __init__(
-        self, run_dir: str | Path, texts: Mapping[str, str], hparams: Mapping[str, bool | int | float | str]
-    ) -> None:
-        self.run_dir = Path(run_dir)
+    def __init__(self, texts: Mapping[str, str], hparams: Mapping[str, bool | int | float | str]) -> None:
         self.texts = dict(texts)
         self.hparams = dict(hparams)
         self._announced = False

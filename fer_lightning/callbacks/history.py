@@ -87,14 +87,13 @@ class History(Callback):
         rate = record["images"] / record["seconds"]
         pl_module.log_at_epoch({"lr": record["lr"], "throughput/images_per_second": rate})
         if trainer.is_global_zero:
-            print(self._line(record, trainer.max_epochs, rate), flush=True)
+            print(self._line(record, rate), flush=True)
 
-    def _line(self, record: dict[str, float], max_epochs: int | None, rate: float) -> str:
-        of = f"/{max_epochs}" if max_epochs and max_epochs > 0 else ""
+    def _line(self, record: dict[str, float], rate: float) -> str:
         val = ""
         if "val_loss" in record:
             val = f" | {self.val_split} {record['val_loss']:.4f} {record['val_accuracy']:6.2%}"
         return (
-            f"epoch {record['epoch'] + 1:.0f}{of} | train {record['train_loss']:.4f} {record['train_accuracy']:6.2%}"
+            f"epoch {record['epoch']:2.0f} | train {record['train_loss']:.4f} {record['train_accuracy']:6.2%}"
             f"{val} | {rate:.0f} images/s"
         )

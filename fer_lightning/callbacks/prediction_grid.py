@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,13 +81,11 @@ class PredictionGrid(Callback):
     `most_confident_mistakes.png` is of the split that was evaluated last.
 
     Args:
-        run_dir: the run's folder; the figures go to its ``figures/``.
         n_faces: faces in each figure.
         every_n_epochs: 1 draws after every epoch's validation.
     """
 
-    def __init__(self, run_dir: str | Path, n_faces: int = 28, every_n_epochs: int = 1) -> None:
-        self.figures = Path(run_dir) / "figures"
+    def __init__(self, n_faces: int = 28, every_n_epochs: int = 1) -> None:
         self.n_faces = n_faces
         self.every_n_epochs = every_n_epochs
 
@@ -104,7 +101,7 @@ class PredictionGrid(Callback):
         right = of.probabilities.argmax(axis=1) == of.labels
         sample = balanced_sample(of.labels, self.n_faces)
         title = f"{of.when}: {right[sample].sum()} right of a fixed sample of {len(sample)}"
-        show(trainer, _grid(of, sample, title), f"{section}/sample", self.figures / file_name)
+        show(trainer, _grid(of, sample, title), f"{section}/sample", file_name)
 
         mistakes = confident_mistakes(of.labels, of.probabilities, self.n_faces)
         title = f"{of.when}: most confident of {(~right).sum():,} mistakes in {len(right):,}"
@@ -113,7 +110,7 @@ class PredictionGrid(Callback):
             trainer,
             figure,
             f"{section}/most_confident_mistakes",
-            self.figures / "most_confident_mistakes.png",
+            "most_confident_mistakes.png",
         )
 
 

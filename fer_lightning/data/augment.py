@@ -72,7 +72,7 @@ def affine_matrices(
 
 
 def warp(images: Tensor, matrices: Tensor, image_size: int) -> Tensor:
-    """float (B, 1, H, W) and (B, 2, 3) -> float (B, 1, image_size, image_size): bilinear, black outside the image."""
+    """float (B, 1, H, W), (B, 2, 3) -> float (B, 1, image_size, image_size): bilinear, black outside the image."""
     # Sampling leaves pixels out when it shrinks: shrink afterwards, antialiased.
     size = max(image_size, images.shape[-1])
     grid = F.affine_grid(matrices, [len(images), 1, size, size], align_corners=False)
@@ -122,7 +122,7 @@ class BatchAugment:
         erase_prob: float = 0.0,
         erase_frac: Sequence[float] = (0.1, 0.3),
     ) -> None:
-        ranges = {
+        ranges: dict[str, tuple[float, float, float]] = {
             "flip_prob": (flip_prob, 0, 1),
             "rotation_deg": (rotation_deg, 0, 180),
             "translate_frac": (translate_frac, 0, 1),
@@ -182,7 +182,13 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
 
 
 def erase(images: Tensor, side_frac: Tensor, centre_frac: Tensor) -> Tensor:
-    """Sets a square to mid grey: float (B, 1, H, W), side (B,) and centre (B, 2: right, down) in parts of the width."""
+    """Sets a square to mid grey.
+
+    Args:
+        images: float (B, 1, H, W).
+        side_frac: (B,), in parts of the width.
+        centre_frac: (B, 2), right and down, in parts of the width.
+    """
     size = images.shape[-1]
     pixel = (torch.arange(size, device=images.device) + 0.5) / size
     inside = (pixel - centre_frac.unsqueeze(-1)).abs() < side_frac.view(-1, 1, 1) / 2  # (B, 2, W)

@@ -71,8 +71,8 @@ class EpochBatches(Sampler[Tensor]):
         rows = self.rows
         if self.seed is not None:
             rows = rows[permutation(self.seed, self.epoch, len(rows))]
-        for batch in rows.split(self.batch_size):
-            yield batch[self.rank :: self.world_size]
+        for start in range(0, len(rows), self.batch_size):
+            yield rows[start : start + self.batch_size][self.rank :: self.world_size]
 
 
 class FaceDataModule(LightningDataModule):
@@ -183,9 +183,7 @@ class FaceDataModule(LightningDataModule):
         """On the device: uint8 images -> float32 (B, 1, image_size, image_size), normalised."""
         images = batch["images"]
         if self.trainer is not None and self.trainer.training:
-            images = self.augment(
-                images, batch["index"], self.seed, self.trainer.current_epoch, self.image_size
-            )
+            images = self.augment(images, batch["index"], self.seed, self.trainer.current_epoch, self.image_size)
         else:
             images = resize(images, self.image_size)
         return {**batch, "images": normalise(images, self.mean, self.std)}

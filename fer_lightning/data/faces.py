@@ -27,17 +27,13 @@ class Faces:
     source: str  # where they came from, for people to read
     fingerprint: str  # 16 hex digits over images, labels and usage
     split_names: tuple[str, str, str] = FER2013_SPLITS  # of TRAIN, VAL and TEST
-    notes: tuple[str, ...] = field(
-        default=()
-    )  # what a person should be told once: converted, dropped, differing
+    notes: tuple[str, ...] = field(default=())  # what a person should be told once: converted, dropped, differing
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def fingerprint(
-    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], usage: npt.NDArray[np.uint8]
-) -> str:
+def fingerprint(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], usage: npt.NDArray[np.uint8]) -> str:
     """16 hex digits that change when any pixel, label, split or the order does."""
     digest = blake2b(digest_size=8)
     for array in (images, labels, usage):

@@ -148,6 +148,7 @@ class _Folder:
             self._add(only, (root / only).stat())
         else:
             self._walk("", frozenset())
+            self.folders.sort()
 
     def _add(self, path: str, stat: os.stat_result) -> None:
         self.sizes[path] = stat.st_size
@@ -160,7 +161,7 @@ class _Folder:
         if folder:
             self.folders.append(folder)
         with os.scandir(real) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
+            for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if _is_hidden(path):
                     continue

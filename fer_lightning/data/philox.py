@@ -48,14 +48,13 @@ def philox4x32(
 def words(seed: int, epoch: int, index: Tensor, blocks: int, stream: int) -> Tensor:
     """Random words of 32 bits: int64 (B,) -> int64 (B, 4 * blocks), each uniform in [0, 2^32)."""
     block = torch.arange(blocks, device=index.device)
-    counter = torch.broadcast_tensors(
-        index[:, None],
+    counter = (
+        index[:, None].expand(-1, blocks),
         torch.full_like(block, epoch),
         block,
         torch.full_like(block, stream),
     )
-    c0, c1, c2, c3 = counter
-    return torch.stack(philox4x32((c0, c1, c2, c3), (seed & _MASK, (seed >> 32) & _MASK)), dim=-1).flatten(1)
+    return torch.stack(philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=-1).flatten(1)
 
 
 def uniforms(seed: int, epoch: int, index: Tensor, n: int) -> Tensor:

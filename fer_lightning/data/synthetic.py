@@ -30,13 +30,13 @@ PROTOTYPES: dict[str, dict[int, float]] = {
     "surprise": {1: 1.0, 2: 1.0, 5: 0.6, 26: 1.0},
     "neutral": {},
 }
-# Mouths open for other reasons too, as in speech and laughter: the chance of it and the largest jaw drop (AU 26).
+# Mouths open for other reasons too, speech and laughter: the chance of it, and the largest jaw drop (AU 26).
 _SPEECH = {
-    "angry": (0.4, 0.25),
-    "disgust": (0.5, 0.25),
     "happy": (0.7, 0.4),
+    "angry": (0.4, 0.25),
+    "disgust": (0.4, 0.25),
     "sad": (0.2, 0.2),
-    "neutral": (0.25, 0.2),
+    "neutral": (0.2, 0.2),
 }
 
 _UNITS = sorted({au for prototype in PROTOTYPES.values() for au in prototype})
@@ -59,7 +59,8 @@ class _Dice:
 
     def chance(self, probability: float | Batch) -> Batch:
         """1 with this probability, else 0."""
-        return (next(self._columns) < probability).astype(np.float32)
+        happens: Batch = (next(self._columns) < probability).astype(np.float32)
+        return happens
 
 
 def action_units(emotions: npt.NDArray[np.int64], dice: _Dice) -> Units:
@@ -147,10 +148,10 @@ class _Portraits:
         hair = np.where(self.chance(0.75), 0.06 + 0.3 * fair, 0.5 + 0.35 * fair) * (0.5 + 0.6 * skin)
         light_x, light_y = between(-0.7, 0.7), between(-0.7, 0.2)
 
-        jaw = mouth_shape(self.au)[3]
-        half_width, taper, half_height = between(0.68, 0.84), between(0.1, 0.24), between(0.98, 1.08) + 0.25 * jaw
+        drop = mouth_shape(self.au)[3]  # an open mouth lengthens the face
+        half_width, taper, half_height = between(0.68, 0.84), between(0.1, 0.24), between(0.98, 1.08) + 0.25 * drop
         ex = x / (half_width * (1 - taper * np.clip(y, -0.5, 1.2)))
-        ey = (y + 0.02 - 0.3 * jaw) / half_height
+        ey = (y + 0.02 - 0.3 * drop) / half_height
         radius2 = ex * ex + ey * ey
         egg = (np.sqrt(radius2) - 1) * half_width
         lit = 0.45 + 0.5 * np.sqrt(np.maximum(1 - radius2, 0.02)) + 0.35 * (light_x * ex + light_y * ey)
@@ -176,7 +177,8 @@ class _Portraits:
 
         line = between(-0.85, -0.62) + between(0.1, 0.9) * (x - parting) ** 2 + between(0, 0.03) * waves
         self.fringe = haired * self.inside(np.maximum(y - np.minimum(line, 0), egg - volume))
-        self.skin, self.dark, self.hair, self.light_x = skin, 0.35 * skin, hair, light_x
+        self.dark, self.skin, self.lit = 0.35 * skin, skin, np.minimum(1.25 * skin, 1)
+        self.hair, self.light_x = hair, light_x
         # A turned head slides its features across the outline: most in the middle, less towards the rim.
         self.yaw_frac = between(-0.2, 0.2)
         self.x = x + self.yaw_frac * (1 - 0.6 * np.minimum(ex * ex, 1))
@@ -206,12 +208,10 @@ class _Portraits:
 
         beyond = (np.abs(t) - 1.08) * half_width
         self.paint(0.5 * dark, self.inside(np.maximum(np.abs(y - upper) - between(0.012, 0.035), beyond)))
-        self.paint(
-            dark, 0.5 * self.inside(np.maximum(np.abs(y - upper + 0.06) - 0.008, beyond))
-        )  # the lid's crease
-        self.paint(dark, 0.5 * self.inside(np.maximum(np.abs(y - lower) - 0.01, beyond)))
+        for line in (upper - 0.06, lower):  # the lid's crease and the lower lid
+            self.paint(dark, 0.5 * self.inside(np.maximum(np.abs(y - line) - 0.009, beyond)))
         cheek = _blob(((ax - 0.45) / 0.18) ** 2 + ((y - 0.15) / 0.12) ** 2)
-        self.paint(np.minimum(1.2 * self.skin, 1), 0.6 * np.minimum(self.au[6], 1) * cheek)
+        self.paint(self.lit, np.minimum(0.6 * self.au[6], 0.6) * cheek)
         self.eye_x, self.eye_y, self.eye_half_width = eye_x, eye_y, half_width
 
     def brows(self) -> None:
@@ -223,9 +223,8 @@ class _Portraits:
         t = (ax - inner_x) / length  # 0 at the inner end, 1 at the outer
         inner_dy, middle_dy, outer_dy = brow_lift(au)
         bezier = (1 - t) * ((1 - t) * inner_dy + 2 * t * (middle_dy - arch)) + t * t * outer_dy
-        brow = np.maximum(
-            np.abs(y - brow_y - bezier) - thickness * (1.15 - 0.6 * t), (np.abs(t - 0.5) - 0.5) * length
-        )
+        across, along = np.abs(y - brow_y - bezier) - thickness * (1.15 - 0.6 * t), np.abs(t - 0.5) - 0.5
+        brow = np.maximum(across, along * length)
         self.paint(np.minimum(0.8 * self.hair, 0.65 * self.skin), between(0.75, 1) * self.inside(brow))
         lines = np.maximum(np.sin(42 * y), 0) * _blob((self.x / 0.4) ** 2 + ((y - brow_y + 0.25) / 0.15) ** 2)
         self.paint(self.dark, 0.5 * np.minimum(au[1] * (0.3 + au[2]), 1) * lines)
@@ -240,8 +239,7 @@ class _Portraits:
         ax = np.abs(x)
         shaded = (x + 0.08 * np.sign(self.light_x)) / 0.07
         self.paint(dark, between(0.2, 0.5) * _blob(shaded * shaded + ((y - nose_y + 0.15) / 0.16) ** 2))
-        lit = np.minimum(1.25 * self.skin, 1)
-        self.paint(lit, 0.4 * _blob((x / 0.06) ** 2 + ((y - nose_y + 0.06) / 0.08) ** 2))
+        self.paint(self.lit, 0.4 * _blob((x / 0.06) ** 2 + ((y - nose_y + 0.06) / 0.08) ** 2))
         wing = 0.06 * np.sqrt(((ax - 0.75 * half_width) / 0.06) ** 2 + ((y - nose_y + 0.02) / 0.07) ** 2) - 0.06
         self.paint(dark, 0.6 * self.inside(np.maximum(np.abs(wing) - 0.012, 0.75 * half_width - ax)))
         nostril = 0.03 * np.sqrt(((ax - 0.07) / 0.05) ** 2 + ((y - nose_y - 0.02) / 0.025) ** 2) - 0.03
@@ -269,19 +267,15 @@ class _Portraits:
         fold = _blob(((ax - reach) / 0.05) ** 2) * _blob(((rise - 0.4) / 0.35) ** 2)
         depth = np.minimum(between(0.05, 0.25) + 0.35 * au[12] + 0.4 * au[10] + 0.4 * au[9], 0.75)
         self.paint(dark, depth * fold)
-        chin = _blob((x / 0.24) ** 2 + ((y - bottom - lower_lip - 0.05) / 0.05) ** 2)
-        self.paint(dark, 0.35 * chin)
+        self.paint(dark, 0.35 * _blob((x / 0.24) ** 2 + ((y - bottom - lower_lip - 0.05) / 0.05) ** 2))
 
         bow = 0.3 * _blob((x / 0.06) ** 2)  # Cupid's
         lips = np.maximum(top - upper_lip * (arc - bow) - y, y - bottom - lower_lip * arc)
         self.paint(self.skin * between(0.6, 0.82), self.inside(np.maximum(lips, beyond)))
-        gleam = _blob((x / 0.15) ** 2 + ((y - bottom - 0.5 * lower_lip) / 0.03) ** 2)
-        self.paint(self.skin, 0.5 * gleam)
         gap = np.maximum(top - y, y - bottom)
         self.paint(0.06, self.inside(np.maximum(gap - 0.014, beyond)))
         cavity = self.inside(np.maximum(gap, beyond))
-        tongue = _blob((x / 0.18) ** 2 + ((y - bottom) / 0.09) ** 2)
-        self.paint(0.35, cavity * tongue)
+        self.paint(0.35, cavity * _blob((x / 0.18) ** 2 + ((y - bottom) / 0.09) ** 2))  # the tongue
         self.paint(0.92, cavity * self.inside(y - top - np.minimum(0.1, 0.75 * (up + down))))  # the upper teeth
         self.paint(0.7 * dark, 0.7 * _blob((beyond / 0.05) ** 2 + ((y - line) / 0.05) ** 2))
 
@@ -308,7 +302,8 @@ class _Portraits:
         between = self.between
         image = self.image * (1 + between(-0.3, 0.3) * self.u + between(-0.2, 0.2) * self.v)
         image = between(0.7, 1.3) * (image - 0.48) + between(0.42, 0.65) + between(0.008, 0.04) * noise
-        return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+        pixels: npt.NDArray[np.uint8] = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+        return pixels
 
 
 def draw_faces(

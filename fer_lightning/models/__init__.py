@@ -31,6 +31,4 @@ def build_model(name: str, image_size: int, **options: Any) -> nn.Module:
         return MODELS[name](image_size=image_size, **options)
     except (TypeError, ValueError) as error:
         given = ", ".join(f"{key}={value}" for key, value in options.items())
-        raise UserError(
-            f"The network {name} cannot be built with {given} at {image_size} px: {error}."
-        ) from error
+        raise UserError(f"The network {name} cannot be built with {given} at {image_size} px: {error}.") from error

@@ -41,4 +41,5 @@ class FERModel0(nn.Module):
         self.classifier = nn.Linear(width_in * side * side, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
-        return self.classifier(self.features(images).flatten(1))
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits

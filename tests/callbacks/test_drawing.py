@@ -84,8 +84,8 @@ def image_steps(read: EventAccumulator) -> dict[str, list[int]]:
 def finished(tmp_path_factory) -> tuple:
     """The folder and the data of a run of two epochs and a test, with all three callbacks."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    dashboard, data = Dashboard(run_dir, TEXTS, HPARAMS), data_module()
-    run = trainer(run_dir, PredictionGrid(run_dir), ConfusionMatrix(run_dir), dashboard)
+    dashboard, data = Dashboard(TEXTS, HPARAMS), data_module()
+    run = trainer(run_dir, PredictionGrid(), ConfusionMatrix(), dashboard)
     module = classifier()
     run.fit(module, datamodule=data)
     before = events(run_dir)

@@ -150,6 +150,20 @@ def test_changed_content_is_read_anew(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_faces(folder).images[0], FACES[0].pixels)
 
 
+def test_folder_changed_in_time_or_folders_alone_is_read_anew(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", FACES)
+    assert load_faces(folder).ids[0] == FACES[0].path
+    file = folder / FACES[0].path
+    size = file.stat().st_size
+    file.write_bytes(b"no image".ljust(size))
+    os.utime(file, ns=(0, 0))
+    assert error_of(folder).startswith(f"{FACES[0].path}: not an image")
+    file.write_bytes(FACES[0].jpeg)
+    assert len(load_faces(folder)) == 56
+    (folder / "train" / "Happiness").mkdir()
+    assert error_of(folder).startswith("train/Happiness/: no images in it")
+
+
 def test_classes_go_by_name_not_by_alphabet(tmp_path: Path) -> None:
     for emotion, grey in (("neutral", 60), ("sad", 40), ("surprise", 50)):  # alphabetically 4, 5, 6
         path = tmp_path / "data" / emotion / "img.png"

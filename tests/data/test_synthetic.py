@@ -20,7 +20,7 @@ from fer_lightning.emotions import EMOTIONS
 
 @pytest.fixture(scope="module")
 def faces() -> Faces:
-    return synthetic_faces(n_train=3000, n_val=100, n_test=1000, seed=0)
+    return synthetic_faces(n_train=3000, n_val=70, n_test=700, seed=0)
 
 
 def split(faces: Faces, usage: int) -> npt.NDArray[np.uint8]:
@@ -34,16 +34,16 @@ def units(**moved: float) -> Units:
 
 
 def test_arrays_and_names(faces: Faces) -> None:
-    assert faces.images.shape == (4100, 48, 48)
+    assert faces.images.shape == (3770, 48, 48)
     assert faces.images.dtype == np.uint8
     assert faces.labels.dtype == np.int64
     assert faces.usage.dtype == np.uint8
-    assert [int((faces.usage == usage).sum()) for usage in (TRAIN, VAL, TEST)] == [3000, 100, 1000]
-    assert len(set(faces.ids)) == len(faces) == 4100
-    assert [faces.ids[0], faces.ids[3000], faces.ids[4099]] == [
+    assert [int((faces.usage == usage).sum()) for usage in (TRAIN, VAL, TEST)] == [3000, 70, 700]
+    assert len(set(faces.ids)) == len(faces) == 3770
+    assert [faces.ids[0], faces.ids[3000], faces.ids[3769]] == [
         "synthetic:train:0",
         "synthetic:validation:0",
-        "synthetic:test:999",
+        "synthetic:test:699",
     ]
     assert (faces.dataset, faces.split_names) == ("synthetic", GENERIC_SPLITS)
     assert faces.fingerprint == fingerprint(faces.images, faces.labels, faces.usage)
@@ -129,21 +129,13 @@ def test_action_units_move_what_they_are_named_for(au: str, part, sign: int) -> 
     assert sign * (moved - rest) > 0.05
 
 
-def test_smiling_mouths_curve_up_in_the_picture() -> None:
-    """A happy face differs from the same sad face: prototypes reach the pixels, for most of 200 people."""
-    happy, sad = EMOTIONS.index("happy"), EMOTIONS.index("sad")
-    pair = [draw_faces([np.random.default_rng(i) for i in range(50)], np.full(50, k)) for k in (happy, sad)]
-    changed = np.abs(pair[0].astype(int) - pair[1]).reshape(50, -1).max(axis=1)
-    assert (changed > 40).mean() > 0.9
-
-
 def logistic_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], weight_decay: float) -> float:
     """Multinomial logistic regression on standardised pixels, to near its optimum by L-BFGS."""
     mean, std = train[0].mean(0), train[0].std(0)
     x, x_test = (train[0] - mean) / std, (test[0] - mean) / std
     weight, bias = torch.zeros(x.shape[1], len(EMOTIONS)), torch.zeros(len(EMOTIONS))
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
-    optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(parameters, max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> float:
         optimizer.zero_grad()
@@ -163,5 +155,5 @@ def test_pixels_alone_do_not_give_the_emotion_away(faces: Faces) -> None:
         rows = faces.usage == usage
         return torch.from_numpy(faces.images[rows]).flatten(1).float(), torch.from_numpy(faces.labels[rows])
 
-    accuracies = [logistic_accuracy(tensors(TRAIN), tensors(TEST), decay) for decay in (0.01, 0.1, 1.0)]
+    accuracies = [logistic_accuracy(tensors(TRAIN), tensors(TEST), decay) for decay in (0.03, 0.3)]
     assert 0.2 < max(accuracies) < 0.5, accuracies

@@ -1,0 +1,1 @@
+"""fer-lightning: facial emotion recognition on FER-2013 with PyTorch Lightning and Hydra."""

@@ -1,0 +1,27 @@
+"""What every test gets: its own cache, its own working folder, and no network."""
+
+import os
+import socket
+
+import pytest
+
+REAL_DATA = os.environ.get("FER2013_PATH")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.delenv("FER2013_PATH", raising=False)
+
+    def refuse(*args, **kwargs):
+        raise OSError("tests use no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def real_data():
+    """The real FER-2013, where the person who runs the tests has it."""
+    if not REAL_DATA:
+        pytest.skip("FER2013_PATH is not set: tests on the real data are left out")
+    return os.path.abspath(REAL_DATA)

@@ -1,0 +1,178 @@
+"""The command line: typos answered with the nearest name, before anything is written or heavy is imported."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+
+from fer_lightning import config
+from fer_lightning.config import main
+from fer_lightning.errors import did_you_mean
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def never(cfg, run_dir):
+    raise AssertionError("the job ran")
+
+
+def composed(*arguments):
+    """What a job would get for a command line."""
+    got = []
+    assert main(lambda cfg, run_dir: got.append((cfg, run_dir)), arguments) == 0
+    return got
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("trainer.max_epoch=5", "Did you mean trainer.max_epochs?"),
+        ("+trainer.max_epoch=5", "Did you mean trainer.max_epochs?"),
+        ("++trainer.max_epoch=5", "Did you mean trainer.max_epochs?"),
+        ("trainer.gradient_clip=1", "Did you mean trainer.gradient_clip_val?"),
+        ("modle=x", "Did you mean model?"),
+        ("data.batchsize=8", "Did you mean data.batch_size?"),
+        ("+data.batchsize=8", "Did you mean data.batch_size?"),
+        ("lr=1e-3", "Did you mean optim.lr?"),
+        ("max_epochs=3", "Did you mean trainer.max_epochs?"),
+        ("model=fer_modle0", "Did you mean fer_model0?"),
+        ("augment=basline", "Did you mean baseline?"),
+        ("experiment=dmo", "Did you mean demo?"),
+        ("data=sinthetic", "Did you mean synthetic?"),
+        ("augment.rotation=5", "Did you mean augment.rotation_deg?"),
+        ("~callbacks.x", ""),
+        ("data.batch_size=eight", "data.batch_size=eight will not do: it takes a whole number"),
+        ("data.batch_size=8.5", "it takes a whole number"),
+        ("data.download=perhaps", "it takes true or false"),
+        ("optim.lr=fast", "it takes a number"),
+        ("model.channels=16", "it takes a list"),
+        ("trainer.max_epochs=ten", "it takes a whole number"),
+        ("name=../elsewhere", "becomes a folder"),
+        ("resume=nowhere", "there is no run to go on with"),
+        ("--epochs", "without dashes"),
+        ("trainer.max_epochs", "a setting is NAME=value"),
+    ],
+)
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_mistake_is_named_with_its_remedy(argument, said, sweep, capsys, tmp_path):
+    assert main(never, ["-m", argument] if sweep and not argument.startswith("resume") else [argument]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_among_swept_values_is_found(capsys, tmp_path):
+    assert main(never, ["-m", "augment=none,basline"]) == 1
+    assert "Did you mean baseline?" in capsys.readouterr().err
+    assert main(never, ["-m", "optim.lr=1e-3,fast"]) == 1
+    assert "optim.lr=fast" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_key_in_an_experiment_file_is_found(monkeypatch, tmp_path, capsys):
+    import shutil
+
+    conf = tmp_path / "conf"
+    shutil.copytree(config.CONF_DIR, conf)
+    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\ndata:\n  batchsize: 8\n")
+    monkeypatch.setattr(config, "CONF_DIR", conf)
+    assert main(never, ["experiment=mine"]) == 1
+    assert "Did you mean data.batch_size?" in capsys.readouterr().err
+
+
+def test_every_trainer_argument_is_known():
+    assert set(config.TRAINER_ARGUMENTS) == set(inspect.signature(Trainer.__init__).parameters) - {"self"}
+
+
+@pytest.mark.parametrize("argument", ["trainer.gradient_clip_val=0.5", "+trainer.gradient_clip_val=0.5"])
+def test_trainer_arguments_need_no_plus(argument):
+    [(cfg, _)] = composed(argument)
+    assert cfg["trainer"]["gradient_clip_val"] == 0.5
+    assert cfg["trainer"]["max_epochs"] == 20
+
+
+def test_the_run_folder():
+    [(_, folder)] = composed("experiment=demo", "name=first")
+    assert folder.parts[-3:] == ("runs", "demo", "first")
+    [(_, folder)] = composed("seed=0")
+    assert folder.parts[-3:-1] == ("runs", "default")
+    jobs = composed("-m", "name=both", "seed=0,1")
+    assert [folder.parts[-4:] for _, folder in jobs] == [("runs", "default", "both", str(n)) for n in (0, 1)]
+    assert [cfg["seed"] for cfg, _ in jobs] == [0, 1]
+
+
+def test_a_run_is_not_overwritten(capsys):
+    Path("runs/default/mine").mkdir(parents=True)
+    Path("runs/default/mine/config.yaml").write_text("seed: 0\n")
+    assert main(never, ["name=mine"]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_experiment_baseline_is_the_known_recipe():
+    [(cfg, _)] = composed("experiment=baseline")
+    assert cfg["data"]["split"] == "kaggle_folder"
+    assert (cfg["data"]["image_size"], cfg["data"]["batch_size"], cfg["data"]["mean"], cfg["data"]["std"]) == (
+        128,
+        32,
+        0.5,
+        0.5,
+    )
+    assert cfg["optim"] == {
+        "name": "adam",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "warmup_epochs": 0.0,
+    }
+    assert cfg["trainer"]["max_epochs"] == 20
+    [(plain, _)] = composed()
+    assert plain["data"].pop("split") == "official"
+    del cfg["data"]["split"]
+    assert {key: plain[key] for key in ("data", "augment", "model", "optim", "trainer")} == {
+        key: cfg[key] for key in ("data", "augment", "model", "optim", "trainer")
+    }
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, runpy; sys.argv = ['train.py', '--help']\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit as left: assert not left.code, left.code\n"
+        "heavy = {'torch', 'lightning', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "experiment=demo" in done.stdout
+    assert "max_epochs: 20" in done.stdout
+
+
+def test_build_names_what_is_wrong():
+    from fer_lightning.errors import UserError
+
+    with pytest.raises(UserError, match="flip_prob=2"):
+        config.build({"_target_": "fer_lightning.data.augment.BatchAugment", "flip_prob": 2})
+    with pytest.raises(UserError, match="Nothing"):
+        config.build({"_target_": "fer_lightning.data.augment.Nothing"})
+
+
+@pytest.mark.parametrize(
+    ("name", "candidates", "answer"),
+    [
+        ("data.batchsize", {"data.batch_size", "data.path"}, " Did you mean data.batch_size?"),
+        ("lr", {"optim.lr", "model"}, " Did you mean optim.lr?"),
+        ("zzz", {"optim.lr", "model"}, ""),
+    ],
+)
+def test_did_you_mean(name, candidates, answer):
+    assert did_you_mean(name, candidates) == answer

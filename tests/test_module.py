@@ -1,0 +1,198 @@
+"""The module's metrics by hand, the optimizer step by step, and a network that can learn."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, Trainer
+
+from fer_lightning.data.augment import NoAugment
+from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.data.faces import Faces
+from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import UserError
+from fer_lightning.models import build_model
+from fer_lightning.module import LOGGED, EmotionClassifier, InputSpec
+from fer_lightning.optim import build_optimizer, lr_factor
+
+MODEL = {"name": "fer_model0", "channels": [4, 8]}
+
+
+def classifier(image_size=48, **optim):
+    def optimizer(parameters, total_steps, steps_per_epoch):
+        return build_optimizer(parameters, total_steps, steps_per_epoch, **optim)
+
+    net = build_model(image_size=image_size, **MODEL)
+    return EmotionClassifier(net, optimizer, InputSpec(image_size, 0.5, 0.5), MODEL)
+
+
+def fit(module, data, *callbacks, epochs=1, **options):
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    trainer.fit(module, datamodule=data)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def faces() -> Faces:
+    return synthetic_faces(n_train=70, n_val=21, n_test=14)
+
+
+def test_fer_model0_is_the_known_network():
+    net = build_model("fer_model0", image_size=128, channels=[16, 32, 64])
+    assert net(torch.zeros(2, 1, 128, 128)).shape == (2, 7)
+    names = [type(layer).__name__ for layer in net.features]
+    assert names == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"] * 3
+    assert net.classifier.in_features == 64 * 16 * 16
+    convolutions = 9 * (16 + 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
+    norms = 2 * 2 * (16 + 32 + 64)
+    assert sum(p.numel() for p in net.parameters()) == convolutions + norms + 64 * 16 * 16 * 7 + 7
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "fer_modle0"}, "Did you mean fer_model0?"),
+        ({"name": "fer_model0", "widths": [3]}, "widths"),
+        ({"name": "fer_model0", "channels": []}, "at least one block"),
+        ({"name": "fer_model0", "channels": [4] * 9}, "leave nothing of 128 px"),
+    ],
+)
+def test_a_network_that_cannot_be_built_says_why(options, said):
+    with pytest.raises(UserError) as error:
+        build_model(image_size=128, **options)
+    assert said in str(error.value)
+
+
+def test_training_metrics_are_exact(faces):
+    """The epoch's loss and accuracy are means over images, though its last batch is smaller."""
+    record = {}
+
+    class Recorder(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            losses = record.setdefault("losses", [])
+            losses.append((outputs["loss"].item(), len(batch["labels"])))
+
+    module = classifier()
+    trainer = fit(module, FaceDataModule(faces, NoAugment(), batch_size=32, image_size=48), Recorder())
+    assert [n for _, n in record["losses"]] == [32, 32, 6]
+    expected = sum(loss * n for loss, n in record["losses"]) / 70
+    assert trainer.callback_metrics["loss/train"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_step_is_written_when_asked(faces, tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path)
+    written = []
+    logger.log_metrics = lambda metrics, step=None: written.append((step, metrics))
+    module = classifier()
+    Trainer(
+        max_epochs=1,
+        logger=logger,
+        log_every_n_steps=1,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, datamodule=FaceDataModule(faces, NoAugment(), batch_size=32, image_size=48))
+    steps = [(step, metrics) for step, metrics in written if "step/loss" in metrics]
+    assert [step for step, _ in steps] == [1, 2, 3]
+    epoch = next(metrics for _, metrics in written if "loss/train" in metrics)
+    mean = sum(metrics["step/loss"] * n for (_, metrics), n in zip(steps, (32, 32, 6), strict=True)) / 70
+    assert epoch["loss/train"] == pytest.approx(mean, rel=1e-5)
+    right = sum(metrics["step/accuracy"] * n for (_, metrics), n in zip(steps, (32, 32, 6), strict=True))
+    assert epoch["accuracy/train"] == pytest.approx(right / 70)
+
+
+def test_validation_metrics_by_hand(faces):
+    module = classifier()
+    data = FaceDataModule(faces, NoAugment(), batch_size=32, image_size=48, eval_batch_size=8)
+    trainer = fit(module, data)
+    held_out = module.held_out
+    assert held_out is not None
+    assert held_out.index.tolist() == data.rows(data.val_usages).tolist()
+    assert torch.equal(held_out.labels, torch.from_numpy(faces.labels[held_out.index]))
+    predicted = held_out.logits.argmax(dim=1)
+    metrics = trainer.callback_metrics
+    assert metrics["accuracy/val"] == pytest.approx((predicted == held_out.labels).float().mean().item())
+    assert metrics["loss/val"].item() == pytest.approx(
+        F.cross_entropy(held_out.logits, held_out.labels).item(), rel=1e-5
+    )
+    f1 = []
+    for label, emotion in enumerate(EMOTIONS):
+        true_positives = ((predicted == label) & (held_out.labels == label)).sum().item()
+        recall = true_positives / (held_out.labels == label).sum().item()
+        precision = true_positives / max(1, (predicted == label).sum().item())
+        assert metrics[f"recall/{emotion}"].item() == pytest.approx(recall)
+        assert metrics[f"precision/{emotion}"].item() == pytest.approx(precision)
+        f1.append(2 * precision * recall / (precision + recall) if true_positives else 0.0)
+    assert metrics["macro_f1/val"].item() == pytest.approx(sum(f1) / 7, rel=1e-5)
+    assert set(LOGGED) == {name for name in metrics if name != "step"}
+
+
+def test_overfits_14_images(faces):
+    few = synthetic_faces(n_train=14, n_val=7, n_test=7)
+    module = classifier(lr=1e-2)
+    trainer = fit(module, FaceDataModule(few, NoAugment(), batch_size=14, image_size=48), epochs=40)
+    assert trainer.callback_metrics["accuracy/train"] == 1.0
+    assert trainer.callback_metrics["loss/train"] < 0.1
+
+
+def test_channels_last_computes_the_same(faces):
+    torch.manual_seed(0)
+    net = build_model(image_size=48, **MODEL)
+    images = torch.randn(4, 1, 48, 48)
+    spec = InputSpec(48, 0.5, 0.5)
+    plain = EmotionClassifier(net, None, spec, MODEL).eval()(images)
+    torch.testing.assert_close(EmotionClassifier(net, None, spec, MODEL, channels_last=True).eval()(images), plain)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "expected"),
+    [
+        ("constant", 0, 1 / 20),
+        ("constant", 13, 14 / 20),
+        ("constant", 19, 1.0),
+        ("constant", 99, 1.0),
+        ("cosine", 13, 14 / 20),
+        ("cosine", 20, 1.0),
+        ("cosine", 60, 0.5),
+        ("cosine", 99, 0.5 * (1 + math.cos(math.pi * 79 / 80))),
+    ],
+)
+def test_the_learning_rate_at_a_step(schedule, step, expected):
+    assert lr_factor(step, total_steps=100, warmup_steps=20, schedule=schedule) == pytest.approx(expected)
+    optimizer, scheduler = build_optimizer(
+        [torch.nn.Parameter(torch.zeros(1))], 100, 10, lr=0.5, schedule=schedule, warmup_epochs=2
+    )
+    for _ in range(step):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "adamm"}, "optim.name=adamm"),
+        ({"schedule": "linear"}, "optim.schedule=linear"),
+        ({"lr": 0}, "optim.lr=0"),
+        ({"weight_decay": -1}, "optim.weight_decay=-1"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_says_why(options, said):
+    with pytest.raises(UserError) as error:
+        build_optimizer([torch.nn.Parameter(torch.zeros(1))], 10, 1, **options)
+    assert said in str(error.value)
