@@ -30,7 +30,7 @@ def job(cfg: Config, run_dir: Path) -> None:
 
     fit, test = experiment.stages(cfg["stages"], cfg["ckpt"])
     start = read_checkpoint(cfg["ckpt"]) if cfg["ckpt"] else None
-    keep = [experiment.checkpoints(run_dir, cfg["monitor"])] if fit else []
+    keep = experiment.checkpoints(run_dir, cfg["monitor"]) if fit else []
     resume_from = experiment.resume_point(run_dir) if cfg["resume"] else None
     last = read_checkpoint(resume_from) if resume_from else None
 
@@ -68,12 +68,7 @@ def job(cfg: Config, run_dir: Path) -> None:
         # Steps of an epoch that was cut short are done again: TensorBoard forgets their first showing.
         purge_step=last.global_step + 1 if last else None,
     )
-    callbacks = [
-        history,
-        *(build(node) for node in cfg["callbacks"].values()),
-        dashboard,
-        *keep,
-    ]
+    callbacks = [history, *(build(node) for node in cfg["callbacks"].values()), dashboard, *keep]
     trainer = experiment.make_trainer(logger or False, callbacks, run_dir, trainer_arguments)
 
     experiment.announce(data, module, results, run_dir)

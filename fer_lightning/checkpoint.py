@@ -45,7 +45,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             "was not loaded."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"ckpt={path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"ckpt={path} is damaged or not a checkpoint: {why}") from error
     try:
         ours = content["fer_lightning"]
         found = Checkpoint(

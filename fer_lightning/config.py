@@ -6,6 +6,7 @@ in about a second.
 """
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -132,13 +133,14 @@ def _run(job: Job, arguments: list[str]) -> int:
         plain = _plain(cfg)
         plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
         plain["overrides"] = list(hydra_cfg.overrides.task)
+        run_dir = Path(os.path.relpath(hydra_cfg.runtime.output_dir))
         try:
-            job(plain, Path(hydra_cfg.runtime.output_dir))
+            job(plain, run_dir)
         except UserError as error:
             # Not raised further: Hydra would print a traceback, and end a sweep whose other runs can go on.
             print(f"error: {error}", file=sys.stderr)
             failed.append(str(error))
-            _remove_empty(Path(hydra_cfg.runtime.output_dir))
+            _remove_empty(run_dir)
 
     # Hydra reads the process's own command line.
     sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + rewritten
@@ -189,7 +191,7 @@ def _flags(arguments: list[str]) -> argparse.Namespace:
         raise UserError(f"{message}. Settings are given as NAME=value, without dashes; see python train.py --help.")
 
     parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # flags may stand among the settings
 
 
 def _parse(text: str) -> Override:

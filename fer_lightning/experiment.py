@@ -50,7 +50,7 @@ def resume_point(run_dir: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def checkpoints(run_dir: Path, monitor: str) -> ModelCheckpoint:
+def checkpoints(run_dir: Path, monitor: str) -> list[Callback]:
     """Keeps checkpoints/best.ckpt, the epoch with the best `monitor`, and checkpoints/last.ckpt.
 
     Args:
@@ -64,16 +64,18 @@ def checkpoints(run_dir: Path, monitor: str) -> ModelCheckpoint:
         raise UserError(
             f"monitor={monitor} is not a metric.{did_you_mean(monitor, LOGGED)} There are: {', '.join(LOGGED)}."
         )
-    return ModelCheckpoint(
-        dirpath=run_dir / "checkpoints",
-        filename="best",
-        monitor=monitor,
-        mode="min" if monitor.startswith("loss") else "max",
-        save_last=True,
+    kept: dict[str, Any] = {
+        "dirpath": run_dir / "checkpoints",
         # After the epoch's record is complete, so that the checkpoint holds it.
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    best = ModelCheckpoint(
+        filename="best", monitor=monitor, mode="min" if monitor.startswith("loss") else "max", **kept
     )
+    # Not the first one's save_last: in Lightning 2.6 that writes only when the best improves. This one comes second,
+    # so that last.ckpt knows of the epoch's best.
+    return [best, ModelCheckpoint(filename="last", **kept)]
 
 
 def for_this_machine(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -287,7 +289,7 @@ def headline(predictions: Predictions, data: FaceDataModule) -> Json:
 def best_checkpoint(trainer: Trainer) -> str | None:
     """The path of the best checkpoint of this fit, or None where there was none."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
             return callback.best_model_path
     return None
 

@@ -93,6 +93,8 @@ class EmotionClassifier(LightningModule):
             # In place, which keeps the weights' names; a shape of its own for the last, smaller batch is faster
             # than one kernel for all.
             self.net.compile(dynamic=False)
+        if optimizer is not None:
+            optimizer(net.parameters(), total_steps=1, steps_per_epoch=1)  # a wrong one fails here, not in the fit
         self.optimizer_factory = optimizer
         self.inputs = inputs
         self.model = model

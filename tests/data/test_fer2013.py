@@ -41,7 +41,8 @@ from fer_lightning.data.fer2013 import PUBLISHED_COUNTS, load_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
-REAL = os.environ.get("FER2013_PATH")
+# Absolute, for the tests work in folders of their own.
+REAL = os.path.abspath(os.environ["FER2013_PATH"]) if os.environ.get("FER2013_PATH") else None
 FACES = fake_faces()
 
 

@@ -1,0 +1,152 @@
+"""Splits, order, batches, and augmentation that stays in training."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from fer_lightning.data.augment import BatchAugment, NoAugment, normalise, resize
+from fer_lightning.data.datamodule import EpochBatches, FaceDataModule
+from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, VAL, Faces, seen_elsewhere
+from fer_lightning.errors import UserError
+
+
+def some_faces(counts=(20, 8, 6)) -> Faces:
+    rng = np.random.default_rng(0)
+    usage = np.repeat(np.array([TRAIN, VAL, TEST], np.uint8), counts)
+    rng.shuffle(usage)
+    return Faces(
+        images=rng.integers(0, 256, (len(usage), 48, 48), np.uint8),
+        labels=np.arange(len(usage), dtype=np.int64) % 7,
+        usage=usage,
+        ids=[f"face:{n}" for n in range(len(usage))],
+        dataset="FER-2013",
+        source="made for the test",
+        fingerprint="0" * 16,
+        split_names=FER2013_SPLITS,
+    )
+
+
+class Watcher(LightningModule):
+    """Keeps every batch that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.got = {"train": [], "val": [], "test": []}
+
+    def training_step(self, batch, batch_idx):
+        self.got["train"].append(batch)
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.got["val"].append(batch)
+
+    def test_step(self, batch, batch_idx):
+        self.got["test"].append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def watch(data, epochs=1):
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    watcher = Watcher()
+    trainer.fit(watcher, datamodule=data)
+    trainer.test(watcher, datamodule=data, verbose=False)
+    return {
+        stage: {key: torch.cat([b[key] for b in batches]) for key in batches[0]}
+        for stage, batches in watcher.got.items()
+    }
+
+
+def test_augmentation_stays_in_training():
+    faces = some_faces()
+    augment = BatchAugment(flip_prob=0.5, rotation_deg=10.0, brightness=0.2)
+    got = watch(FaceDataModule(faces, augment, batch_size=7, image_size=48, eval_batch_size=5))
+    plain = normalise(resize(torch.from_numpy(faces.images).unsqueeze(1), 48), 0.5, 0.5)
+    for stage in ("val", "test"):
+        assert torch.equal(got[stage]["images"], plain[got[stage]["index"]])
+    expected = augment(
+        torch.from_numpy(faces.images)[got["train"]["index"]].unsqueeze(1), got["train"]["index"], 0, 0, 48
+    )
+    torch.testing.assert_close(got["train"]["images"], normalise(expected, 0.5, 0.5))
+    assert not torch.equal(got["train"]["images"], plain[got["train"]["index"]])
+
+
+@pytest.mark.parametrize(
+    ("split", "val", "test", "val_n", "test_n"),
+    [
+        ("official", "PublicTest", "PrivateTest", 8, 6),
+        ("kaggle_folder", "PublicTest+PrivateTest", "PublicTest+PrivateTest", 14, 14),
+    ],
+)
+def test_protocols(split, val, test, val_n, test_n):
+    faces = some_faces()
+    data = FaceDataModule(faces, NoAugment(), image_size=48, split=split)
+    assert (data.val_split, data.test_split) == (val, test)
+    assert (len(data.rows(data.val_usages)), len(data.rows(data.test_usages))) == (val_n, test_n)
+    got = watch(data)
+    for stage, usages in (("train", [TRAIN]), ("val", data.val_usages), ("test", [VAL, TEST])):
+        rows = got[stage]["index"]
+        assert sorted(rows.tolist()) == np.flatnonzero(np.isin(faces.usage, usages)).tolist()
+        assert torch.equal(got[stage]["labels"], torch.from_numpy(faces.labels[rows.numpy()]))
+
+
+def test_each_epoch_has_an_order_of_its_own_and_every_image_once():
+    got = watch(FaceDataModule(some_faces(), NoAugment(), batch_size=7, image_size=48, seed=3), epochs=2)
+    first, second = got["train"]["index"].view(2, 20).tolist()
+    assert sorted(first) == sorted(second)
+    assert first != second
+    batches = EpochBatches(torch.tensor(sorted(first)), 7, seed=3)
+    batches.set_epoch(1)
+    assert torch.cat(list(batches)).tolist() == second
+
+
+@pytest.mark.parametrize("n", [20, 21])
+def test_processes_share_each_batch_of_one(n):
+    rows = torch.arange(n)
+    whole = list(EpochBatches(rows, 6, seed=1))
+    parts = [list(EpochBatches(rows, 6, seed=1, rank=rank, world_size=2)) for rank in (0, 1)]
+    for batch, even, odd in zip(whole, *parts, strict=True):
+        assert sorted(batch.tolist()) == sorted([*even.tolist(), *odd.tolist()])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 0}, "data.batch_size=0"),
+        ({"image_size": 0}, "data.image_size=0"),
+        ({"std": 0.0}, "data.std=0.0"),
+        ({"split": "private"}, "data.split=private"),
+    ],
+)
+def test_settings_out_of_range_are_named(options, said):
+    with pytest.raises(UserError) as error:
+        FaceDataModule(some_faces(), NoAugment(), **options)
+    assert said in str(error.value)
+
+
+def test_a_split_without_images_is_named():
+    with pytest.raises(UserError, match="no image in PrivateTest"):
+        FaceDataModule(some_faces((10, 5, 0)), NoAugment())
+
+
+def test_seen_elsewhere_by_hand():
+    faces = some_faces((2, 2, 2))
+    train, val, test = (np.flatnonzero(faces.usage == usage) for usage in (TRAIN, VAL, TEST))
+    faces.images[test[0]] = faces.images[train[0]]  # PrivateTest image in Training
+    faces.images[val[1]] = faces.images[test[1]]  # PublicTest image in PrivateTest
+    assert np.flatnonzero(seen_elsewhere(faces, (TEST,))).tolist() == sorted([test[0], test[1]])
+    assert np.flatnonzero(seen_elsewhere(faces, (VAL,))).tolist() == [val[1]]
+    # Both splits together: only what is in Training counts.
+    assert np.flatnonzero(seen_elsewhere(faces, (VAL, TEST))).tolist() == [test[0]]

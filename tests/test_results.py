@@ -1,0 +1,115 @@
+"""Scores by hand, tables that fit a terminal, and files that are whole or not there."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from fer_lightning import results
+from fer_lightning.emotions import COLOURS, EMOTIONS, emotion_index
+from fer_lightning.results import format_results, format_table, print_ranking, score, score_classes, write_json
+
+
+def one_hot(predicted, sure=4.0):
+    return torch.nn.functional.one_hot(torch.tensor(predicted), 7).float() * sure
+
+
+def test_score_by_hand():
+    labels = torch.tensor([0, 0, 3, 3])
+    scores = score(one_hot([0, 3, 3, 3]), labels)
+    assert scores["n"] == 4
+    assert scores["accuracy"] == 0.75
+    # Two classes occur: F1 of angry 2/3, of happy 4/5.
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    log_sum = math.log(math.exp(4) + 6)
+    assert scores["loss"] == pytest.approx((3 * (log_sum - 4) + log_sum) / 4)
+    assert score(torch.zeros(0, 7), torch.zeros(0, dtype=torch.long))["accuracy"] is None
+
+
+def test_score_classes_by_hand():
+    classes = score_classes(one_hot([0, 3, 3, 3]), torch.tensor([0, 0, 3, 3]))
+    assert list(classes) == list(EMOTIONS)
+    assert classes["angry"] == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "n": 2})
+    assert classes["happy"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1": 0.8, "n": 2})
+    assert classes["fear"]["n"] == 0
+
+
+def test_the_class_order_is_canonical_and_not_alphabetical():
+    assert [
+        emotion_index(name) for name in ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+    ] == [*range(7)]
+    assert [emotion_index(name) for name in ("Anger", " HAPPY ", "sadness", "surprised")] == [0, 3, 4, 5]
+    assert emotion_index("contempt") is None
+    assert list(COLOURS) == list(EMOTIONS)
+
+
+def test_write_json_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_json(path, {"accuracy": 0.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"accuracy": float("nan")})
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"accuracy": 0.6})
+    assert json.loads(path.read_text()) == {"accuracy": 0.5}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_format_table():
+    assert format_table(["split", "n"], [["Public", "3589"], ["x", "7"]]) == (
+        "split      n\n------  ----\nPublic  3589\nx          7"
+    )
+
+
+def some_results(accuracy=0.6138, **more):
+    of_split = {
+        "n": 7178,
+        "accuracy": accuracy,
+        "macro_f1": 0.5,
+        "loss": 1.0379,
+        "accuracy_leak_free": 0.61,
+        "n_leak_free": 6610,
+    }
+    splits = {name: of_split for name in ("PublicTest", "PrivateTest", "PublicTest+PrivateTest")}
+    return {
+        "status": "finished",
+        "command": "python train.py a=1",
+        "dataset": "FER-2013",
+        "split": "PublicTest+PrivateTest",
+        "val_split": "PublicTest",
+        **of_split,
+        "splits": splits,
+        "last_epoch": splits,
+        "best_epoch": 19,
+        "per_class": {name: {"precision": 0.5, "recall": 1.0, "f1": 0.66, "n": 111} for name in EMOTIONS},
+        "train_seconds": 12.3,
+        "history": [{"epoch": 0, "val_accuracy": accuracy / 2}, {"epoch": 1, "val_accuracy": accuracy}],
+        **more,
+    }
+
+
+def test_the_final_table_fits_a_terminal_and_names_every_split():
+    text = format_results(some_results())
+    assert max(map(len, text.splitlines())) <= 80
+    for said in ("PublicTest+PrivateTest (last)", "61.38%", "61.00% (6610)", "surprise", "(n = 7178): 61.38%"):
+        assert said in text
+
+
+def test_the_ranking_puts_the_best_first_and_shows_what_differs(tmp_path, capsys):
+    runs = (("0", 0.4, "a=1 b=1"), ("1", 0.6, "a=1 b=2"), ("2", 0.5, "a=1 b=3"))
+    for name, accuracy, settings in runs:
+        write_json(tmp_path / name / "results.json", some_results(accuracy, command=f"python train.py {settings}"))
+    failed = some_results(history=[], status="failed", command="python train.py a=1 b=4")
+    write_json(tmp_path / "3" / "results.json", failed)
+    print_ranking(tmp_path)
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines()[5:]]
+    assert [row[0] for row in rows] == ["1", "2", "0", "3"]
+    assert rows[0] == ["1", "60.00%", "1", "12", "finished", "b=2"]
+    assert rows[3] == ["3", "-", "-", "12", "failed", "b=4"]
+    assert "ranked by accuracy on PublicTest" in out

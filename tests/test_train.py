@@ -1,0 +1,308 @@
+"""Whole runs through train.py, small enough for a test: what they leave, how they go on, how they stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_fer2013 import fake_faces, write_zip
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fer_lightning.checkpoint import classifier_from, read_checkpoint
+from fer_lightning.config import CONF_DIR, main
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import UserError
+from train import job
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = (
+    "data=synthetic",
+    "data.n_train=56",
+    "data.n_val=21",
+    "data.n_test=14",
+    "data.batch_size=16",
+    "model.channels=[4,8]",
+    "trainer.accelerator=cpu",
+    "trainer.enable_model_summary=false",
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def run(*arguments, code=0):
+    assert main(job, [*SMALL, *arguments]) == code
+
+
+def results_of(folder):
+    return json.loads((Path(folder) / "results.json").read_text())
+
+
+def weights_of(folder, name="last.ckpt"):
+    return read_checkpoint(Path(folder) / "checkpoints" / name).state_dict
+
+
+def same_weights(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_what_a_run_leaves(capsys):
+    run("name=first", "trainer.max_epochs=2", "experiment=demo", "model.channels=[4,8]")
+    folder = Path("runs/demo/first")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    events = {name for name in files if name.startswith("events.out.tfevents")}
+    assert files - events - {"hparams.yaml"} == {
+        "config.yaml",
+        "command.txt",
+        "results.json",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "figures/predictions_val.png",
+        "figures/predictions_test.png",
+        "figures/most_confident_mistakes.png",
+        "figures/confusion_val.png",
+        "figures/confusion_test.png",
+    }
+    assert "max_epochs: 2" in (folder / "config.yaml").read_text()
+    assert (folder / "command.txt").read_text().startswith("python train.py ")
+
+    results = results_of(folder)
+    assert results["status"] == "finished"
+    assert (results["experiment"], results["dataset"], results["split"], results["n"]) == (
+        "demo",
+        "synthetic",
+        "test",
+        14,
+    )
+    assert set(results["per_class"]) == set(EMOTIONS)
+    assert {name: scores["n"] for name, scores in results["splits"].items()} == {
+        "validation": 21,
+        "test": 14,
+        "validation+test": 35,
+    }
+    assert results["accuracy"] == results["splits"]["test"]["accuracy"]
+    assert results["last_epoch"].keys() == results["splits"].keys()
+    assert [epoch["epoch"] for epoch in results["history"]] == [0, 1]
+    best = max(results["history"], key=lambda epoch: epoch["val_accuracy"])
+    assert results["splits"]["validation"]["accuracy"] == pytest.approx(best["val_accuracy"])
+    assert results["last_epoch"]["validation"]["accuracy"] == pytest.approx(results["history"][-1]["val_accuracy"])
+    assert results["best_epoch"] == read_checkpoint(folder / "checkpoints/best.ckpt").epoch
+    assert results["parameters"] == sum(
+        p.numel() for p in classifier_from(read_checkpoint(folder / "checkpoints/best.ckpt")).net.parameters()
+    )
+    assert results["total_seconds"] > results["train_seconds"] > 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.split("\n\n", 1)[1].splitlines())) <= 80
+    assert f"test (n = 14): {results['accuracy']:.2%}" in out
+
+    shown = EventAccumulator(str(folder)).Reload().Tags()
+    assert {"loss/train", "loss/val", "accuracy/train", "accuracy/val", "recall/happy", "lr"} <= set(
+        shown["scalars"]
+    )
+    assert {"hp/test_accuracy", "hp/best_val_accuracy"} <= set(shown["scalars"])
+    assert {"predictions/sample", "confusion/val", "confusion/test"} <= set(shown["images"])
+
+
+def test_one_seed_gives_one_result_and_zero_is_a_seed():
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(f"name={name}", f"seed={seed}", "trainer.max_epochs=1", "callbacks=none", "logger=none")
+    assert same_weights(weights_of("runs/default/a"), weights_of("runs/default/b"))
+    assert not same_weights(weights_of("runs/default/a"), weights_of("runs/default/c"))
+    assert results_of("runs/default/a")["accuracy"] == results_of("runs/default/b")["accuracy"]
+
+
+def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped():
+    """SIGTERM in the middle of an epoch, in a process of its own, as Ctrl-C or a scheduler would."""
+    arguments = [*SMALL, "data.n_train=1400", "trainer.max_epochs=3", "callbacks=none"]
+    assert main(job, [*arguments, "name=never"]) == 0
+    folder = Path("runs/default/stopped")
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments, "name=stopped"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        while not (folder / "checkpoints/last.ckpt").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert "Traceback" not in output
+    stopped = results_of(folder)
+    assert stopped["status"] == "interrupted"
+    assert 1 <= len(stopped["history"]) < 3
+
+    assert main(job, [f"resume={folder}"]) == 0
+    finished, never = results_of(folder), results_of("runs/default/never")
+    assert finished["status"] == "finished"
+    assert same_weights(weights_of(folder), weights_of("runs/default/never"))
+    for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "epoch"):
+        assert [epoch[key] for epoch in finished["history"]] == [epoch[key] for epoch in never["history"]]
+    assert (finished["accuracy"], finished["best_epoch"]) == (never["accuracy"], never["best_epoch"])
+    # One TensorBoard run, each epoch in it once.
+    curve = EventAccumulator(str(folder)).Reload().Scalars("loss/train")
+    assert [event.step for event in curve] == [0, 1, 2]
+
+
+def test_resume_can_raise_the_number_of_epochs():
+    run("name=a", "trainer.max_epochs=1", "callbacks=none")
+    assert main(job, ["resume=runs/default/a", "trainer.max_epochs=2"]) == 0
+    assert [epoch["epoch"] for epoch in results_of("runs/default/a")["history"]] == [0, 1]
+
+
+@pytest.mark.parametrize("argument", ["model=fer_model0", "trainer.max_epoch=3", "data.batch_size=x"])
+def test_resume_refuses_what_it_cannot_change(argument, capsys):
+    run("name=a", "trainer.max_epochs=1", "callbacks=none", "logger=none", "stages=[fit]")
+    assert main(job, ["resume=runs/default/a", argument]) == 1
+    assert argument.split("=")[0] in capsys.readouterr().err
+
+
+def test_testing_alone_uses_the_checkpoints_own_network_and_input(capsys):
+    run("name=a", "trainer.max_epochs=1", "callbacks=none", "data.image_size=32", "model.channels=[3,5]")
+    run(
+        "name=again",
+        "stages=[test]",
+        "ckpt=runs/default/a/checkpoints/best.ckpt",
+        "model.channels=[4,8]",
+        "data.image_size=48",
+    )
+    first, again = results_of("runs/default/a"), results_of("runs/default/again")
+    for key in ("accuracy", "loss", "per_class", "splits", "parameters"):
+        assert first[key] == again[key]
+    assert again["history"] == []
+    assert "32x32 px" in capsys.readouterr().out
+
+
+def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):
+    run(
+        "-m",
+        "name=s",
+        "trainer.max_epochs=1",
+        "callbacks=none",
+        "model.channels=[4,8],[4,0]",
+        "augment=none,baseline",
+        code=1,
+    )
+    out, err = capsys.readouterr()
+    assert err.count("cannot be built with channels=[4, 0]") == 2
+    assert "2 runs in runs/default/s, ranked by accuracy on validation" in out
+    assert sorted(path.parent.name for path in Path("runs/default/s").glob("*/results.json")) == ["0", "1"]
+    assert [results_of(f"runs/default/s/{n}")["status"] for n in (0, 1)] == ["finished", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["monitor=accuracy"], "monitor=accuracy is not a metric. Did you mean accuracy/"),
+        (["stages=[tets]"], "stages=['tets']"),
+        (["stages=[test]"], "needs the checkpoint to test"),
+        (["ckpt=nowhere.ckpt"], "nowhere.ckpt cannot be read: No such file"),
+        (["trainer.accelerator=quantum"], "Trainer does not take this"),
+        (["trainer.precision=7"], "Trainer does not take this"),
+        (["data=fer2013", "data.path=nowhere.zip"], "nowhere.zip does not exist"),
+        (["optim.name=adamm"], "optim.name=adamm"),
+    ],
+)
+def test_a_persons_mistake_ends_in_one_message_and_leaves_nothing(arguments, said, capsys, tmp_path):
+    settings = [setting for setting in SMALL if not (arguments[0] == "data=fer2013" and setting.startswith("data"))]
+    assert main(job, [*settings, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert list(tmp_path.rglob("*")) == []
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch exploded",))
+
+
+def test_a_checkpoint_cannot_run_code_and_a_wrong_one_is_named(tmp_path):
+    run("name=a", "trainer.max_epochs=1", "callbacks=none", "logger=none", "stages=[fit]")
+    whole = Path("runs/default/a/checkpoints/best.ckpt").read_bytes()
+    content = torch.load("runs/default/a/checkpoints/best.ckpt", weights_only=True)  # plain enough to load so
+    assert content["fer_lightning"]["classes"] == list(EMOTIONS)
+    cases = {
+        "bomb.ckpt": (Bomb(), "could run code"),
+        "other.ckpt": ({"state_dict": {}}, "not written by this project"),
+        "order.ckpt": (
+            {**content, "fer_lightning": {**content["fer_lightning"], "classes": sorted(EMOTIONS)}},
+            "was trained on the classes",
+        ),
+    }
+    for name, (bad, said) in cases.items():
+        torch.save(bad, tmp_path / name)
+        with pytest.raises(UserError, match=said):
+            read_checkpoint(tmp_path / name)
+    for name, data in (("cut.ckpt", whole[: len(whole) // 2]), ("empty.ckpt", b""), ("text.ckpt", b"hello")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=name):
+            read_checkpoint(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+# Every choice that conf/ offers runs: a new file there is tested without a word here.
+CHOICES = [
+    f"{path.parent.name}={path.stem}"
+    for path in sorted(CONF_DIR.glob("*/*.yaml"))
+    if path.parent.name not in ("data", "experiment", "sweep") and path.stem != "gpu"
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_runs(choice):
+    few = [setting for setting in SMALL if not (choice.startswith("model=") and setting.startswith("model."))]
+    assert main(job, [*few, choice, "name=a", "trainer.max_epochs=1", "trainer.accelerator=cpu"]) == 0
+    assert results_of("runs/default/a")["status"] == "finished"
+
+
+@pytest.mark.parametrize("experiment", [path.stem for path in sorted(CONF_DIR.glob("experiment/*.yaml"))])
+def test_every_experiment_runs_on_files_in_the_real_format(experiment, tmp_path):
+    archive = tmp_path / "fer2013.zip"
+    write_zip(archive, fake_faces())
+    data = [] if experiment == "demo" else [f"data.path={archive}"]
+    few = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu", "data.image_size=16"]
+    if experiment == "demo":
+        few += ["data.n_train=64", "data.n_val=7", "data.n_test=7"]
+    assert main(job, [f"experiment={experiment}", "name=a", *data, *few]) == 0
+    results = results_of(f"runs/{experiment}/a")
+    assert results["status"] == "finished"
+    if experiment == "baseline":
+        assert results["split"] == results["val_split"] == "PublicTest+PrivateTest"
+        assert np.isfinite(results["loss"])
+
+
+@pytest.mark.parametrize("sweep", [path.stem for path in sorted(CONF_DIR.glob("sweep/*.yaml"))])
+def test_every_sweep_composes(sweep):
+    jobs = []
+    assert main(lambda cfg, run_dir: jobs.append(cfg["overrides"]), ["-m", f"sweep={sweep}"]) == 0
+    assert len(jobs) > 1
+
+
+def test_real_data_one_step(real_data):
+    arguments = (
+        "trainer.max_epochs=1",
+        "data.image_size=24",
+        "model.channels=[4,8]",
+        "trainer.limit_train_batches=20",
+    )
+    assert main(job, [f"data.path={real_data}", "name=a", "trainer.accelerator=cpu", *arguments]) == 0
+    results = results_of("runs/default/a")
+    assert {name: (scores["n"], scores["n_leak_free"]) for name, scores in results["splits"].items()} == {
+        "PublicTest": (3589, 3268),
+        "PrivateTest": (3589, 3275),
+        "PublicTest+PrivateTest": (7178, 6610),
+    }
+    assert results["val_split"] == "PublicTest"
+    assert results["split"] == "PrivateTest"
+    assert results["n_leak_free"] == 3275
