@@ -94,8 +94,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 a mistake of the person's or a failed run, 130 or 143 interrupted.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+    before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         return _run(job, list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
@@ -104,6 +103,9 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"stopped by {stopped}", file=sys.stderr)
         return stopped.exit_code
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
@@ -393,4 +395,5 @@ def _resumed(folder: Path, overrides: list[Override]) -> Config:
         OmegaConf.update(saved, override.key_or_group, override.value(), force_add=True)
     plain = _plain(saved)
     plain["resume"] = str(folder)
+    plain["overrides"] += [override.input_line for override in overrides]
     return plain

@@ -73,8 +73,8 @@ def checkpoints(run_dir: Path, monitor: str) -> list[Callback]:
     best = ModelCheckpoint(
         filename="best", monitor=monitor, mode="min" if monitor.startswith("loss") else "max", **kept
     )
-    # Not the first one's save_last: in Lightning 2.6 that writes only when the best improves. This one comes second,
-    # so that last.ckpt knows of the epoch's best.
+    # Not the first one's save_last: in Lightning 2.6 that writes only when the best improves. Second, so that
+    # last.ckpt knows of the epoch's best.
     return [best, ModelCheckpoint(filename="last", **kept)]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -41,6 +42,12 @@ def fingerprint(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], us
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=1)  # every split of a dataset asks for them
+def _pixel_keys(faces: Faces) -> list[bytes]:
+    """One key an image, equal where all pixels are."""
+    return [blake2b(image.tobytes(), digest_size=16).digest() for image in faces.images]
+
+
 def seen_elsewhere(faces: Faces, usages: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Which images of the splits `usages` have pixels that also occur in a split outside them.
 
@@ -48,6 +55,6 @@ def seen_elsewhere(faces: Faces, usages: Sequence[int]) -> npt.NDArray[np.bool_]
     has 280 such images in PublicTest and 288 in PrivateTest that are also in Training.
     """
     inside = np.isin(faces.usage, usages)
-    keys = [blake2b(image.tobytes(), digest_size=16).digest() for image in np.ascontiguousarray(faces.images)]
+    keys = _pixel_keys(faces)
     outside = {key for key, is_in in zip(keys, inside, strict=True) if not is_in}
     return np.array([is_in and key in outside for key, is_in in zip(keys, inside, strict=True)], dtype=bool)
