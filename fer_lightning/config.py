@@ -134,7 +134,8 @@ def _run(job: Job, arguments: list[str]) -> int:
         hydra_cfg = HydraConfig.get()
         plain = _plain(cfg)
         plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
-        plain["overrides"] = list(hydra_cfg.overrides.task)
+        # As the person may write them: the pluses are `_check`'s.
+        plain["overrides"] = [text.removeprefix("++") for text in hydra_cfg.overrides.task]
         run_dir = Path(os.path.relpath(hydra_cfg.runtime.output_dir))
         try:
             job(plain, run_dir)

@@ -206,7 +206,11 @@ def hparams(cfg: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """The settings that runs are compared by, as flat columns: "optim.lr", "model.channels", ..."""
     columns = {"experiment": cfg["experiment"], "seed": cfg["seed"]}
     for group in ("data", "augment", "model", "optim", "trainer"):
-        columns |= {f"{group}.{key}": value for key, value in cfg[group].items()}
+        for key, value in cfg[group].items():
+            if key == "_target_":
+                columns[group] = value.rpartition(".")[2]
+            else:
+                columns[f"{group}.{key}"] = value
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in columns.items()
     }
