@@ -91,7 +91,7 @@ def for_this_machine(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]
 
 
 def make_trainer(
-    logger: Logger | bool, callbacks: list[Callback], run_dir: Path, arguments: Mapping[str, Any]
+    logger: Logger | bool, callbacks: list[Callback], run_dir: Path, arguments: dict[str, Any]
 ) -> Trainer:
     """A Lightning Trainer; what it refuses is the person's to put right.
 
@@ -111,7 +111,7 @@ def make_trainer(
         "use_distributed_sampler": False,  # EpochBatches deals the images out itself
     }
     try:
-        return Trainer(**(ours | dict(arguments)))
+        return Trainer(**(ours | arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"Lightning's Trainer does not take this: {str(error).splitlines()[0]}") from error
 
@@ -245,9 +245,14 @@ def train(
         history: what the epochs' records are taken from.
         results: gains "history", "best_epoch", "train_seconds" and "images_per_second".
         resume_from: a checkpoint to go on from.
+
+    Raises:
+        UserError: settings that do not go together, such as a monitor that the Trainer never computes.
     """
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    except MisconfigurationException as error:
+        raise UserError(f"Lightning cannot fit with these settings: {str(error).splitlines()[0]}") from error
     finally:
         results |= {
             "history": history.epochs,

@@ -198,6 +198,7 @@ class EmotionClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert self.optimizer_factory is not None
         total_steps = self.trainer.estimated_stepping_batches  # infinite for max_epochs=-1
+        self.trainer.fit_loop.setup_data()  # which the line above leaves out when max_steps says it all
         steps_per_epoch = ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer, schedule = self.optimizer_factory(
             self.net.parameters(), total_steps=total_steps, steps_per_epoch=steps_per_epoch

@@ -154,6 +154,21 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped():
     assert [event.step for event in curve] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trainer.max_epochs=-1", "trainer.max_steps=6"],
+        ["trainer.limit_val_batches=0", "trainer.max_epochs=1"],
+        ["trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
+        ["trainer.fast_dev_run=true"],
+        ["trainer.logger=false", "trainer.max_epochs=1"],
+    ],
+)
+def test_unusual_arguments_of_the_trainer(arguments):
+    run("name=a", "callbacks=none", *arguments)
+    assert results_of("runs/default/a")["status"] == "finished"
+
+
 def test_resume_can_raise_the_number_of_epochs():
     run("name=a", "trainer.max_epochs=1", "callbacks=none")
     assert main(job, ["resume=runs/default/a", "trainer.max_epochs=2"]) == 0
