@@ -100,6 +100,9 @@ def make_trainer(
     """
     # Batches are gathered from memory in one call: workers would only copy them once more.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Epochs are always logged, whatever the interval; and a resumed run's folder is there on purpose.
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.15
     # What Lightning would announce is said by `announce` already, but for the network's layers.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -161,11 +164,13 @@ def announce(data: FaceDataModule, module: EmotionClassifier, results: Json, run
     size = module.inputs.image_size
     print(f"run:      {run_dir}")
     print(f"data:     {faces.dataset} from {faces.source}")
-    print(f"          {counts}; selected on {data.val_split}, tested on {data.test_split}")
+    print(f"          {counts}")
+    print(f"          selected on {data.val_split}, tested on {data.test_split}")
     for note in faces.notes:
         print(f"          note: {note}")
     print(f"network:  {module.model['name']} {options}, {results['parameters']:,} parameters, {size}x{size} px")
-    print(f"machine:  {results['hardware']}", flush=True)
+    machine, _, precision = results["hardware"].partition("; ")
+    print(f"machine:  {machine}\n          {precision}", flush=True)
 
 
 @contextmanager

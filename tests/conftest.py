@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-REAL_DATA = os.environ.get("FER2013_PATH")
+# Absolute, for the tests work in folders of their own.
+REAL_DATA = os.environ.get("FER2013_PATH") and os.path.abspath(os.environ["FER2013_PATH"])
 
 
 @pytest.fixture(autouse=True)
@@ -24,4 +25,4 @@ def real_data():
     """The real FER-2013, where the person who runs the tests has it."""
     if not REAL_DATA:
         pytest.skip("FER2013_PATH is not set: tests on the real data are left out")
-    return os.path.abspath(REAL_DATA)
+    return REAL_DATA

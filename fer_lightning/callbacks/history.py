@@ -11,13 +11,13 @@ from fer_lightning.module import EmotionClassifier
 
 
 class History(Callback):
-    """Records every epoch as results.json's "history" has it, and prints a line for each.
+    """Records every epoch as results.json's "history" has it, and prints a row for each.
 
     The record is saved in checkpoints, so that a resumed run has all of it. Training seconds leave validation,
     drawing and writing out.
 
     Args:
-        val_split: the validation split's name, for the printed line.
+        val_split: the validation split's name, for the printed table.
     """
 
     def __init__(self, val_split: str) -> None:
@@ -53,6 +53,10 @@ class History(Callback):
             self._epoch_seconds += perf_counter() - self._since
             self._since = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._print()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_seconds = 0.0
         self._validated = False
@@ -87,13 +91,18 @@ class History(Callback):
         rate = record["images"] / record["seconds"]
         pl_module.log_at_epoch({"lr": record["lr"], "throughput/images_per_second": rate})
         if trainer.is_global_zero:
-            print(self._line(record, rate), flush=True)
+            self._print(
+                f"{record['epoch']:.0f}",
+                f"{record['train_loss']:.4f}",
+                f"{record['train_accuracy']:.2%}",
+                f"{record['val_loss']:.4f}" if self._validated else "-",
+                f"{record['val_accuracy']:.2%}" if self._validated else "-",
+                f"{rate:.0f}",
+            )
 
-    def _line(self, record: dict[str, float], rate: float) -> str:
-        val = ""
-        if "val_loss" in record:
-            val = f" | {self.val_split} {record['val_loss']:.4f} {record['val_accuracy']:6.2%}"
-        return (
-            f"epoch {record['epoch']:2.0f} | train {record['train_loss']:.4f} {record['train_accuracy']:6.2%}"
-            f"{val} | {rate:.0f} images/s"
+    def _print(self, *cells: str) -> None:
+        columns = ("epoch", "train loss", "accuracy", f"{self.val_split} loss", "accuracy", "images/s")
+        print(
+            "  ".join(cell.rjust(len(column)) for cell, column in zip(cells or columns, columns, strict=True)),
+            flush=True,
         )

@@ -232,7 +232,7 @@ def drawn(monkeypatch) -> dict[str, list[tuple]]:
 
 def test_each_figure_is_of_the_split_in_its_title(tmp_path, drawn):
     data, module = data_module(), classifier()
-    run = trainer(tmp_path, PredictionGrid(tmp_path, n_faces=14), ConfusionMatrix(tmp_path), epochs=1)
+    run = trainer(tmp_path, PredictionGrid(n_faces=14), ConfusionMatrix(), epochs=1)
     run.fit(module, datamodule=data)
     run.test(module, datamodule=data, verbose=False)
 
@@ -261,7 +261,7 @@ def test_each_figure_is_of_the_split_in_its_title(tmp_path, drawn):
 def test_sample_is_the_same_after_every_epoch_and_in_every_run(tmp_path, drawn):
     for seed in (0, 1):
         torch.manual_seed(seed)
-        run = trainer(tmp_path / str(seed), PredictionGrid(tmp_path / str(seed), n_faces=7), epochs=2)
+        run = trainer(tmp_path / str(seed), PredictionGrid(n_faces=7), epochs=2)
         run.fit(classifier(), datamodule=data_module())
     samples = drawn["prediction_grid"][::2]
     assert len(samples) == 4
@@ -270,14 +270,14 @@ def test_sample_is_the_same_after_every_epoch_and_in_every_run(tmp_path, drawn):
 
 
 def test_kaggle_folder_draws_both_splits_together(tmp_path, drawn):
-    run = trainer(tmp_path, ConfusionMatrix(tmp_path))
+    run = trainer(tmp_path, ConfusionMatrix())
     run.test(classifier(), datamodule=data_module("kaggle_folder"), verbose=False)
     ((counts, title),) = drawn["confusion_matrix"]
     assert (counts.sum(), title) == (N_VAL + N_TEST, "Confusion on PublicTest+PrivateTest")
 
 
 def test_every_second_epoch(tmp_path):
-    callbacks = PredictionGrid(tmp_path, n_faces=7, every_n_epochs=2), ConfusionMatrix(tmp_path, every_n_epochs=3)
+    callbacks = PredictionGrid(n_faces=7, every_n_epochs=2), ConfusionMatrix(every_n_epochs=3)
     trainer(tmp_path, *callbacks, epochs=5).fit(classifier(), datamodule=data_module())
     steps = image_steps(events(tmp_path))
     assert steps["predictions/sample"] == [1, 3]
@@ -285,8 +285,8 @@ def test_every_second_epoch(tmp_path):
 
 
 def test_without_a_logger_the_figures_are_still_written(tmp_path):
-    dashboard = Dashboard(tmp_path, TEXTS, HPARAMS)
-    callbacks = PredictionGrid(tmp_path), ConfusionMatrix(tmp_path), dashboard
+    dashboard = Dashboard(TEXTS, HPARAMS)
+    callbacks = PredictionGrid(), ConfusionMatrix(), dashboard
     run = trainer(tmp_path, *callbacks, epochs=1, tensorboard=False)
     run.fit(classifier(), datamodule=data_module())
     dashboard.report(run, {"best_epoch": 0})
@@ -298,10 +298,10 @@ def test_only_the_first_process_draws_and_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(prediction_grid, "_predictions", lambda *_: pytest.fail("drew"))
     second = SimpleNamespace(is_global_zero=False, sanity_checking=False, current_epoch=0, loggers=[None])
     second.state = SimpleNamespace(fn="fit")
-    for callback in (PredictionGrid(tmp_path), ConfusionMatrix(tmp_path)):
+    for callback in (PredictionGrid(), ConfusionMatrix()):
         callback.on_validation_end(second, classifier())
         callback.on_test_end(second, classifier())
-    dashboard = Dashboard(tmp_path, TEXTS, HPARAMS)
+    dashboard = Dashboard(TEXTS, HPARAMS)
     dashboard.on_train_start(second, classifier())
     dashboard.report(second, {"best_epoch": 0})
     assert not list(tmp_path.iterdir())
@@ -310,9 +310,9 @@ def test_only_the_first_process_draws_and_writes(tmp_path, monkeypatch):
 def test_a_resumed_run_says_its_texts_again_at_its_epoch(tmp_path):
     checkpoints = ModelCheckpoint(tmp_path / "checkpoints", save_last=True)
     options = {"enable_checkpointing": True}
-    first = trainer(tmp_path, Dashboard(tmp_path, TEXTS, HPARAMS), checkpoints, epochs=2, **options)
+    first = trainer(tmp_path, Dashboard(TEXTS, HPARAMS), checkpoints, epochs=2, **options)
     first.fit(classifier(), datamodule=data_module())
-    again = Dashboard(tmp_path, {**TEXTS, "command": "python train.py resume=true"}, HPARAMS)
+    again = Dashboard({**TEXTS, "command": "python train.py resume=true"}, HPARAMS)
     second = trainer(tmp_path, again, epochs=3, **options)
     second.fit(classifier(), datamodule=data_module(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
     second.test(classifier(), datamodule=data_module(), verbose=False)
@@ -325,7 +325,7 @@ def test_a_resumed_run_says_its_texts_again_at_its_epoch(tmp_path):
 
 
 def test_a_run_that_only_tests_has_its_texts_too(tmp_path):
-    run = trainer(tmp_path, Dashboard(tmp_path, TEXTS, HPARAMS))
+    run = trainer(tmp_path, Dashboard(TEXTS, HPARAMS))
     run.test(classifier(), datamodule=data_module(), verbose=False)
     run.loggers[0].finalize("success")
     read = events(tmp_path)
