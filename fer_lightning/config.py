@@ -310,7 +310,7 @@ def _first_lines(error: BaseException) -> str:
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in node:
+    for key in map(str, node):
         name = f"{prefix}{key}"
         child = node._get_node(key)
         yield name
