@@ -29,19 +29,21 @@ def job(cfg: Config, run_dir: Path) -> None:
     from fer_lightning.results import format_results
 
     fit, test = experiment.stages(cfg["stages"], cfg["ckpt"])
+    experiment.check_seed(cfg["seed"])
     start = read_checkpoint(cfg["ckpt"]) if cfg["ckpt"] else None
     keep = experiment.checkpoints(run_dir, cfg["monitor"]) if fit else []
     resume_from = experiment.resume_point(run_dir) if cfg["resume"] else None
     last = read_checkpoint(resume_from) if resume_from else None
 
     seed_everything(cfg["seed"], verbose=False)
-    batching = {key: cfg["data"][key] for key in FaceDataModule.SETTINGS}
+    batching = {key: cfg["data"][key] for key in FaceDataModule.SETTINGS if key in cfg["data"]}
     if start and not fit:  # a network that is only tested gets the input that it was trained on
         batching |= {
             "image_size": start.inputs.image_size,
             "mean": start.inputs.mean,
             "std": start.inputs.std,
         }
+        cfg |= {"model": start.model, "data": cfg["data"] | batching}
     faces = build({key: value for key, value in cfg["data"].items() if key not in batching})
     data = FaceDataModule(faces, build(cfg["augment"]), seed=cfg["seed"], **batching)
 
@@ -66,9 +68,10 @@ def job(cfg: Config, run_dir: Path) -> None:
         version="",
         default_hp_metric=False,
         # Steps of an epoch that was cut short are done again: TensorBoard forgets their first showing.
-        purge_step=last.global_step + 1 if last else None,
+        purge_step=last.global_step + 1 if last else 0 if cfg["resume"] else None,
     )
-    callbacks = [history, *(build(node) for node in cfg["callbacks"].values()), dashboard, *keep]
+    # History comes after what draws, so that its clock leaves drawing out.
+    callbacks = [*(build(node) for node in cfg["callbacks"].values()), history, dashboard, *keep]
     trainer = experiment.make_trainer(logger or False, callbacks, run_dir, trainer_arguments)
 
     experiment.announce(data, module, results, run_dir)

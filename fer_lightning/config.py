@@ -119,12 +119,13 @@ def _run(job: Job, arguments: list[str]) -> int:
     overrides = [_parse(text) for text in flags.overrides]
     resume = next((str(o.value()) for o in overrides if o.key_or_group == "resume" and o.value()), None)
     if resume is not None:
-        if flags.multirun:
-            raise UserError("resume takes one run's folder and cannot be swept: leave out -m.")
+        if flags.multirun or flags.cfg or flags.info:
+            raise UserError("resume takes one run's folder and goes on with it: leave out -m, --cfg and --info.")
         job(_resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"]), Path(resume))
         return 0
 
     rewritten = _check(overrides)
+    folder = None
     if not any((flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)):
         folder = _folder(overrides)
         rewritten += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
@@ -140,7 +141,7 @@ def _run(job: Job, arguments: list[str]) -> int:
         try:
             job(plain, run_dir)
         except UserError as error:
-            # Not raised further: Hydra would print a traceback, and end a sweep whose other runs can go on.
+            # Not raised further: Hydra would print a traceback for what one line says.
             print(f"error: {error}", file=sys.stderr)
             failed.append(str(error))
             _remove_empty(run_dir)
@@ -150,8 +151,9 @@ def _run(job: Job, arguments: list[str]) -> int:
     try:
         hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(task)()
     except SystemExit as left:  # how Hydra leaves after printing what went wrong
-        return 1 if left.code else 0
-    if flags.multirun:
+        if left.code:
+            failed.append(str(left.code))
+    if flags.multirun and folder is not None:
         from fer_lightning.results import print_ranking
 
         print_ranking(folder)
@@ -236,7 +238,10 @@ def _remove_empty(folder: Path) -> None:
 def _values(override: Override) -> list[Any]:
     """Every value that an override stands for: several for a sweep."""
     if override.is_sweep_override() and override.is_discrete_sweep():
-        return list(override.sweep_iterator())
+        try:
+            return list(override.sweep_iterator())
+        except HydraException as error:
+            raise UserError(f"{override.input_line}: list the choices instead, separated by commas.") from error
     return [override.value()]
 
 
@@ -339,6 +344,8 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
     if key.startswith("trainer."):
         if key.split(".")[1] not in TRAINER_ARGUMENTS:
             raise UserError(f"{key} is not an argument of Lightning's Trainer.{did_you_mean(key, _names(cfg))}")
+        if key != "trainer.max_epochs":
+            return  # Trainer takes values of several types for most, and says itself what it does not take
     elif key not in set(_leaves(cfg)):
         groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
         raise UserError(f"{key} does not exist.{did_you_mean(key, _names(cfg) | groups)}")
@@ -353,7 +360,7 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
 
 def _expected(value: Any, default: Any) -> str | None:
     """What a value should have been, going by the type of the default that it replaces; None if it will do."""
-    if isinstance(value, str) and "${" in value:
+    if value is None or (isinstance(value, str) and "${" in value):
         return None
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
@@ -393,6 +400,8 @@ def _resumed(folder: Path, overrides: list[Override]) -> Config:
                 f"can be changed, e.g. trainer.max_epochs=40."
             )
         _check_value(override, saved)
+        if override.is_delete() or override.is_sweep_override():
+            raise UserError(f"{override.input_line}: a resumed run takes single values only, as NAME=value.")
         OmegaConf.update(saved, override.key_or_group, override.value(), force_add=True)
     plain = _plain(saved)
     plain["resume"] = str(folder)

@@ -44,6 +44,12 @@ def stages(names: Sequence[str], ckpt: str | None) -> tuple[bool, bool]:
     return "fit" in names, "test" in names
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError for what NumPy, which Lightning seeds too, does not take."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} is out of range: it goes from 0 to {2**32 - 1}.")
+
+
 def resume_point(run_dir: Path) -> Path | None:
     """The checkpoint that a stopped run goes on from; None if it had not finished an epoch."""
     path = run_dir / "checkpoints" / "last.ckpt"
@@ -165,7 +171,8 @@ def announce(data: FaceDataModule, module: EmotionClassifier, results: Json, run
     print(f"run:      {run_dir}")
     print(f"data:     {faces.dataset} from {faces.source}")
     print(f"          {counts}")
-    print(f"          selected on {data.val_split}, tested on {data.test_split}")
+    selected = f"selected on {data.val_split}, " if "fit" in results["stages"] else ""
+    print(f"          {selected}tested on {data.test_split}")
     for note in faces.notes:
         print(f"          note: {note}")
     print(f"network:  {module.model['name']} {options}, {results['parameters']:,} parameters, {size}x{size} px")

@@ -20,7 +20,7 @@ def accelerator(asked: str) -> str:
 
 def choose_precision(kind: str) -> tuple[str, str]:
     """Lightning's ``precision`` for an accelerator, and why, for people to read."""
-    if kind == "cuda":
+    if kind == "cuda" and torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", "the GPU multiplies bfloat16"
         return "32-true", "the GPU does not multiply bfloat16"
@@ -44,8 +44,8 @@ def _cpu_flags() -> set[str]:
 
 def describe(kind: str) -> str:
     """The machine in a few words, e.g. "2 x Intel(R) Xeon(R) Processor @ 2.80GHz"."""
-    if kind == "cuda":
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    if kind == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} x {_cpu_name()}" + (" (MPS)" if kind == "mps" else "")
 

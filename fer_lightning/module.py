@@ -139,7 +139,8 @@ class EmotionClassifier(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         # global_step has counted this step already, so that log_every_n_steps=1 writes each.
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.logger is not None and every and self.global_step % every == 0:
+        step_done = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if self.logger is not None and every and step_done and self.global_step % every == 0:
             loss_sum, right, n = self._window_sums.tolist()
             self._window_sums.zero_()
             self.logger.log_metrics({"step/loss": loss_sum / n, "step/accuracy": right / n}, step=self.global_step)

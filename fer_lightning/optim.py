@@ -66,7 +66,11 @@ def build_optimizer(
             f"optim.lr={lr} must be above 0, optim.weight_decay={weight_decay} and "
             f"optim.warmup_epochs={warmup_epochs} must not be below 0."
         )
-    optimizer = OPTIMIZERS[name](parameters, lr=lr, weight_decay=weight_decay, **options)
+    try:
+        optimizer = OPTIMIZERS[name](parameters, lr=lr, weight_decay=weight_decay, **options)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"optim.{key}={value}" for key, value in options.items())
+        raise UserError(f"optim.name={name} cannot be built with {given}: {error}.") from error
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, total_steps, warmup_steps, schedule)

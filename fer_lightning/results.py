@@ -126,8 +126,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def format_results(results: Json) -> str:
     """The tables that a person sees at the end of a run, at most 80 columns wide."""
-    splits = {f"{name} (best)": scores for name, scores in results["splits"].items()}
-    if results["last_epoch"] and results["best_epoch"] is not None:
+    tested = "best" if results["best_epoch"] is not None else "last" if "fit" in results["stages"] else "ckpt"
+    splits = {f"{name} ({tested})": scores for name, scores in results["splits"].items()}
+    if results["last_epoch"]:
         name = results["split"]
         splits[f"{name} (last)"] = results["last_epoch"][name]
     overall = [

@@ -56,6 +56,7 @@ def composed(*arguments):
         ("optim.lr=fast", "it takes a number"),
         ("model.channels=16", "it takes a list"),
         ("trainer.max_epochs=ten", "it takes a whole number"),
+        ("augment=glob(*)", "list the choices"),
         ("name=../elsewhere", "becomes a folder"),
         ("resume=nowhere", "there is no run to go on with"),
         ("--epochs", "without dashes"),
@@ -88,6 +89,23 @@ def test_a_misspelt_key_in_an_experiment_file_is_found(monkeypatch, tmp_path, ca
     monkeypatch.setattr(config, "CONF_DIR", conf)
     assert main(never, ["experiment=mine"]) == 1
     assert "Did you mean data.batch_size?" in capsys.readouterr().err
+
+
+def test_an_experiment_may_set_what_stands_at_the_top(monkeypatch, tmp_path):
+    import shutil
+
+    conf = tmp_path / "conf"
+    shutil.copytree(config.CONF_DIR, conf)
+    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\nmonitor: loss/val\n")
+    monkeypatch.setattr(config, "CONF_DIR", conf)
+    [(cfg, _)] = composed("experiment=mine")
+    assert (cfg["seed"], cfg["monitor"]) == (7, "loss/val")
+
+
+@pytest.mark.parametrize(("value", "got"), [("auto", "auto"), ("[1]", [1]), ("'0,1'", "0,1"), ("null", None)])
+def test_trainer_arguments_of_any_type(value, got):
+    [(cfg, _)] = composed(f"trainer.devices={value}")
+    assert cfg["trainer"]["devices"] == got
 
 
 def test_every_trainer_argument_is_known():

@@ -13,6 +13,7 @@ from fer_lightning.callbacks.prediction_grid import (
     validation_predictions,
 )
 from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.errors import UserError
 
 
 class ConfusionMatrix(Callback):
@@ -23,6 +24,8 @@ class ConfusionMatrix(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise UserError(f"every_n_epochs={every_n_epochs} must be at least 1.")
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

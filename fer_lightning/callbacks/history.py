@@ -66,9 +66,8 @@ class History(Callback):
         self._stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.training or trainer.validating:
-            self._validated = not trainer.sanity_checking
         if not trainer.sanity_checking:
+            self._validated = True
             self._start()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,6 +15,7 @@ from fer_lightning import plots
 from fer_lightning.callbacks.dashboard import show
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.errors import UserError
 from fer_lightning.module import EmotionClassifier
 
 
@@ -87,6 +88,8 @@ class PredictionGrid(Callback):
 
     def __init__(self, n_faces: int = 28, every_n_epochs: int = 1) -> None:
         self.n_faces = n_faces
+        if every_n_epochs < 1:
+            raise UserError(f"every_n_epochs={every_n_epochs} must be at least 1.")
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -76,8 +76,11 @@ def warp(images: Tensor, matrices: Tensor, image_size: int) -> Tensor:
     # Sampling leaves pixels out when it shrinks: shrink afterwards, antialiased.
     size = max(image_size, images.shape[-1])
     grid = F.affine_grid(matrices, [len(images), 1, size, size], align_corners=False)
-    out = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    # Zero padding would blend half a pixel of black into every edge when enlarging, which `resize` does not do.
+    # Held to the centres of the edge pixels: beyond them sampling would blend black into every edge when enlarging,
+    # which `resize` does not do. (padding_mode="border" is the same, but not there on every MPS.)
+    edge = 1 - 1 / images.shape[-1]
+    held = grid.clamp(-edge, edge)
+    out = F.grid_sample(images, held, mode="bilinear", padding_mode="zeros", align_corners=False)
     out = out * (grid.abs().amax(dim=-1) <= 1).unsqueeze(1)
     if size == image_size:
         return out
