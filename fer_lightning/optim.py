@@ -66,11 +66,17 @@ def build_optimizer(
             f"optim.lr={lr} must be above 0, optim.weight_decay={weight_decay} and "
             f"optim.warmup_epochs={warmup_epochs} must not be below 0."
         )
+    groups = list(parameters)
+    # One kernel for all weights instead of a dozen for each.
+    fused = all(weight.device.type in ("cpu", "cuda") and weight.is_floating_point() for weight in groups)
     try:
-        optimizer = OPTIMIZERS[name](parameters, lr=lr, weight_decay=weight_decay, **options)
+        optimizer = OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **({"fused": fused} | options))
     except (TypeError, ValueError) as error:
         given = ", ".join(f"optim.{key}={value}" for key, value in options.items())
         raise UserError(f"optim.name={name} cannot be built with {given}: {error}.") from error
+    # Fused optimizers offer to undo fp16's loss scaling themselves, and for that Lightning refuses to clip gradients,
+    # with bf16 too. It scales back just as well.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, total_steps, warmup_steps, schedule)

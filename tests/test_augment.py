@@ -14,6 +14,7 @@ from fer_lightning.data.augment import (
     jitter,
     normalise,
     resize,
+    sampling_grid,
     warp,
 )
 from fer_lightning.errors import UserError
@@ -155,9 +156,17 @@ def test_erase_by_hand():
     assert torch.equal(ours[0, 0], expected)
 
 
+def test_sampling_grid_is_affine_grid():
+    drawn = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        sampling_grid(drawn, 7), torch.nn.functional.affine_grid(drawn, [5, 1, 7, 7], align_corners=False)
+    )
+
+
 def test_black_outside_the_image():
     ours = warp(torch.ones(1, 1, 48, 48), matrices(translate_px=(12.0, 0.0)), 48)
-    torch.testing.assert_close(ours[0, 0, 0], torch.cat([torch.zeros(12), torch.ones(36)]))
+    # The edge pixel is repeated once, and then it is black.
+    torch.testing.assert_close(ours[0, 0, 0], torch.cat([torch.zeros(11), torch.ones(37)]))
 
 
 def test_normalise_by_hand():

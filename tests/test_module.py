@@ -196,3 +196,11 @@ def test_an_optimizer_that_cannot_be_says_why(options, said):
     with pytest.raises(UserError) as error:
         build_optimizer([torch.nn.Parameter(torch.zeros(1))], 10, 1, **options)
     assert said in str(error.value)
+
+
+def test_gradients_are_clipped_with_a_fused_optimizer_in_bf16(faces):
+    module = classifier(name="sgd", lr=1.0)
+    before = torch.cat([weight.detach().clone().flatten() for weight in module.parameters()])
+    fit(module, FaceDataModule(faces, NoAugment(), 70, 48), precision="bf16-mixed", gradient_clip_val=1e-3)
+    after = torch.cat([weight.detach().flatten() for weight in module.parameters()])
+    assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-2)  # one step of lr 1

