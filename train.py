@@ -48,12 +48,21 @@ def job(cfg: Config, run_dir: Path) -> None:
     data = FaceDataModule(faces, build(cfg["augment"]), seed=cfg["seed"], **batching)
 
     if start and not fit:
-        module = classifier_from(start, cfg["channels_last"])
+        module = classifier_from(start, cfg["channels_last"], cfg["tta"])
     else:
         inputs = InputSpec(data.image_size, data.mean, data.std)
         net = build_model(image_size=data.image_size, **cfg["model"])
         optimizer = partial(build_optimizer, **cfg["optim"])
-        module = EmotionClassifier(net, optimizer, inputs, cfg["model"], cfg["channels_last"], cfg["compile"])
+        module = EmotionClassifier(
+            net,
+            optimizer,
+            inputs,
+            cfg["model"],
+            cfg["channels_last"],
+            cfg["compile"],
+            cfg["label_smoothing"],
+            cfg["tta"],
+        )
         if start:
             load_weights(module, start)
 

@@ -83,9 +83,11 @@ def load_weights(module: EmotionClassifier, checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def classifier_from(checkpoint: Checkpoint, channels_last: bool = False) -> EmotionClassifier:
+def classifier_from(
+    checkpoint: Checkpoint, channels_last: bool = False, tta: str = "none"
+) -> EmotionClassifier:
     """The checkpoint's own network with its weights and its input, ready to test."""
     net = build_model(image_size=checkpoint.inputs.image_size, **checkpoint.model)
-    module = EmotionClassifier(net, None, checkpoint.inputs, checkpoint.model, channels_last)
+    module = EmotionClassifier(net, None, checkpoint.inputs, checkpoint.model, channels_last, tta=tta)
     load_weights(module, checkpoint)
     return module.eval()

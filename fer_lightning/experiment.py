@@ -109,6 +109,7 @@ def make_trainer(
     # Epochs are always logged, whatever the interval; and a resumed run's folder is there on purpose.
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.15
     # What Lightning would announce is said by `announce` already, but for the network's layers.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -142,9 +143,10 @@ def new_results(cfg: Mapping[str, Any], data: FaceDataModule, module: EmotionCla
         "loss": None,
         "accuracy_leak_free": None,
         "n_leak_free": None,
-        "tta": "none",
+        "tta": module.tta,
         "per_class": None,
         "splits": None,
+        "without_tta": None,
         "last_epoch": None,
         "history": [],
         "best_epoch": None,
@@ -293,6 +295,11 @@ def test(module: EmotionClassifier, data: FaceDataModule, trainer: Trainer, resu
     trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
     assert module.held_out is not None
     results |= headline(module.held_out, data)
+    if module.tta != "none":
+        module.tta = "none"
+        answers = trainer.predict(module, datamodule=data)
+        results["without_tta"] = score_splits(gather(answers), data.faces)
+        module.tta = results["tta"]
 
 
 def headline(predictions: Predictions, data: FaceDataModule) -> Json:

@@ -21,6 +21,8 @@ from torchmetrics.classification import (
 
 from fer_lightning.data.datamodule import Batch
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.errors import UserError
+from fer_lightning.tta import answer, check_tta
 
 Answer = tuple[Tensor, Tensor, Tensor]  # index (B,), logits (B, 7), labels (B,)
 OptimizerFactory = Callable[..., tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
@@ -75,6 +77,9 @@ class EmotionClassifier(LightningModule):
         model: name and options that rebuild `net`, plain values only; saved in the checkpoint.
         channels_last: memory layout of the network and its images, a matter of speed alone.
         compile: whether torch.compile makes kernels for the network; the first step takes a minute longer.
+        label_smoothing: part of each training label that is spread over all classes (Szegedy et al. 2016,
+            "Rethinking the Inception architecture"); it is in ``loss/train``, not in ``loss/val``.
+        tta: test-time augmentation, a key of tta.VIEWS; validation goes without.
     """
 
     def __init__(
@@ -85,8 +90,15 @@ class EmotionClassifier(LightningModule):
         model: dict[str, Any],
         channels_last: bool = False,
         compile: bool = False,
+        label_smoothing: float = 0.0,
+        tta: str = "none",
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing={label_smoothing} is out of range: it goes from 0 to below 1.")
+        check_tta(tta)
+        self.label_smoothing = label_smoothing
+        self.tta = tta
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
         if compile:
@@ -127,7 +139,7 @@ class EmotionClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         labels = batch["labels"]
         logits = self(batch["images"])
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         with torch.no_grad():
             right = (logits.argmax(dim=1) == labels).sum()
             n = torch.full_like(right, len(labels))
@@ -160,7 +172,7 @@ class EmotionClassifier(LightningModule):
         self._seen = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._seen.append(self._answer(batch))
+        self._seen.append(self._answer(batch, "none"))
         _, logits, labels = self._seen[-1]
         losses = F.cross_entropy(logits, labels, reduction="none")
         self.val_metrics["loss"].update(losses)
@@ -180,16 +192,16 @@ class EmotionClassifier(LightningModule):
         self._seen = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._seen.append(self._answer(batch))
+        self._seen.append(self._answer(batch, self.tta))
 
     def on_test_epoch_end(self) -> None:
         self.held_out = gather(self._seen)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Answer:
-        return self._answer(batch)
+        return self._answer(batch, self.tta)
 
-    def _answer(self, batch: Batch) -> Answer:
-        return batch["index"], self(batch["images"]).float(), batch["labels"]
+    def _answer(self, batch: Batch, tta: str) -> Answer:
+        return batch["index"], answer(self, batch["images"], tta), batch["labels"]
 
     def log_at_epoch(self, metrics: Mapping[str, float | Tensor]) -> None:
         """Logs with the epoch as TensorBoard's x axis (what the key "step" does in Lightning)."""

@@ -128,8 +128,8 @@ def format_results(results: Json) -> str:
     """The tables that a person sees at the end of a run, at most 80 columns wide."""
     tested = "best" if results["best_epoch"] is not None else "last" if "fit" in results["stages"] else "ckpt"
     splits = {f"{name} ({tested})": scores for name, scores in results["splits"].items()}
+    name = results["split"]
     if results["last_epoch"]:
-        name = results["split"]
         splits[f"{name} (last)"] = results["last_epoch"][name]
     overall = [
         [
@@ -153,6 +153,8 @@ def format_results(results: Json) -> str:
         for emotion, scores in results["per_class"].items()
     ]
     headline = f"{results['dataset']}, {results['split']} (n = {results['n']}): {_percent(results['accuracy'])}"
+    if results["without_tta"]:
+        headline += f", tta={results['tta']}\n{_percent(results['without_tta'][name]['accuracy'])} with tta=none"
     return "\n\n".join(
         [
             format_table(["split (weights)", "n", "accuracy", "leak-free (n)", "macro-F1", "loss"], overall),

@@ -85,6 +85,8 @@ def some_results(accuracy=0.6138, **more):
         "val_split": "PublicTest",
         **of_split,
         "splits": splits,
+        "tta": "none",
+        "without_tta": None,
         "last_epoch": splits,
         "best_epoch": 19,
         "per_class": {name: {"precision": 0.5, "recall": 1.0, "f1": 0.66, "n": 111} for name in EMOTIONS},
@@ -99,6 +101,9 @@ def test_the_final_table_fits_a_terminal_and_names_every_split():
     assert max(map(len, text.splitlines())) <= 80
     for said in ("PublicTest+PrivateTest (last)", "61.38%", "61.00% (6610)", "surprise", "(n = 7178): 61.38%"):
         assert said in text
+    text = format_results(some_results(tta="ten_crop", without_tta=some_results(0.6)["splits"]))
+    assert text.endswith("61.38%, tta=ten_crop\n60.00% with tta=none")
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_ranking_puts_the_best_first_and_shows_what_differs(tmp_path, capsys):

@@ -1,0 +1,89 @@
+"""The moving average by hand, and that it is what is validated, tested and saved."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from fer_lightning.callbacks.ema import EMA
+from fer_lightning.data.augment import NoAugment
+from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.errors import UserError
+from fer_lightning.models import build_model
+from fer_lightning.module import EmotionClassifier, InputSpec
+from fer_lightning.optim import build_optimizer
+
+MODEL = {"name": "fer_model0", "channels": [4, 8]}
+
+
+class Weights(Callback):
+    """The bias of the last layer after each step and in each validation."""
+
+    def __init__(self):
+        self.after_step = []
+        self.in_validation = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.after_step.append(pl_module.net.classifier.bias.detach().clone())
+
+    def on_validation_batch_start(self, trainer, pl_module, *_):
+        self.in_validation.append(pl_module.net.classifier.bias.detach().clone())
+
+
+def fit(tmp_path, ema, epochs=2):
+    torch.manual_seed(0)
+
+    def optimizer(parameters, total_steps, steps_per_epoch):
+        return build_optimizer(parameters, total_steps, steps_per_epoch, name="sgd", lr=0.1)
+
+    module = EmotionClassifier(build_model(image_size=24, **MODEL), optimizer, InputSpec(24, 0.5, 0.5), MODEL)
+    data = FaceDataModule(synthetic_faces(n_train=42, n_val=7, n_test=7), NoAugment(), 14, 24)
+    weights = Weights()
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[weights, ema, ModelCheckpoint(tmp_path, "last")],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, datamodule=data)
+    return trainer, module, data, weights
+
+
+def averages(steps, decay):
+    """The average after each step: the first is the weights themselves."""
+    mean, means = None, []
+    for n, weight in enumerate(steps):
+        kept = min(decay, (1 + n) / (10 + n))
+        mean = weight if mean is None else kept * mean + (1 - kept) * weight
+        means.append(mean)
+    return means
+
+
+def test_the_average_by_hand_is_validated_saved_and_tested(tmp_path):
+    trainer, module, data, weights = fit(tmp_path, EMA(decay=0.3))
+    expected = averages(weights.after_step, 0.3)
+    assert len(expected) == 6
+    torch.testing.assert_close(weights.in_validation, [expected[2], expected[5]])
+    torch.testing.assert_close(module.net.classifier.bias.data, expected[-1])
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    torch.testing.assert_close(saved["state_dict"]["net.classifier.bias"], expected[-1])
+    trainer.test(module, datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True, verbose=False)
+    torch.testing.assert_close(module.net.classifier.bias.data, expected[-1])
+
+
+def test_every_n_steps_averages_as_much(tmp_path):
+    *_, weights = fit(tmp_path, EMA(decay=0.3, every_n_steps=3))
+    torch.testing.assert_close(weights.in_validation[0], weights.after_step[2])
+    kept = min(0.3**3, 2 / 11)
+    expected = kept * weights.after_step[2] + (1 - kept) * weights.after_step[5]
+    torch.testing.assert_close(weights.in_validation[1], expected)
+
+
+@pytest.mark.parametrize(("options", "said"), [({"decay": 1.0}, "decay=1.0"), ({"every_n_steps": 0}, "=0")])
+def test_values_out_of_range(options, said):
+    with pytest.raises(UserError, match=said):
+        EMA(**options)

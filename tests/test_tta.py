@@ -1,0 +1,48 @@
+"""Views of a face, and the mean of the answers to them."""
+
+import pytest
+import torch
+
+from fer_lightning.errors import UserError
+from fer_lightning.tta import VIEWS, answer, check_tta
+
+
+def test_views_of_a_numbered_image():
+    image = torch.arange(48.0 * 48).view(1, 1, 48, 48)
+    assert [view is image for view in VIEWS["none"](image)] == [True]
+    plain, mirrored = VIEWS["mirror"](image)
+    assert plain is image
+    assert torch.equal(mirrored, image.flip(-1))
+    shifts = VIEWS["shifts"](image)
+    assert len(shifts) == 18
+    shifts_of_the_centre = {(view[0, 0, 24, 24] - image[0, 0, 24, 24]).item() for view in shifts[:9]}
+    assert shifts_of_the_centre == {48.0 * y + x for y in (-2, 0, 2) for x in (-2, 0, 2)}
+    assert torch.equal(shifts[0], image)
+    assert torch.equal(shifts[9], mirrored)
+    crops = VIEWS["ten_crop"](torch.ones(1, 1, 48, 48))
+    assert len(crops) == 10
+    assert all(torch.equal(crop, torch.ones(1, 1, 48, 48)) for crop in crops)
+
+
+def test_ten_crop_takes_44_of_48_pixels():
+    # On a ramp the enlarged crop's middle column is the middle of its 44 pixels.
+    ramp = torch.arange(48.0).expand(1, 1, 48, 48)
+    middles = [crop[0, 0, 0, 23:25].mean().item() for crop in VIEWS["ten_crop"](ramp)[:5]]
+    assert middles == pytest.approx([21.5, 25.5, 21.5, 25.5, 23.5], abs=1e-4)
+
+
+def test_the_answer_is_the_mean_of_the_probabilities():
+    def net(images):  # sees only the left half
+        left = images[..., :24].mean(dim=(1, 2, 3))
+        return torch.stack([left, *[torch.zeros_like(left)] * 6], dim=1)
+
+    images = torch.zeros(1, 1, 48, 48)
+    images[..., :24] = 2.0
+    expected = (net(images).softmax(1) + net(images.flip(-1)).softmax(1)) / 2
+    torch.testing.assert_close(answer(net, images, "mirror").softmax(1), expected)
+    assert torch.equal(answer(net, images, "none"), net(images))
+
+
+def test_a_wrong_name_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="Did you mean mirror"):
+        check_tta("miror")
