@@ -56,6 +56,29 @@ def resume_point(run_dir: Path) -> Path | None:
     return path if path.exists() else None
 
 
+class MovableCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that keeps the best epoch of a run whose folder was moved or copied.
+
+    It saves absolute paths, and Lightning's own forgets the best score when they differ from today's.
+    """
+
+    @property
+    def state_key(self) -> str:
+        # ModelCheckpoint's, under which runs begun before this class have saved their state.
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        folder = Path(str(self.dirpath))
+
+        def here(path: str) -> str:
+            return path and str(folder / Path(path).name)
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        moved = {"dirpath": self.dirpath, "best_k_models": best} | {key: here(state_dict[key]) for key in paths}
+        super().load_state_dict(state_dict | moved)
+
+
 def checkpoints(run_dir: Path, monitor: str) -> list[Callback]:
     """Keeps checkpoints/best.ckpt, the epoch with the best `monitor`, and checkpoints/last.ckpt.
 
@@ -76,12 +99,12 @@ def checkpoints(run_dir: Path, monitor: str) -> list[Callback]:
         "save_on_train_epoch_end": True,
         "enable_version_counter": False,
     }
-    best = ModelCheckpoint(
+    best = MovableCheckpoint(
         filename="best", monitor=monitor, mode="min" if monitor.startswith("loss") else "max", **kept
     )
     # Not the first one's save_last: in Lightning 2.6 that writes only when the best improves. Second, so that
     # last.ckpt knows of the epoch's best.
-    return [best, ModelCheckpoint(filename="last", **kept)]
+    return [best, MovableCheckpoint(filename="last", **kept)]
 
 
 def for_this_machine(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -18,6 +18,7 @@ from fer_lightning.checkpoint import classifier_from, read_checkpoint
 from fer_lightning.config import CONF_DIR, main
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
+from fer_lightning.module import EmotionClassifier
 from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,6 +174,27 @@ def test_resume_can_raise_the_number_of_epochs():
     run("name=a", "trainer.max_epochs=1", "callbacks=none")
     assert main(job, ["resume=runs/default/a", "trainer.max_epochs=2"]) == 0
     assert [epoch["epoch"] for epoch in results_of("runs/default/a")["history"]] == [0, 1]
+
+
+def test_a_moved_run_keeps_its_best_epoch(monkeypatch):
+    run("name=a", "trainer.max_epochs=1", "callbacks=none", "stages=[fit]")
+    moved = Path("elsewhere").resolve() / "b"
+    moved.parent.mkdir()
+    Path("runs/default/a").rename(moved)
+    log = EmotionClassifier.log_at_epoch
+
+    def worse(self, metrics):
+        log(self, {**metrics, "accuracy/val": -1.0} if "accuracy/val" in metrics else metrics)
+
+    monkeypatch.setattr(EmotionClassifier, "log_at_epoch", worse)
+    assert main(job, [f"resume={moved}", "trainer.max_epochs=2", "stages=[fit,test]"]) == 0
+    results = results_of(moved)
+    assert [epoch["epoch"] for epoch in results["history"]] == [0, 1]
+    assert results["best_epoch"] == 0
+    states = torch.load(moved / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    assert str(Path("runs/default/a")) not in str(states)
+    # Under Lightning's own name, so that a run begun with its ModelCheckpoint finds its state too.
+    assert sum(key.startswith("ModelCheckpoint{") for key in states) == 2
 
 
 @pytest.mark.parametrize(
