@@ -49,6 +49,7 @@ def job(cfg: Config, run_dir: Path) -> None:
 
     if start and not fit:
         module = classifier_from(start, cfg["channels_last"], cfg["tta"])
+        val_split = start.val_split
     else:
         inputs = InputSpec(data.image_size, data.mean, data.std)
         net = build_model(image_size=data.image_size, **cfg["model"])
@@ -63,11 +64,12 @@ def job(cfg: Config, run_dir: Path) -> None:
             cfg["label_smoothing"],
             cfg["tta"],
         )
+        val_split = data.val_split
         if start:
             load_weights(module, start)
 
     trainer_arguments, machine = experiment.for_this_machine(cfg["trainer"])
-    results = experiment.new_results(cfg, data, module, machine)
+    results = experiment.new_results(cfg, data, module, val_split, machine)
     history = History(data.val_split)
     dashboard = Dashboard(experiment.texts(to_yaml(cfg), results), experiment.hparams(cfg))
     logger = cfg["logger"] and build(

@@ -22,6 +22,7 @@ class Checkpoint:
     global_step: int
     inputs: InputSpec
     model: dict[str, Any]  # name and options of the network
+    val_split: str | None  # name of the split that its run selected on; older checkpoints do not say
     state_dict: dict[str, torch.Tensor]
 
 
@@ -57,6 +58,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
                 int(ours["image_size"]), float(ours["mean"]), float(ours["std"]), tuple(ours["classes"])
             ),
             model=dict(ours["model"]),
+            val_split=ours.get("val_split"),
             state_dict=content["state_dict"],
         )
     except (KeyError, TypeError, ValueError) as error:

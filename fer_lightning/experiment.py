@@ -149,8 +149,18 @@ def make_trainer(
         raise UserError(f"Lightning's Trainer does not take this: {str(error).splitlines()[0]}") from error
 
 
-def new_results(cfg: Mapping[str, Any], data: FaceDataModule, module: EmotionClassifier, machine: str) -> Json:
-    """results.json of a run that has not done anything yet."""
+def new_results(
+    cfg: Mapping[str, Any], data: FaceDataModule, module: EmotionClassifier, val_split: str | None, machine: str
+) -> Json:
+    """results.json of a run that has not done anything yet.
+
+    Args:
+        cfg: the configuration.
+        data: the faces.
+        module: the network.
+        val_split: name of the split that selects the weights, or that selected those to test; None if not known.
+        machine: what `for_this_machine` says of it.
+    """
     return {
         "status": "failed",
         "stages": list(cfg["stages"]),
@@ -159,7 +169,7 @@ def new_results(cfg: Mapping[str, Any], data: FaceDataModule, module: EmotionCla
         "dataset": data.faces.dataset,
         "data_fingerprint": data.faces.fingerprint,
         "split": data.test_split,
-        "val_split": data.val_split,
+        "val_split": val_split,
         "n": None,
         "accuracy": None,
         "macro_f1": None,
@@ -196,10 +206,13 @@ def announce(data: FaceDataModule, module: EmotionClassifier, results: Json, run
     print(f"run:      {run_dir}")
     print(f"data:     {faces.dataset} from {faces.source}")
     print(f"          {counts}")
-    selected = f"selected on {data.val_split}, " if "fit" in results["stages"] else ""
-    print(f"          {selected}tested on {data.test_split}")
+    selected_on = results["val_split"]
+    by = "" if "fit" in results["stages"] else " (by the checkpoint's own run)"
+    print(f"          {f'selected on {selected_on}{by}, ' if selected_on else ''}tested on {data.test_split}")
     for note in faces.notes:
         print(f"          note: {note}")
+    if both := [name for name in data.test_split.split("+") if name in (selected_on or "").split("+")]:
+        print(f"          note: weights selected on {'+'.join(both)} score too well on it")
     print(f"network:  {module.model['name']} {options}, {results['parameters']:,} parameters, {size}x{size} px")
     machine, _, precision = results["hardware"].partition("; ")
     print(f"machine:  {machine}\n          {precision}", flush=True)

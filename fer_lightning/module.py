@@ -227,4 +227,5 @@ class EmotionClassifier(LightningModule):
             "mean": inputs.mean,
             "std": inputs.std,
             "classes": list(inputs.classes),
+            "val_split": getattr(self.trainer.datamodule, "val_split", None),  # type: ignore[attr-defined]
         }

@@ -195,8 +195,8 @@ def print_ranking(folder: Path) -> None:
         ]
         for (_, best, name, results), own in zip(runs, settings, strict=True)
     ]
-    names = {results["val_split"] for *_, results in runs}
-    print(f"\n{len(runs)} runs in {folder}, ranked by accuracy on {', '.join(sorted(names))}\n")
+    names = {results["val_split"] for _, best, _, results in runs if best}
+    print(f"\n{len(runs)} runs in {folder}, ranked by accuracy on {', '.join(sorted(names)) or '-'}\n")
     print(format_table(["run", "accuracy", "epoch", "seconds", "status", "settings"], rows))
 
 

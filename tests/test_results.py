@@ -110,7 +110,7 @@ def test_the_ranking_puts_the_best_first_and_shows_what_differs(tmp_path, capsys
     runs = (("0", 0.4, "a=1 b=1"), ("1", 0.6, "a=1 b=2"), ("2", 0.5, "a=1 b=3"))
     for name, accuracy, settings in runs:
         write_json(tmp_path / name / "results.json", some_results(accuracy, command=f"python train.py {settings}"))
-    failed = some_results(history=[], status="failed", command="python train.py a=1 b=4")
+    failed = some_results(history=[], val_split=None, status="failed", command="python train.py a=1 b=4")
     write_json(tmp_path / "3" / "results.json", failed)
     print_ranking(tmp_path)
     out = capsys.readouterr().out

@@ -220,7 +220,29 @@ def test_testing_alone_uses_the_checkpoints_own_network_and_input(capsys):
     for key in ("accuracy", "loss", "per_class", "splits", "parameters"):
         assert first[key] == again[key]
     assert again["history"] == []
-    assert "32x32 px" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "32x32 px" in out
+    assert "selected on validation (by the checkpoint's own run), tested on test\n" in out
+    assert "score too well" not in out
+
+
+def test_testing_alone_says_what_selected_the_checkpoint_whatever_the_split_now(capsys):
+    run("name=a", "trainer.max_epochs=1", "callbacks=none", "data.split=kaggle_folder", "stages=[fit]")
+    capsys.readouterr()
+    path = Path("runs/default/a/checkpoints/best.ckpt")
+    run("name=again", "stages=[test]", f"ckpt={path}")
+    again = results_of("runs/default/again")
+    assert (again["val_split"], again["split"]) == ("validation+test", "test")
+    out = capsys.readouterr().out
+    assert "selected on validation+test (by the checkpoint's own run), tested on test\n" in out
+    assert "note: weights selected on test score too well on it\n" in out
+
+    content = torch.load(path, weights_only=True)
+    del content["fer_lightning"]["val_split"]  # as checkpoints were before they recorded it
+    torch.save(content, path)
+    run("name=old", "stages=[test]", f"ckpt={path}")
+    assert results_of("runs/default/old")["val_split"] is None
+    assert "selected on" not in capsys.readouterr().out
 
 
 def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):
