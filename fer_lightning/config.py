@@ -8,13 +8,11 @@ in about a second.
 import argparse
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
@@ -27,7 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning.errors import Stopped, UserError, did_you_mean
+from fer_lightning.errors import UserError, did_you_mean, exit_code
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -94,24 +92,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 a mistake of the person's or a failed run, 130 or 143 interrupted.
     """
-    before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return _run(job, list(sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Stopped as stopped:
-        print(f"stopped by {stopped}", file=sys.stderr)
-        return stopped.exit_code
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    # A second Ctrl-C must not cut the first one's tidying short.
-    signal.signal(signum, signal.SIG_IGN)
-    raise Stopped(signum)
+    return exit_code(lambda: _run(job, list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(job: Job, arguments: list[str]) -> int:

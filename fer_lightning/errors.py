@@ -1,8 +1,11 @@
-"""The one exception for what a person can put right, and the nearest right name for a wrong one."""
+"""What a person can put right, how a command ends, and the nearest right name for a wrong one."""
 
 import difflib
 import signal
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -18,6 +21,28 @@ class Stopped(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.exit_code = 128 + signum
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Runs a command: its own exit code, 1 for a UserError, told on stderr, and 130 or 143 for SIGINT or SIGTERM."""
+    before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"stopped by {stopped}", file=sys.stderr)
+        return stopped.exit_code
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    # A second Ctrl-C must not cut the first one's tidying short.
+    signal.signal(signum, signal.SIG_IGN)
+    raise Stopped(signum)
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
