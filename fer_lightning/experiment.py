@@ -129,6 +129,8 @@ def make_trainer(
     """
     # Batches are gathered from memory in one call: workers would only copy them once more.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # A fit that validates at its end only has no monitor before.
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
     # Epochs are always logged, whatever the interval; and a resumed run's folder is there on purpose.
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

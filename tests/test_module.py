@@ -60,9 +60,26 @@ def test_fer_model0_is_the_known_network():
     assert sum(p.numel() for p in net.parameters()) == convolutions + norms + 64 * 16 * 16 * 7 + 7
 
 
+def test_small_vgg_halves_the_image_and_takes_any_size():
+    net = build_model("small_vgg", image_size=48, channels=[16, 32, 64, 128])
+    seen = []
+    for layer in net.features:
+        layer.register_forward_hook(lambda layer, inputs, output: seen.append(tuple(output.shape[1:])))
+    assert net(torch.zeros(2, 1, 48, 48)).shape == (2, 7)
+    assert [shape for n, shape in enumerate(seen) if n in (2, 9, 16, 23)] == [
+        (16, 24, 24),
+        (32, 12, 12),
+        (64, 6, 6),
+        (128, 3, 3),
+    ]
+    assert net(torch.zeros(2, 1, 64, 64)).shape == (2, 7)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"name": "small_vgg", "channels": []}, "at least the stem"),
+        ({"name": "small_vgg", "channels": [4] * 8}, "leave nothing of 128 px"),
         ({"name": "fer_modle0"}, "Did you mean fer_model0?"),
         ({"name": "fer_model0", "widths": [3]}, "widths"),
         ({"name": "fer_model0", "channels": []}, "at least one block"),
@@ -204,3 +221,26 @@ def test_gradients_are_clipped_with_a_fused_optimizer_in_bf16(faces):
     fit(module, FaceDataModule(faces, NoAugment(), 70, 48), precision="bf16-mixed", gradient_clip_val=1e-3)
     after = torch.cat([weight.detach().flatten() for weight in module.parameters()])
     assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-2)  # one step of lr 1
+
+
+def fitted_weights(faces, channels_last=False, fused=True, precision="32-true"):
+    torch.manual_seed(0)
+
+    def optimizer(parameters, total_steps, steps_per_epoch):
+        return build_optimizer(parameters, total_steps, steps_per_epoch, lr=1e-3, fused=fused)
+
+    net = build_model(image_size=48, **MODEL)
+    module = EmotionClassifier(net, optimizer, InputSpec(48, 0.5, 0.5), MODEL, channels_last)
+    fit(module, FaceDataModule(faces, NoAugment(), 35, 48), precision=precision)
+    return torch.cat([weight.detach().flatten() for weight in module.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("fast", "tolerance"),
+    # Two steps of Adam move a weight by up to 2e-3; bfloat16 has 8 bits.
+    [({"channels_last": True}, 1e-5), ({"fused": True}, 1e-5), ({"precision": "bf16-mixed"}, 1e-3)],
+)
+def test_fast_settings_train_the_same_weights(faces, fast, tolerance):
+    plain = {"channels_last": False, "fused": False, "precision": "32-true"}
+    difference = fitted_weights(faces, **(plain | fast)) - fitted_weights(faces, **plain)
+    assert difference.abs().mean() < tolerance

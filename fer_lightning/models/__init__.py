@@ -7,9 +7,11 @@ from torch import nn
 
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.models.fer_model0 import FERModel0
+from fer_lightning.models.small_vgg import SmallVGG
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "fer_model0": FERModel0,
+    "small_vgg": SmallVGG,
 }
 
 
