@@ -5,17 +5,30 @@ import platform
 
 import torch
 
+from fer_lightning.errors import UserError
+
 # Of /proc/cpuinfo: instructions that multiply bfloat16. Without them bf16 is emulated and several times slower.
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def accelerator(asked: str) -> str:
-    """What Lightning's ``accelerator`` stands for here, "cuda", "mps" or "cpu" among others."""
+    """What Lightning's ``accelerator`` stands for here, "cuda", "mps" or "cpu" among others.
+
+    Raises:
+        UserError: "gpu" on a machine without one.
+    """
     if asked not in ("auto", "gpu"):
         return asked
     if torch.cuda.is_available():
         return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if torch.backends.mps.is_available():
+        return "mps"
+    if asked == "gpu":
+        raise UserError(
+            f"trainer.accelerator=gpu: PyTorch {torch.__version__} finds no GPU. Take trainer.accelerator=cpu, "
+            "or install a driver and a build of PyTorch for the GPU."
+        )
+    return "cpu"
 
 
 def choose_precision(kind: str) -> tuple[str, str]:

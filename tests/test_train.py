@@ -315,19 +315,35 @@ def test_a_checkpoint_cannot_run_code_and_a_wrong_one_is_named(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-# Every choice that conf/ offers runs: a new file there is tested without a word here.
+# Every choice that conf/ offers runs: a new file there is tested without a word here. Experiments and sweeps below.
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF_DIR.glob("*/*.yaml"))
-    if path.parent.name not in ("data", "experiment", "sweep") and path.stem != "gpu"
+    if path.parent.name not in ("experiment", "sweep")
 ]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_runs(choice):
-    few = [setting for setting in SMALL if not (choice.startswith("model=") and setting.startswith("model."))]
-    assert main(job, [*few, choice, "name=a", "trainer.max_epochs=1", "trainer.accelerator=cpu"]) == 0
+def test_every_choice_runs(choice, monkeypatch, tmp_path):
+    archive = tmp_path / "fer2013.zip"
+    write_zip(archive, fake_faces())
+    monkeypatch.setenv("FER2013_PATH", str(archive))
+    group = choice.partition("=")[0]
+    few = [setting for setting in SMALL if group not in ("data", "model") or not setting.startswith(group)]
+    once = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu")
+    assert main(job, [*few, choice, "name=a", *once]) == 0
     assert results_of("runs/default/a")["status"] == "finished"
+
+
+def test_a_gpu_that_is_not_there_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    settings = [setting for setting in SMALL if setting != "trainer.accelerator=cpu"]
+    assert main(job, [*settings, "trainer=gpu"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: trainer.accelerator=gpu: ")
+    assert "trainer.accelerator=cpu" in line
+    assert list(tmp_path.rglob("*")) == []
 
 
 @pytest.mark.parametrize("experiment", [path.stem for path in sorted(CONF_DIR.glob("experiment/*.yaml"))])
