@@ -303,8 +303,12 @@ def train(
     """
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
-    except MisconfigurationException as error:
-        raise UserError(f"Lightning cannot fit with these settings: {str(error).splitlines()[0]}") from error
+    except (MisconfigurationException, ValueError) as error:
+        # The one setting that Lightning refuses by a ValueError; any other is no mistake of the person's.
+        if isinstance(error, ValueError) and "`val_check_interval`" not in str(error):
+            raise
+        why = str(error).strip().splitlines()[0]
+        raise UserError(f"Lightning cannot fit with these settings: {why}") from error
     finally:
         results |= {
             "history": history.epochs,

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fer_lightning.checkpoint import classifier_from, read_checkpoint
 from fer_lightning.config import CONF_DIR, main
+from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.module import EmotionClassifier
@@ -168,6 +169,26 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped():
 def test_unusual_arguments_of_the_trainer(arguments):
     run("name=a", "callbacks=none", *arguments)
     assert results_of("runs/default/a")["status"] == "finished"
+
+
+def test_more_batches_between_validations_than_an_epoch_has(capsys):
+    run("name=a", "trainer.val_check_interval=5000", "callbacks=none", code=1)
+    error = capsys.readouterr().err
+    assert "`val_check_interval` (5000)" in error
+    assert "training batches (4)" in error
+    assert "Traceback" not in error
+    assert results_of("runs/default/a")["status"] == "failed"
+
+
+def test_a_value_error_of_our_own_is_not_taken_for_a_persons_mistake(monkeypatch, capsys):
+    def broken(self):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(FaceDataModule, "train_dataloader", broken)
+    run("name=a", "callbacks=none", code=1)
+    error = capsys.readouterr().err
+    assert "ValueError: a bug" in error
+    assert "Lightning cannot fit" not in error
 
 
 def test_resume_can_raise_the_number_of_epochs():
