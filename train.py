@@ -28,28 +28,28 @@ def job(cfg: Config, run_dir: Path) -> None:
     from fer_lightning.optim import build_optimizer
     from fer_lightning.results import format_results
 
-    fit, test = experiment.stages(cfg["stages"], cfg["ckpt"])
+    ckpts = experiment.checkpoint_paths(cfg["ckpt"])
+    fit, test = experiment.stages(cfg["stages"], ckpts)
     experiment.check_seed(cfg["seed"])
-    start = read_checkpoint(cfg["ckpt"]) if cfg["ckpt"] else None
+    starts = [read_checkpoint(path) for path in ckpts]
     keep = experiment.checkpoints(run_dir, cfg["monitor"]) if fit else []
     resume_from = experiment.resume_point(run_dir) if cfg["resume"] else None
     last = read_checkpoint(resume_from) if resume_from else None
 
     seed_everything(cfg["seed"], verbose=False)
     batching = {key: cfg["data"][key] for key in FaceDataModule.SETTINGS if key in cfg["data"]}
-    if start and not fit:  # a network that is only tested gets the input that it was trained on
-        batching |= {
-            "image_size": start.inputs.image_size,
-            "mean": start.inputs.mean,
-            "std": start.inputs.std,
-        }
-        cfg |= {"model": start.model, "data": cfg["data"] | batching}
+    tested = [] if fit else starts
+    if tested:
+        cfg |= experiment.own_settings(cfg["data"], tested)
     faces = build({key: value for key, value in cfg["data"].items() if key not in batching})
-    data = FaceDataModule(faces, build(cfg["augment"]), seed=cfg["seed"], **batching)
+    augment = build(cfg["augment"])
+    # A network that is only tested gets the input that it was trained on.
+    inputs_of = [experiment.own_input(checkpoint) for checkpoint in tested] or [{}]
+    datas = [FaceDataModule(faces, augment, seed=cfg["seed"], **(batching | own)) for own in inputs_of]
+    data = datas[0]
 
-    if start and not fit:
-        module = classifier_from(start, cfg["channels_last"], cfg["tta"])
-        val_split = start.val_split
+    if tested:
+        modules = [classifier_from(checkpoint, cfg["channels_last"], cfg["tta"]) for checkpoint in tested]
     else:
         inputs = InputSpec(data.image_size, data.mean, data.std)
         net = build_model(image_size=data.image_size, **cfg["model"])
@@ -64,12 +64,12 @@ def job(cfg: Config, run_dir: Path) -> None:
             cfg["label_smoothing"],
             cfg["tta"],
         )
-        val_split = data.val_split
-        if start:
+        for start in starts:  # one at most
             load_weights(module, start)
+        modules = [module]
 
     trainer_arguments, machine = experiment.for_this_machine(cfg["trainer"])
-    results = experiment.new_results(cfg, data, module, val_split, machine)
+    results = experiment.new_results(cfg, data, modules, tested, machine)
     history = History(data.val_split)
     dashboard = Dashboard(experiment.texts(to_yaml(cfg), results), experiment.hparams(cfg))
     logger = cfg["logger"] and build(
@@ -85,12 +85,15 @@ def job(cfg: Config, run_dir: Path) -> None:
     callbacks = [*(build(node) for node in cfg["callbacks"].values()), history, dashboard, *keep]
     trainer = experiment.make_trainer(logger or False, callbacks, run_dir, trainer_arguments)
 
-    experiment.announce(data, module, results, run_dir)
+    experiment.announce(data, modules, results, run_dir)
     with experiment.recorded(run_dir, to_yaml(cfg), results, started):
         if fit:
-            experiment.train(module, data, trainer, history, results, resume_from)
+            experiment.train(modules[0], data, trainer, history, results, resume_from)
         if test:
-            experiment.test(module, data, trainer, results)
+            if len(modules) > 1:
+                experiment.test_ensemble(modules, datas, trainer, results)
+            else:
+                experiment.test(modules[0], data, trainer, results)
             print(f"\n{format_results(results)}")
         dashboard.report(trainer, experiment.summary(results))
     print(f"results: {run_dir / 'results.json'}")

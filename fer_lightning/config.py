@@ -330,7 +330,7 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
     elif key not in set(_leaves(cfg)):
         groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
         raise UserError(f"{key} does not exist.{did_you_mean(key, _names(cfg) | groups)}")
-    if override.is_delete():
+    if override.is_delete() or key == "ckpt":  # a path or a list of them, whatever it replaces
         return
     default = OmegaConf.select(cfg, key)
     for value in _values(override):
@@ -349,6 +349,8 @@ def _expected(value: Any, default: Any) -> str | None:
         return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
     if isinstance(default, float):
         return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    if isinstance(default, str):
+        return None if isinstance(value, str) else "text"
     if OmegaConf.is_list(default):
         return None if isinstance(value, list) else "a list"
     return None
@@ -357,8 +359,8 @@ def _expected(value: Any, default: Any) -> str | None:
 def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
-    assert isinstance(default, int | float | list | ListConfig)
-    return repr(default).replace(" ", "")
+    assert isinstance(default, int | float | str | list | ListConfig)
+    return str(default).replace(" ", "")
 
 
 def _resumed(folder: Path, overrides: list[Override]) -> Config:

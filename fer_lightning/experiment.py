@@ -21,27 +21,57 @@ from lightning.pytorch.loggers import Logger
 
 from fer_lightning import hardware
 from fer_lightning.callbacks.history import History
-from fer_lightning.checkpoint import read_checkpoint
+from fer_lightning.checkpoint import Checkpoint, read_checkpoint
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.errors import Stopped, UserError, did_you_mean
-from fer_lightning.module import LOGGED, EmotionClassifier, Predictions, gather
+from fer_lightning.module import LOGGED, EmotionClassifier, Predictions, ensemble, gather
 from fer_lightning.results import Json, score_classes, score_splits, select, write_atomically, write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def stages(names: Sequence[str], ckpt: str | None) -> tuple[bool, bool]:
+def stages(names: Sequence[str], ckpts: Sequence[str]) -> tuple[bool, bool]:
     """Whether to fit and whether to test.
 
     Raises:
-        UserError: a stage that does not exist, none at all, or a test without anything to test.
+        UserError: a stage that does not exist, none at all, a test without anything to test, or a fit of several
+            checkpoints.
     """
     wrong = [name for name in names if name not in ("fit", "test")]
     if wrong or not names:
         raise UserError(f"stages={list(names)}: choose from fit and test, e.g. stages=[fit,test].")
-    if "fit" not in names and not ckpt:
+    if "fit" not in names and not ckpts:
         raise UserError("stages=[test] needs the checkpoint to test: ckpt=RUN_FOLDER/checkpoints/best.ckpt.")
+    if "fit" in names and len(ckpts) > 1:
+        raise UserError(f"ckpt=[{','.join(ckpts)}] is an ensemble, which can only be tested: add stages=[test].")
     return "fit" in names, "test" in names
+
+
+def checkpoint_paths(ckpt: object) -> list[str]:
+    """What ``ckpt=`` names: nothing, one checkpoint, or the members of an ensemble."""
+    if ckpt is None or ckpt == "":
+        return []
+    return [str(path) for path in ckpt] if isinstance(ckpt, list) else [str(ckpt)]
+
+
+def selected_on(checkpoints: Sequence[Checkpoint]) -> str | None:
+    """The splits that the checkpoints' own runs selected on, all together; None if none of them says."""
+    splits = "+".join(checkpoint.val_split for checkpoint in checkpoints if checkpoint.val_split)
+    return "+".join(dict.fromkeys(splits.split("+"))) or None
+
+
+def own_input(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The settings of the data that the checkpoint's network was trained on."""
+    return {key: getattr(checkpoint.inputs, key) for key in ("image_size", "mean", "std")}
+
+
+def own_settings(data: Mapping[str, Any], checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """What stands in place of the configuration's network and input when checkpoints are only tested."""
+    if len(checkpoints) == 1:
+        return {"model": checkpoints[0].model, "data": {**data, **own_input(checkpoints[0])}}
+    # The members' own are in their checkpoints.
+    own = own_input(checkpoints[0])
+    return {"model": {"name": "ensemble"}, "data": {key: data[key] for key in data if key not in own}}
 
 
 def check_seed(seed: int) -> None:
@@ -152,17 +182,25 @@ def make_trainer(
 
 
 def new_results(
-    cfg: Mapping[str, Any], data: FaceDataModule, module: EmotionClassifier, val_split: str | None, machine: str
+    cfg: Mapping[str, Any],
+    data: FaceDataModule,
+    modules: Sequence[EmotionClassifier],
+    checkpoints: Sequence[Checkpoint],
+    machine: str,
 ) -> Json:
     """results.json of a run that has not done anything yet.
 
     Args:
         cfg: the configuration.
         data: the faces.
-        module: the network.
-        val_split: name of the split that selects the weights, or that selected those to test; None if not known.
+        modules: the network, or the members of an ensemble.
+        checkpoints: the weights of each network that is only tested; none where there is a fit.
         machine: what `for_this_machine` says of it.
     """
+    members = [
+        {"ckpt": str(checkpoint.path), "val_split": checkpoint.val_split, "splits": None}
+        for checkpoint in checkpoints
+    ]
     return {
         "status": "failed",
         "stages": list(cfg["stages"]),
@@ -171,23 +209,24 @@ def new_results(
         "dataset": data.faces.dataset,
         "data_fingerprint": data.faces.fingerprint,
         "split": data.test_split,
-        "val_split": val_split,
+        "val_split": selected_on(checkpoints) if checkpoints else data.val_split,
         "n": None,
         "accuracy": None,
         "macro_f1": None,
         "loss": None,
         "accuracy_leak_free": None,
         "n_leak_free": None,
-        "tta": module.tta,
+        "tta": modules[0].tta,
         "per_class": None,
         "splits": None,
         "without_tta": None,
+        "members": members if len(checkpoints) > 1 else None,
         "last_epoch": None,
         "history": [],
         "best_epoch": None,
         "monitor": cfg["monitor"],
         "seed": cfg["seed"],
-        "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
+        "parameters": sum(map(_n_parameters, modules)),
         **provenance(),
         "hardware": machine,
         "train_seconds": 0.0,
@@ -196,26 +235,35 @@ def new_results(
     }
 
 
-def announce(data: FaceDataModule, module: EmotionClassifier, results: Json, run_dir: Path) -> None:
+def _n_parameters(module: EmotionClassifier) -> int:
+    return sum(parameter.numel() for parameter in module.net.parameters())
+
+
+def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], results: Json, run_dir: Path) -> None:
     """Says in a few lines what is about to run."""
     faces = data.faces
     counts = ", ".join(
         f"{count} {name}"
         for name, count in zip(faces.split_names, np.bincount(faces.usage, minlength=3), strict=True)
     )
-    options = " ".join(f"{key}={value}" for key, value in module.model.items() if key != "name")
-    size = module.inputs.image_size
     print(f"run:      {run_dir}")
     print(f"data:     {faces.dataset} from {faces.source}")
     print(f"          {counts}")
     selected_on = results["val_split"]
-    by = "" if "fit" in results["stages"] else " (by the checkpoint's own run)"
+    members = results["members"] or []
+    own_runs = "checkpoints' own runs" if members else "checkpoint's own run"
+    by = "" if "fit" in results["stages"] else f" (by the {own_runs})"
     print(f"          {f'selected on {selected_on}{by}, ' if selected_on else ''}tested on {data.test_split}")
     for note in faces.notes:
         print(f"          note: {note}")
+    if len(splits := dict.fromkeys(member["val_split"] or "not known" for member in members)) > 1:
+        print(f"          note: the members' runs selected on different splits: {', '.join(splits)}")
     if both := [name for name in data.test_split.split("+") if name in (selected_on or "").split("+")]:
         print(f"          note: weights selected on {'+'.join(both)} score too well on it")
-    print(f"network:  {module.model['name']} {options}, {results['parameters']:,} parameters, {size}x{size} px")
+    for module in modules:
+        options = " ".join(f"{key}={value}" for key, value in module.model.items() if key != "name")
+        size = module.inputs.image_size
+        print(f"network:  {module.model['name']} {options}, {_n_parameters(module):,} parameters, {size}x{size} px")
     machine, _, precision = results["hardware"].partition("; ")
     print(f"machine:  {machine}\n          {precision}", flush=True)
 
@@ -342,6 +390,35 @@ def test(module: EmotionClassifier, data: FaceDataModule, trainer: Trainer, resu
         answers = trainer.predict(module, datamodule=data)
         results["without_tta"] = score_splits(gather(answers), data.faces)
         module.tta = results["tta"]
+
+
+def test_ensemble(
+    modules: Sequence[EmotionClassifier], datas: Sequence[FaceDataModule], trainer: Trainer, results: Json
+) -> None:
+    """Tests the mean of the networks' probabilities, and each network beside it, on every held-out split.
+
+    Args:
+        modules: the networks.
+        datas: the same faces for each network, at its own size and normalisation.
+        trainer: one that has not fitted.
+        results: gains all that results.json says of the test.
+    """
+
+    def predict(tta: str) -> list[Predictions]:
+        predictions = []
+        for module, data in zip(modules, datas, strict=True):
+            module.tta = tta
+            answers: Any = trainer.predict(module, datamodule=data)
+            predictions.append(gather(answers))
+        return predictions
+
+    faces = datas[0].faces
+    predictions = predict(results["tta"])
+    results |= headline(ensemble(predictions), datas[0])
+    for member, own in zip(results["members"], predictions, strict=True):
+        member["splits"] = score_splits(own, faces)
+    if results["tta"] != "none":
+        results["without_tta"] = score_splits(ensemble(predict("none")), faces)
 
 
 def headline(predictions: Predictions, data: FaceDataModule) -> Json:

@@ -1,6 +1,6 @@
 """The LightningModule: steps, metrics and the optimizer hook. It draws nothing and writes no files."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -22,7 +22,7 @@ from torchmetrics.classification import (
 from fer_lightning.data.datamodule import Batch
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
-from fer_lightning.tta import answer, check_tta
+from fer_lightning.tta import answer, check_tta, mean_answer
 
 Answer = tuple[Tensor, Tensor, Tensor]  # index (B,), logits (B, 7), labels (B,)
 OptimizerFactory = Callable[..., tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
@@ -60,6 +60,12 @@ def gather(answers: Iterable[Answer]) -> Predictions:
     index, logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
     order = index.argsort()
     return Predictions(index[order].cpu(), logits[order].cpu(), labels[order].cpu())
+
+
+def ensemble(members: Sequence[Predictions]) -> Predictions:
+    """The mean of the probabilities that several networks gave for the same images."""
+    logits = mean_answer(torch.stack([member.logits for member in members]))
+    return Predictions(members[0].index, logits, members[0].labels)
 
 
 class EmotionClassifier(LightningModule):

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,22 +126,19 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def format_results(results: Json) -> str:
     """The tables that a person sees at the end of a run, at most 80 columns wide."""
+    members = results["members"] or []
     tested = "best" if results["best_epoch"] is not None else "last" if "fit" in results["stages"] else "ckpt"
+    if members:
+        tested = "ckpts"
     splits = {f"{name} ({tested})": scores for name, scores in results["splits"].items()}
     name = results["split"]
     if results["last_epoch"]:
         splits[f"{name} (last)"] = results["last_epoch"][name]
-    overall = [
-        [
-            name,
-            str(scores["n"]),
-            _percent(scores["accuracy"]),
-            f"{_percent(scores['accuracy_leak_free'])} ({scores['n_leak_free']})",
-            _number(scores["macro_f1"]),
-            _number(scores["loss"]),
-        ]
-        for name, scores in splits.items()
-    ]
+    tables = [_scores_table("split (weights)", splits)]
+    if members:
+        labels = _distinct([member["ckpt"] for member in members])
+        own = {label: member["splits"][name] for label, member in zip(labels, members, strict=True)}
+        tables.append(_scores_table(name, own | {"ensemble": results["splits"][name]}))
     classes = [
         [
             emotion,
@@ -153,15 +150,42 @@ def format_results(results: Json) -> str:
         for emotion, scores in results["per_class"].items()
     ]
     headline = f"{results['dataset']}, {results['split']} (n = {results['n']}): {_percent(results['accuracy'])}"
+    if members:
+        headline += f", ensemble of {len(members)}"
     if results["without_tta"]:
         headline += f", tta={results['tta']}\n{_percent(results['without_tta'][name]['accuracy'])} with tta=none"
     return "\n\n".join(
         [
-            format_table(["split (weights)", "n", "accuracy", "leak-free (n)", "macro-F1", "loss"], overall),
+            *tables,
             format_table([results["split"], "n", "precision", "recall", "F1"], classes),
             headline,
         ]
     )
+
+
+def _scores_table(first: str, rows: Mapping[str, Json]) -> str:
+    return format_table(
+        [first, "n", "accuracy", "leak-free (n)", "macro-F1", "loss"],
+        [
+            [
+                name,
+                str(scores["n"]),
+                _percent(scores["accuracy"]),
+                f"{_percent(scores['accuracy_leak_free'])} ({scores['n_leak_free']})",
+                _number(scores["macro_f1"]),
+                _number(scores["loss"]),
+            ]
+            for name, scores in rows.items()
+        ],
+    )
+
+
+def _distinct(paths: Sequence[str]) -> list[str]:
+    """Short names: numbered, and the paths without what all have in common, at most 30 characters."""
+    parts = [Path(path).parts for path in paths]
+    common = set.intersection(*map(set, parts))
+    names = ["/".join(part for part in own if part not in common) for own in parts]
+    return [f"{number} {name[-27:]}".rstrip() for number, name in enumerate(names, start=1)]
 
 
 def print_ranking(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Test-time augmentation: several views of each face, one averaged answer."""
 
 from collections.abc import Callable
+from math import log
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ def _mirrored(views: list[Tensor]) -> list[Tensor]:
 
 
 def _shifted(images: Tensor) -> list[Tensor]:
-    """The images themselves and shifted by 1/24 of the width (2 pixels of 48) in eight directions, edges repeated."""
+    """The images and their shifts by 1/24 of the width (2 pixels of 48) in eight directions, edges repeated."""
     size = images.shape[-1]
     step = max(1, round(size / 24))
     padded = F.pad(images, (step,) * 4, mode="replicate")
@@ -64,5 +65,12 @@ def answer(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
     views = VIEWS[tta](images)
     if len(views) == 1:
         return net(views[0]).float()
-    probabilities = torch.stack([net(view).float().softmax(dim=-1) for view in views]).mean(dim=0)
-    return probabilities.log()
+    return mean_answer(torch.stack([net(view) for view in views]))
+
+
+def mean_answer(logits: Tensor) -> Tensor:
+    """The logarithm of the mean of several answers' probabilities: (K, B, 7) -> float32 (B, 7).
+
+    Never through the probabilities themselves, which may be too small for float32.
+    """
+    return logits.float().log_softmax(dim=-1).logsumexp(dim=0) - log(len(logits))

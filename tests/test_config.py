@@ -55,6 +55,7 @@ def composed(*arguments):
         ("data.download=perhaps", "it takes true or false"),
         ("optim.lr=fast", "it takes a number"),
         ("model.channels=16", "it takes a list"),
+        ("tta=3", "tta=3 will not do: it takes text, e.g. tta=none"),
         ("trainer.max_epochs=ten", "it takes a whole number"),
         ("augment=glob(*)", "list the choices"),
         ("name=../elsewhere", "becomes a folder"),
@@ -100,6 +101,20 @@ def test_an_experiment_may_set_what_stands_at_the_top(monkeypatch, tmp_path):
     monkeypatch.setattr(config, "CONF_DIR", conf)
     [(cfg, _)] = composed("experiment=mine")
     assert (cfg["seed"], cfg["monitor"]) == (7, "loss/val")
+
+
+@pytest.mark.parametrize("value", ["a.ckpt", "[a.ckpt,b/b.ckpt]", "null"])
+def test_ckpt_is_one_or_several_whatever_stood_there(value, monkeypatch, tmp_path):
+    import shutil
+
+    conf = tmp_path / "conf"
+    shutil.copytree(config.CONF_DIR, conf)
+    (conf / "experiment" / "several.yaml").write_text("# @package _global_\nckpt: [c.ckpt]\n")
+    (conf / "experiment" / "one.yaml").write_text("# @package _global_\nckpt: c.ckpt\n")
+    monkeypatch.setattr(config, "CONF_DIR", conf)
+    for experiment in ("one", "several"):
+        [(cfg, _)] = composed(f"experiment={experiment}", f"ckpt={value}")
+        assert cfg["ckpt"] == {"a.ckpt": "a.ckpt", "null": None}.get(value, ["a.ckpt", "b/b.ckpt"])
 
 
 @pytest.mark.parametrize(("value", "got"), [("auto", "auto"), ("[1]", [1]), ("'0,1'", "0,1"), ("null", None)])

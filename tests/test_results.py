@@ -87,6 +87,7 @@ def some_results(accuracy=0.6138, **more):
         "splits": splits,
         "tta": "none",
         "without_tta": None,
+        "members": None,
         "last_epoch": splits,
         "best_epoch": 19,
         "per_class": {name: {"precision": 0.5, "recall": 1.0, "f1": 0.66, "n": 111} for name in EMOTIONS},
@@ -103,6 +104,28 @@ def test_the_final_table_fits_a_terminal_and_names_every_split():
         assert said in text
     text = format_results(some_results(tta="ten_crop", without_tta=some_results(0.6)["splits"]))
     assert text.endswith("61.38%, tta=ten_crop\n60.00% with tta=none")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_final_table_has_a_row_for_each_member_of_an_ensemble():
+    paths = [
+        f"runs/best/{name}/checkpoints/best.ckpt" for name in ("seed0", "seed1", "with-a-name-beyond-27-letters")
+    ]
+    members = [
+        {"ckpt": path, "splits": some_results(accuracy)["splits"]}
+        for path, accuracy in zip(paths, (0.7, 0.71, 0.72), strict=True)
+    ]
+    text = format_results(some_results(0.74, members=members, best_epoch=None, last_epoch=None, stages=["test"]))
+    _, table, *_, headline = text.split("\n\n")
+    rows = [line.split() for line in table.splitlines()[2:]]
+    assert [(row[:-6], row[-5]) for row in rows] == [
+        (["1", "seed0"], "70.00%"),
+        (["2", "seed1"], "71.00%"),
+        (["3", "th-a-name-beyond-27-letters"], "72.00%"),
+        (["ensemble"], "74.00%"),
+    ]
+    assert "PrivateTest (ckpts)" in text
+    assert headline.endswith("74.00%, ensemble of 3")
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -16,7 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fer_lightning.checkpoint import classifier_from, read_checkpoint
 from fer_lightning.config import CONF_DIR, main
+from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.data.faces import TEST
+from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.module import EmotionClassifier
@@ -266,6 +269,47 @@ def test_testing_alone_says_what_selected_the_checkpoint_whatever_the_split_now(
     assert "selected on" not in capsys.readouterr().out
 
 
+def test_an_ensemble_is_the_mean_of_its_members_probabilities(capsys):
+    few = ("trainer.max_epochs=1", "callbacks=none", "stages=[fit]", "trainer.precision=32-true")
+    run("name=a", *few, "data.image_size=32", "model.channels=[3,5]")
+    run("name=b", *few, "seed=1", "data.mean=0.4", "data.split=kaggle_folder")
+    a, b = (f"runs/default/{name}/checkpoints/best.ckpt" for name in "ab")
+    test = ("stages=[test]", "tta=mirror", "trainer.precision=32-true")
+    run("name=only_a", *test, f"ckpt=[{a}]")
+    run("name=only_b", *test, f"ckpt={b}")
+    capsys.readouterr()
+    run("name=both", *test, f"ckpt=[{a},{b}]")
+    both, *singles = (results_of(f"runs/default/{name}") for name in ("both", "only_a", "only_b"))
+    assert [single["members"] for single in singles] == [None, None]
+    assert [member["ckpt"] for member in both["members"]] == [a, b]
+    assert [member["splits"] for member in both["members"]] == [single["splits"] for single in singles]
+    assert both["parameters"] == sum(single["parameters"] for single in singles)
+
+    faces = synthetic_faces(n_train=56, n_val=21, n_test=14)
+    rows = faces.usage == TEST
+    images, labels = torch.from_numpy(faces.images[rows]).unsqueeze(1), torch.from_numpy(faces.labels[rows])
+    plain, mirrored = [], []
+    for path in (a, b):
+        module = classifier_from(read_checkpoint(path))
+        own = module.inputs
+        given = normalise(resize(images, own.image_size), own.mean, own.std)
+        with torch.no_grad():
+            plain.append(module(given).softmax(dim=1))
+            mirrored.append(module(given.flip(-1)).softmax(dim=1))
+    for scores, answers in ((both, plain + mirrored), (both["without_tta"]["test"], plain)):
+        mean = torch.stack(answers).mean(dim=0)
+        assert scores["loss"] == pytest.approx(-mean.log()[range(14), labels].mean().item(), rel=1e-4)
+        assert scores["accuracy"] == (mean.argmax(dim=1) == labels).double().mean().item()
+
+    assert both["val_split"] == "validation+test"
+    out = capsys.readouterr().out
+    assert "note: the members' runs selected on different splits: validation, validation+test\n" in out
+    assert "note: weights selected on test score too well on it\n" in out
+    assert "32x32 px" in out
+    assert "48x48 px" in out
+    assert EventAccumulator("runs/default/both").Reload().Tags()["tensors"]  # the run's texts
+
+
 def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):
     run(
         "-m",
@@ -290,6 +334,10 @@ def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):
         (["stages=[tets]"], "stages=['tets']"),
         (["stages=[test]"], "needs the checkpoint to test"),
         (["ckpt=nowhere.ckpt"], "nowhere.ckpt cannot be read: No such file"),
+        (["ckpt=3"], "ckpt=3 cannot be read"),
+        (["stages=[test]", "ckpt=[]"], "needs the checkpoint to test"),
+        (["stages=[test]", "ckpt=[nowhere.ckpt,b.ckpt]"], "nowhere.ckpt cannot be read"),
+        (["ckpt=[a.ckpt,b.ckpt]"], "ckpt=[a.ckpt,b.ckpt] is an ensemble, which can only be tested"),
         (["trainer.accelerator=quantum"], "Trainer does not take this"),
         (["trainer.precision=7"], "Trainer does not take this"),
         (["data=fer2013", "data.path=nowhere.zip"], "nowhere.zip does not exist"),

@@ -1,10 +1,12 @@
 """Views of a face, and the mean of the answers to them."""
 
+import math
+
 import pytest
 import torch
 
 from fer_lightning.errors import UserError
-from fer_lightning.tta import VIEWS, answer, check_tta
+from fer_lightning.tta import VIEWS, answer, check_tta, mean_answer
 
 
 def test_views_of_a_numbered_image():
@@ -41,6 +43,11 @@ def test_the_answer_is_the_mean_of_the_probabilities():
     expected = (net(images).softmax(1) + net(images.flip(-1)).softmax(1)) / 2
     torch.testing.assert_close(answer(net, images, "mirror").softmax(1), expected)
     assert torch.equal(answer(net, images, "none"), net(images))
+
+
+def test_a_mean_of_vanishing_probabilities_is_finite():
+    logits = torch.tensor([[[0.0, -200.0]], [[0.0, -300.0]]])
+    torch.testing.assert_close(mean_answer(logits), torch.tensor([[0.0, -200.0 - math.log(2)]]))
 
 
 def test_a_wrong_name_is_answered_with_the_nearest():

@@ -55,6 +55,9 @@ class Dashboard(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._announce(trainer)  # for a run that only tests
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._announce(trainer)  # for an ensemble
+
     def _announce(self, trainer: Trainer) -> None:
         """Once in a process. A resumed run does it again, at the epoch where it goes on."""
         logger = tensorboard(trainer)
