@@ -21,10 +21,10 @@ def job(cfg: Config, run_dir: Path) -> None:
     from fer_lightning import experiment
     from fer_lightning.callbacks.dashboard import Dashboard
     from fer_lightning.callbacks.history import History
-    from fer_lightning.checkpoint import classifier_from, load_weights, read_checkpoint
+    from fer_lightning.checkpoint import InputSpec, load_weights, read_checkpoint
     from fer_lightning.data.datamodule import FaceDataModule
     from fer_lightning.models import build_model
-    from fer_lightning.module import EmotionClassifier, InputSpec
+    from fer_lightning.module import EmotionClassifier, classifier_from
     from fer_lightning.optim import build_optimizer
     from fer_lightning.results import format_results
 
@@ -65,7 +65,7 @@ def job(cfg: Config, run_dir: Path) -> None:
             cfg["tta"],
         )
         for start in starts:  # one at most
-            load_weights(module, start)
+            load_weights(net, start)
         modules = [module]
 
     trainer_arguments, machine = experiment.for_this_machine(cfg["trainer"])

@@ -6,11 +6,21 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import nn
 
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models import build_model
-from fer_lightning.module import EmotionClassifier, InputSpec
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the network expects; it travels in every checkpoint, so that nobody can feed it anything else."""
+
+    image_size: int  # height and width in pixels
+    mean: float  # of pixels in [0, 1]
+    std: float
+    classes: tuple[str, ...] = EMOTIONS  # in the order of the logits
 
 
 @dataclass(frozen=True)
@@ -70,26 +80,24 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return found
 
 
-def load_weights(module: EmotionClassifier, checkpoint: Checkpoint) -> None:
-    """Copies the checkpoint's weights into the module.
+def load_weights(net: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copies the checkpoint's weights into the network.
 
     Raises:
         UserError: the networks differ.
     """
     try:
-        module.load_state_dict(checkpoint.state_dict)
+        # By the name that it has in EmotionClassifier, whose weights these are.
+        nn.ModuleDict({"net": net}).load_state_dict(checkpoint.state_dict)
     except RuntimeError as error:
         raise UserError(
-            f"ckpt={checkpoint.path} holds the network {checkpoint.model}, which does not fit {module.model}: "
+            f"ckpt={checkpoint.path} holds the network {checkpoint.model}, which does not fit this one: "
             f"{str(error).splitlines()[-1].strip()}"
         ) from error
 
 
-def classifier_from(
-    checkpoint: Checkpoint, channels_last: bool = False, tta: str = "none"
-) -> EmotionClassifier:
-    """The checkpoint's own network with its weights and its input, ready to test."""
+def net_from(checkpoint: Checkpoint) -> nn.Module:
+    """The checkpoint's own network with its weights, for answers: float (B, 1, H, W) -> logits (B, 7)."""
     net = build_model(image_size=checkpoint.inputs.image_size, **checkpoint.model)
-    module = EmotionClassifier(net, None, checkpoint.inputs, checkpoint.model, channels_last, tta=tta)
-    load_weights(module, checkpoint)
-    return module.eval()
+    load_weights(net, checkpoint)
+    return net.eval()

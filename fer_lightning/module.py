@@ -19,6 +19,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from
 from fer_lightning.data.datamodule import Batch
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
@@ -34,16 +35,6 @@ LOGGED = (
     "macro_f1/val",
     *(f"{name}/{emotion}" for name in ("precision", "recall") for emotion in EMOTIONS),
 )
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What the network expects; it travels in every checkpoint, so that nobody can feed it anything else."""
-
-    image_size: int  # height and width in pixels
-    mean: float  # of pixels in [0, 1]
-    std: float
-    classes: tuple[str, ...] = EMOTIONS  # in the order of the logits
 
 
 @dataclass(frozen=True)
@@ -235,3 +226,9 @@ class EmotionClassifier(LightningModule):
             "classes": list(inputs.classes),
             "val_split": getattr(self.trainer.datamodule, "val_split", None),  # type: ignore[attr-defined]
         }
+
+
+def classifier_from(checkpoint: Checkpoint, channels_last: bool = False, tta: str = "none") -> EmotionClassifier:
+    """The checkpoint's own network with its weights and its input, ready to test."""
+    net = net_from(checkpoint)
+    return EmotionClassifier(net, None, checkpoint.inputs, checkpoint.model, channels_last, tta=tta).eval()

@@ -14,7 +14,7 @@ import torch
 from fake_fer2013 import fake_faces, write_zip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fer_lightning.checkpoint import classifier_from, read_checkpoint
+from fer_lightning.checkpoint import read_checkpoint
 from fer_lightning.config import CONF_DIR, main
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.datamodule import FaceDataModule
@@ -22,7 +22,7 @@ from fer_lightning.data.faces import TEST
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.module import EmotionClassifier
+from fer_lightning.module import EmotionClassifier, classifier_from
 from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
