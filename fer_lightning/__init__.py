@@ -1,1 +1,17 @@
 """fer-lightning: facial emotion recognition on FER-2013 with PyTorch Lightning and Hydra."""
+
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["Classifier", "Prediction", "load_checkpoint"]
+
+if TYPE_CHECKING:
+    from fer_lightning.classifier import Classifier, Prediction, load_checkpoint
+else:
+
+    def __getattr__(name: str) -> Any:
+        # They need torch, which `train.py --help` and a typo should not wait for.
+        if name in __all__:
+            from fer_lightning import classifier
+
+            return getattr(classifier, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

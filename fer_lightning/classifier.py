@@ -1,0 +1,141 @@
+"""A trained network to call from Python: faces in, probabilities out. Lightning and Hydra are not needed for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from fer_lightning import hardware
+from fer_lightning.checkpoint import InputSpec, net_from, read_checkpoint
+from fer_lightning.data.augment import normalise, resize
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import UserError
+from fer_lightning.tta import answer, check_tta
+
+FaceImages = npt.NDArray[np.uint8] | Tensor | Image.Image | Sequence[Image.Image]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network says of N faces."""
+
+    probabilities: npt.NDArray[np.float32]  # (N, 7), in the order of emotions.EMOTIONS
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The most probable emotion of each face: (N,), an index into emotions.EMOTIONS."""
+        return self.probabilities.argmax(axis=1).astype(np.int64)
+
+    @property
+    def names(self) -> list[str]:
+        """The most probable emotion of each face by name: N of them."""
+        return [EMOTIONS[label] for label in self.labels]
+
+
+class Classifier:
+    """A trained network with what it takes to feed it.
+
+    Args:
+        net: float32 (B, 1, image_size, image_size), normalised -> logits (B, 7).
+        inputs: what `net` expects.
+        device: where it runs, e.g. "cpu" or "cuda:1"; "auto" takes the GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+
+    def __init__(self, net: nn.Module, inputs: InputSpec, device: str = "auto") -> None:
+        try:
+            self.device = torch.device(hardware.accelerator(device))
+            self.net = net.to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device={device} will not do: {str(error).splitlines()[0]}") from error
+        self.inputs = inputs
+
+    def predict(self, faces: FaceImages, tta: str = "none", batch_size: int = 256) -> Prediction:
+        """Tells the emotion of each face.
+
+        Args:
+            faces: uint8 (N, H, W) or a single (H, W), grey, as an array or a tensor; or PIL images of any mode and
+                size, one or a list. Each is one upright face cut out of its photo, as in FER-2013; it is resized to
+                what the network takes.
+            tta: test-time augmentation, a key of tta.VIEWS.
+            batch_size: faces that go through the network at once; it changes the speed, not the result.
+
+        Raises:
+            UserError: no faces, or not of that form; no such `tta`.
+        """
+        check_tta(tta)
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1.")
+        checked = _checked(faces)
+        probabilities = []
+        with torch.inference_mode():
+            for start in range(0, len(checked), batch_size):
+                images = self._resized(checked[start : start + batch_size])
+                logits = answer(self.net, normalise(images, self.inputs.mean, self.inputs.std), tta)
+                probabilities.append(logits.softmax(dim=1).cpu())
+        return Prediction(torch.cat(probabilities).numpy())
+
+    def _resized(self, faces: npt.NDArray[np.uint8] | Tensor | list[Image.Image]) -> Tensor:
+        """Uint8 (B, H, W) or B images -> float32 (B, 1, image_size, image_size) in [0, 1] on the device."""
+        if isinstance(faces, list):  # each of its own size
+            return torch.cat([self._resized(_grey(face)[None]) for face in faces])
+        # A copy, for a tensor cannot share an array that is read-only or runs backwards.
+        pixels = faces if isinstance(faces, Tensor) else torch.from_numpy(faces.copy())
+        return resize(pixels.to(self.device).unsqueeze(1), self.inputs.image_size)
+
+
+def load_checkpoint(path: str | Path, device: str = "auto") -> Classifier:
+    """The network of a run's checkpoint, ready to predict.
+
+    Args:
+        path: such as runs/baseline/NAME/checkpoints/best.ckpt. Nothing in it can execute.
+        device: where it runs, e.g. "cpu" or "cuda:1"; "auto" takes the GPU if there is one.
+
+    Raises:
+        UserError: no such file or not a checkpoint of this project; no such device.
+    """
+    checkpoint = read_checkpoint(path)
+    return Classifier(net_from(checkpoint), checkpoint.inputs, device)
+
+
+def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
+    return np.asarray(ImageOps.exif_transpose(image).convert("L"))
+
+
+def _checked(faces: FaceImages) -> npt.NDArray[np.uint8] | Tensor | list[Image.Image]:
+    """The faces as uint8 (N, H, W) or a list of N images; UserError for anything else."""
+    if isinstance(faces, np.ndarray | Tensor):
+        dtype = str(faces.dtype).removeprefix("torch.")
+        if dtype != "uint8":
+            raise UserError(
+                f"The faces are {dtype}: give pixels from 0 to 255 as uint8; those of [0, 1] as "
+                "(255 * faces).round() in uint8."
+            )
+        if faces.ndim not in (2, 3) or faces.shape[-1] in (1, 3, 4):
+            raise UserError(
+                f"The faces have the shape {tuple(faces.shape)}: give (N, H, W), grey, or (H, W) for a single one; "
+                "colour images as PIL.Image.fromarray(face)."
+            )
+        stack = faces if faces.ndim == 3 else faces[None]
+        if 0 in stack.shape:
+            raise UserError(f"There is no face in the shape {tuple(faces.shape)}: give at least one.")
+        return stack
+    images = [faces] if isinstance(faces, Image.Image) else faces
+    if not isinstance(images, list | tuple):
+        raise UserError(f"The faces are {type(faces).__name__}: give a uint8 array or tensor, or PIL images.")
+    for number, image in enumerate(images):
+        if not isinstance(image, Image.Image):
+            raise UserError(
+                f"faces[{number}] is {type(image).__name__}: a list holds PIL images; open files with "
+                "PIL.Image.open, and put arrays together with numpy.stack."
+            )
+    if not images:
+        raise UserError("There is no face in the list: give at least one.")
+    return list(images)
