@@ -201,6 +201,7 @@ def new_results(
         {"ckpt": str(checkpoint.path), "val_split": checkpoint.val_split, "splits": None}
         for checkpoint in checkpoints
     ]
+    layout = "channels_last" if cfg["channels_last"] else "contiguous"
     return {
         "status": "failed",
         "stages": list(cfg["stages"]),
@@ -228,7 +229,7 @@ def new_results(
         "seed": cfg["seed"],
         "parameters": sum(map(_n_parameters, modules)),
         **provenance(),
-        "hardware": machine,
+        "hardware": f"{machine}, {layout}, {'compiled' if cfg['compile'] else 'not compiled'}",
         "train_seconds": 0.0,
         "total_seconds": 0.0,
         "images_per_second": None,
