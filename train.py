@@ -4,10 +4,11 @@ import sys
 import time
 from pathlib import Path
 
+from fer_lightning import STARTED
 from fer_lightning.config import Config, build, main, to_yaml
 
 # The first run of a sweep began with the process, imports included; the others begin when they begin.
-process_start = [time.perf_counter()]
+process_start = [STARTED]
 
 
 def job(cfg: Config, run_dir: Path) -> None:

@@ -1,6 +1,9 @@
 """fer-lightning: facial emotion recognition on FER-2013 with PyTorch Lightning and Hydra."""
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+STARTED = perf_counter()  # as near to the process's start as train.py gets: importing this is its first act
 
 __all__ = ["Classifier", "Prediction", "load_checkpoint"]
 

@@ -190,6 +190,16 @@ def test_help_imports_nothing_heavy():
     assert "max_epochs: 20" in done.stdout
 
 
+def test_the_clock_starts_before_the_imports():
+    # In place of the time: whether Hydra, the first of what takes long, was imported yet.
+    code = (
+        "import sys, time; time.perf_counter = lambda: float('hydra' in sys.modules)\n"
+        "import train; assert train.process_start == [0.0]; assert time.perf_counter() == 1.0"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_build_names_what_is_wrong():
     from fer_lightning.errors import UserError
 
