@@ -24,7 +24,7 @@ class Stopped(BaseException):
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Runs a command: its own exit code, 1 for a UserError, told on stderr, and 130 or 143 for SIGINT or SIGTERM."""
+    """The exit code of a command: its own, 1 for a UserError, told on stderr, 130 or 143 for SIGINT or SIGTERM."""
     before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         return command()

@@ -1,0 +1,364 @@
+"""Numbers side by side: ours against what one would write instead, and against what the hardware allows.
+
+    python -m fer_lightning.benchmark [SECTION ...] [SETTING=VALUE ...] [--data PATH] [--repeats N] [--out FILE]
+
+Contenders take turns (A B C A B C), each in a process of its own, and a ratio is taken within one turn, so that a
+slow minute of the machine hits both sides. Every number is a median over the turns, with the lowest and highest.
+Settings are those of train.py, on top of experiment=baseline. Linux and macOS only.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import NoReturn
+
+from fer_lightning.errors import UserError, did_you_mean, exit_code
+from fer_lightning.processes import Bench, Json, Turns, contender, imports, plain, take_turns, train
+
+N_DRAWN = 5600  # training faces where there are no data
+N_TRAINING = 28_709  # FER-2013's training images
+FACTORS = (1, 4, 16)  # times that, in the section growth
+IMAGE_SIZES = (64, 128, 224)  # pixels
+
+Samples = list[float]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Numbers
+
+
+def columns(turns: Turns, key: str, names: Iterable[str] | None = None) -> dict[str, Samples]:
+    """One number of some contenders, or of all, turn by turn."""
+    return {name: [turn[key] for turn in turns[name]] for name in (turns if names is None else names)}
+
+
+def ratio(over: Samples, under: Samples) -> Samples:
+    """One contender over another, turn by turn."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def difference(more: Samples, less: Samples) -> Samples:
+    """One contender minus another, turn by turn."""
+    return [a - b for a, b in zip(more, less, strict=True)]
+
+
+def spread(samples: Samples) -> Json:
+    """Median, lowest and highest."""
+    return {"median": median(samples), "low": min(samples), "high": max(samples), "samples": samples}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Sections: quantity -> row -> one number a turn, ratios first; "notes" is a list of sentences.
+
+
+def data(bench: Bench) -> Json:
+    """Batch augmentation against torchvision, image by image."""
+    n_all = bench.machine["threads"]
+    sizes = (bench.machine["batch_size"], 1024)
+    measures = {}
+    for n in dict.fromkeys((1, n_all)):
+        for source in ("PIL", "JPEG"):
+            how: Json = {"folder": str(bench.images), "workers": n if n > 1 else 0, "decode": source == "JPEG"}
+            measures[f"{source}, {_threads(n)}"] = contender(bench, "per_image", threads=1, **how)
+        for size in sizes:
+            how = {"batch_size": size, "device": "cpu"}
+            measures[f"batch {size}, {_threads(n)}"] = contender(bench, "augmentation", threads=n, **how)
+    for size in sizes if bench.machine["device"] == "cuda" else ():
+        measures[f"batch {size}, GPU"] = contender(bench, "augmentation", batch_size=size, device="cuda")
+    rates = columns(take_turns(bench, measures), "images_per_second")
+    ratios = {}
+    for ours in (name for name in rates if name.startswith("batch")):
+        place = ours.partition(", ")[2].replace("GPU", _threads(n_all))
+        for source in ("PIL", "JPEG"):
+            ratios[f"{ours} / {source}"] = ratio(rates[ours], rates[f"{source}, {place}"])
+    return {
+        "ratio": ratios,
+        "images_per_second": rates,
+        "notes": [
+            "PIL: torchvision, image by image, from images in memory; JPEG: decoding as well.",
+            "One thread against one, all against as many workers; a GPU against all.",
+        ],
+    }
+
+
+def training(bench: Bench) -> Json:
+    """The recipe under our Trainer, against the plain script, a bare loop and the floor."""
+    steps = bench.steps
+    modes = ["eager"] + ["compiled"] * bench.compile
+    if bench.machine["device"] == "cuda":
+        modes += [f"{mode} captured" for mode in modes]
+    race = {}
+    for words in product(("bf16-mixed", "32-true"), ("channels_last", "contiguous"), modes):
+        way = " ".join(words)
+        print(f"  floor: {way}", file=sys.stderr, flush=True)
+        race[way] = contender(bench, "floor", way=way, steps=steps)()["images_per_second"]
+    fastest = max(race, key=lambda way: race[way])
+    limits = (f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1", "trainer.max_epochs=3")
+    turns = take_turns(
+        bench,
+        {
+            "ours": train(bench, "stages=[fit]", *limits),
+            "plain script": plain(bench, epochs=2, steps=steps),
+            "raw loop": contender(bench, "raw_loop", steps=steps),
+            "floor": contender(bench, "floor", way=fastest, steps=steps),
+        },
+    )
+    rates = columns(turns, "images_per_second")
+    step_ms = {name: [1000 * bench.machine["batch_size"] / rate for rate in rates[name]] for name in rates}
+    parts = {
+        "Trainer, metrics, logging": difference(step_ms["ours"], step_ms["raw loop"]),
+        "data and augmentation": difference(step_ms["raw loop"], step_ms["floor"]),
+    }
+    shares = {part: ratio(ms, step_ms["ours"]) for part, ms in parts.items()}
+    return {
+        "ratio": {f"ours / {name}": ratio(rates["ours"], rates[name]) for name in rates if name != "ours"},
+        "percent_of_our_step": {part: [100 * share for share in shares[part]] for part in shares},
+        "step_ms": step_ms | parts,
+        "images_per_second": rates | {way: [rate] for way, rate in race.items()},
+        "notes": [
+            "raw loop: our data and settings, without Trainer, metrics and logging.",
+            f"floor: one batch that stays in place, {fastest}.",
+        ],
+    }
+
+
+def start(bench: Bench) -> Json:
+    """Process start to the end of the first training step."""
+    warm = train(bench, "stages=[fit]", "trainer.max_steps=1", "trainer.limit_val_batches=0")
+
+    def cold() -> Json:
+        shutil.rmtree(bench.work / "cache" / "fer_lightning", ignore_errors=True)
+        return warm()
+
+    cold()  # not counted: it reads the program's files from the disk
+    turns = take_turns(bench, {"imports": imports(bench), "cold cache": cold, "warm cache": warm})
+    alone = columns(turns, "seconds", ["imports"])["imports"]
+    first_step = columns(turns, "first_step_seconds", ["warm cache", "cold cache"])
+    return {
+        "ratio": {f"{name} / imports": ratio(seconds, alone) for name, seconds in first_step.items()},
+        "seconds_beyond_imports": {name: difference(seconds, alone) for name, seconds in first_step.items()},
+        "seconds": {"import torch, lightning": alone}
+        | {f"to the first step, {name}": seconds for name, seconds in first_step.items()},
+    }
+
+
+def memory(bench: Bench) -> Json:
+    """Peak memory of short but whole runs: fit, validation, test, checkpoints, figures."""
+    few = [f"trainer.limit_{stage}_batches=20" for stage in ("train", "val", "test", "predict")]
+    turns = take_turns(
+        bench,
+        {
+            "import torch, lightning": imports(bench),
+            "ours": train(bench, "trainer.max_epochs=1", *few),
+            "plain script": plain(bench, epochs=1, steps=20),
+        },
+    )
+    peak_mib = columns(turns, "peak_mib")
+    return {
+        "ratio": {"ours / plain script": ratio(peak_mib["ours"], peak_mib["plain script"])},
+        "peak_mib_beyond_imports": {"ours": difference(peak_mib["ours"], peak_mib["import torch, lightning"])},
+        "peak_mib": peak_mib,
+        "peak_gpu_mib": columns(turns, "peak_gpu_mib", ["ours"] * (bench.machine["device"] == "cuda")),
+        "notes": ["plain script: its largest process alone, so without its workers."],
+    }
+
+
+def inference(bench: Bench) -> Json:
+    """uint8 faces to probabilities, preprocessing included."""
+    n_all = bench.machine["threads"]
+    places = {"GPU": n_all} if bench.machine["device"] == "cuda" else {_threads(n): n for n in (1, n_all)}
+    single, many = ({place: f"batch {size}, {place}" for place in places} for size in (1, 256))
+    turns = take_turns(
+        bench,
+        {single[place]: contender(bench, "inference", threads=places[place], batch_size=1) for place in places}
+        | {many[place]: contender(bench, "inference", threads=places[place], batch_size=256) for place in places},
+    )
+    rates = columns(turns, "images_per_second")
+    latencies = {percent: columns(turns, f"p{percent}_ms", single.values()) for percent in (50, 90, 99)}
+    return {
+        "ratio": {f"{many[p]} / batch 1": ratio(rates[many[p]], rates[single[p]]) for p in places},
+        "images_per_second": rates,
+        "latency_ms": {
+            f"{name}, p{percent}": ms for percent, each in latencies.items() for name, ms in each.items()
+        },
+    }
+
+
+def growth(bench: Bench) -> Json:
+    """More data: 1x, 4x and 16x FER-2013; and larger images."""
+    machine = bench.machine
+    few = ("stages=[fit]", "trainer.max_epochs=1", "trainer.limit_train_batches=20", "trainer.limit_val_batches=1")
+    sizes = (f"data.batch_size={machine['batch_size']}", f"data.image_size={machine['image_size']}")
+    pipelines, runs = {}, {}
+    for factor in FACTORS:
+        n = factor * N_TRAINING
+        faces = ("data=synthetic", "data._target_=fer_lightning.contenders.many_faces", f"data.n_train={n}", *sizes)
+        pipelines[f"data path, {factor}x"] = contender(bench, "pipeline", *faces)
+        pipelines[f"data path, {factor}x"]()  # not counted: it fills the cache
+        runs[f"{factor}x: {n:,} faces"] = train(bench, *faces, *few)
+    way = machine["precision"] + " channels_last" * machine["channels_last"]
+    networks = {
+        f"network, {size} px": contender(bench, "floor", f"data.image_size={size}", way=way, steps=bench.steps)
+        for size in IMAGE_SIZES
+    }
+    turns = take_turns(bench, pipelines | runs | networks)
+    rates = columns(turns, "images_per_second", [*pipelines, *networks])
+    seconds = columns(turns, "first_step_seconds", runs)
+    first, *_, last = pipelines
+    least, *_, most = runs
+    factors = f"{FACTORS[-1]}x / {FACTORS[0]}x"
+    mapped = all(turn["memory_mapped"] for name in pipelines for turn in turns[name])
+    return {
+        "ratio": {
+            f"images/s of the data path, {factors}": ratio(rates[last], rates[first]),
+            f"seconds to first step, {factors}": ratio(seconds[most], seconds[least]),
+        },
+        "images_per_second": rates,
+        "seconds_to_first_step": seconds,
+        "peak_mib": columns(turns, "peak_mib", runs),
+        "notes": [f"The images are {'' if mapped else 'NOT '}memory-mapped."],
+    }
+
+
+def _threads(n: int) -> str:
+    return "1 thread" if n == 1 else f"{n} threads"
+
+
+SECTIONS: dict[str, Callable[[Bench], Json]] = {
+    section.__name__: section for section in (data, training, start, memory, inference, growth)
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line, sys.argv's by default; returns the exit code."""
+    return exit_code(lambda: _main(_parse(arguments)))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m fer_lightning.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--data", metavar="PATH", help="zip, folder or CSV; else $FER2013_PATH, else drawn faces")
+    parser.add_argument("--repeats", metavar="N", type=int, default=5, help="turns of every contender")
+    parser.add_argument("--steps", metavar="N", type=int, help="training steps an epoch: 50, on a GPU all")
+    parser.add_argument("--threads", metavar="N", type=int, help="of every contender; as torch chooses by default")
+    parser.add_argument("--compile", action="store_true", help="the floor tries torch.compile too")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("benchmark.json"))
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m fer_lightning.benchmark --help.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    args = parser.parse_intermixed_args(arguments)
+    args.settings = [word for word in args.sections if "=" in word]
+    args.sections = [word for word in args.sections if "=" not in word] or list(SECTIONS)
+    for name in args.sections:
+        if name not in SECTIONS:
+            near = did_you_mean(name, SECTIONS)
+            raise UserError(f"there is no section {name!r}.{near} There are: {', '.join(SECTIONS)}.")
+    for setting in args.settings:
+        if setting.startswith("data.path="):
+            raise UserError(f"{setting}: the plain script needs the data too; give --data {setting[10:]} instead.")
+    for name in ("repeats", "steps", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}={value} must be at least 1.")
+    if not hasattr(os, "wait4"):
+        raise UserError("the benchmark asks the system for the memory of processes, which Windows does not tell.")
+    return args
+
+
+def _main(args: argparse.Namespace) -> int:
+    path = args.data if args.data is not None else os.environ.get("FER2013_PATH")
+    if path is not None and not (path and Path(path).exists()):
+        raise UserError(f"the data {path!r} do not exist. Give a zip, a folder or a CSV, or leave it out.")
+    with tempfile.TemporaryDirectory(prefix="fer-benchmark-") as work:
+        bench = Bench(
+            work=Path(work),
+            data=os.path.abspath(path) if path else str(Path(work) / "images"),
+            settings=tuple(args.settings),
+            repeats=args.repeats,
+            threads=args.threads,
+            compile=args.compile,
+        )
+        machine = contender(bench, "describe")()
+        steps = args.steps or (N_TRAINING // machine["batch_size"] if machine["device"] == "cuda" else 50)
+        bench = replace(bench, machine=machine, steps=steps)
+        faces = contender(bench, "write_images", folder=str(bench.images), n_drawn=None if path else N_DRAWN)()
+        report = machine | faces | {"settings": args.settings, "repeats": args.repeats, "steps": steps}
+        report["sections"] = {}
+        try:
+            for name in args.sections:
+                print(name, file=sys.stderr, flush=True)
+                report["sections"][name] = _measured(name, bench)
+        finally:  # what was measured before something failed is kept
+            from fer_lightning.results import write_json
+
+            write_json(args.out, report)
+            print(format_report(report))
+    print(f"\nresults: {args.out}")
+    return 0
+
+
+def _measured(name: str, bench: Bench) -> Json:
+    """A section, its samples with their median and range, and a word on what only a GPU could tell."""
+    quantities = SECTIONS[name](bench)
+    notes = quantities.pop("notes", [])
+    if bench.machine["device"] != "cuda":
+        notes.append(f"On a GPU: not measured; python -m fer_lightning.benchmark {name}")
+    return {
+        **{
+            quantity: {row: spread(samples) for row, samples in rows.items()}
+            for quantity, rows in quantities.items()
+        },
+        "notes": notes,
+    }
+
+
+def format_report(report: Json) -> str:
+    """The machine, and a table for each section with its ratios first; at most 80 columns wide."""
+    from fer_lightning.results import format_table
+
+    machine, _, precision = report["hardware"].partition("; ")
+    drawn = " (no --data, no FER2013_PATH)" if report["dataset"] == "synthetic" else ""
+    parts = [
+        f"machine:  {machine}\n"
+        f"          {precision}; {report['device']}, {_threads(report['threads'])}\n"
+        f"data:     {report['dataset']}{drawn}, {report['n_train']:,} training images\n"
+        f"repeats:  {report['repeats']}, median and lowest .. highest; {report['steps']} training steps an epoch"
+    ]
+    for name, section in report["sections"].items():
+        rows = []
+        for quantity, measured in section.items():
+            if quantity == "notes" or not measured:
+                continue
+            rows.append([quantity.replace("_", " "), "", ""])
+            for row, of in measured.items():
+                spanned = f"{_number(of['low'])} .. {_number(of['high'])}" if len(of["samples"]) > 1 else ""
+                rows.append([f"  {row}", _number(of["median"]), spanned])
+        parts.append("\n".join([format_table([name, "median", "lowest .. highest"], rows), *section["notes"]]))
+    return "\n\n".join(parts)
+
+
+def _number(value: float) -> str:
+    """To three digits, whole from 100 up."""
+    decimals = sum(abs(value) < limit for limit in (10, 100))
+    return f"{value:,.{decimals}f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

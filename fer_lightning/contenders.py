@@ -1,0 +1,362 @@
+"""What the benchmark times, each in a process of its own: its numbers are one line of JSON.
+
+    python -m fer_lightning.contenders NAME '{"argument": value}' [SETTING=VALUE ...]
+
+The settings are those of train.py, so that every contender works on the recipe that a run would train.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from io import BytesIO
+from itertools import count, cycle, islice
+from math import ceil
+from pathlib import Path
+from time import perf_counter, time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from fer_lightning import experiment, hardware
+from fer_lightning.config import Config, build, main
+from fer_lightning.data import cache
+from fer_lightning.data.augment import normalise, resize
+from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.data.faces import GENERIC_SPLITS, TRAIN, Faces, fingerprint
+from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.errors import UserError
+from fer_lightning.models import build_model
+from fer_lightning.optim import build_optimizer
+from fer_lightning.plain_script import train_transform
+
+Json = dict[str, Any]
+
+SECONDS = 3.0  # of measuring, where it is not training steps that count
+WARMUP_STEPS = 5
+SAMPLE = 2048  # images that the data section goes through again and again
+
+
+def describe(cfg: Config) -> Json:
+    """The machine and the recipe, as the other contenders and the plain script will have them."""
+    arguments, machine = experiment.for_this_machine(cfg["trainer"])
+    return {
+        "hardware": machine,
+        **experiment.provenance(),
+        "threads": torch.get_num_threads(),
+        "device": _device(cfg),
+        "precision": arguments["precision"],
+        "channels_last": cfg["channels_last"],
+        "model": cfg["model"],
+        "batch_size": cfg["data"]["batch_size"],
+        "image_size": cfg["data"]["image_size"],
+    }
+
+
+def write_images(cfg: Config, folder: str, n_drawn: int | None = None) -> Json:
+    """Writes faces as JPEGs into folder/<train|validation|test>/<emotion>/, for those who read image files.
+
+    Args:
+        cfg: names the data.
+        folder: does not exist yet.
+        n_drawn: draw so many training faces, and an eighth of it for each other split, and leave `cfg` alone.
+    """
+    n_held_out = (n_drawn or 0) // 8
+    faces = synthetic_faces(n_drawn, n_held_out, n_held_out) if n_drawn else _data(cfg).faces
+    for row, (image, label, usage) in enumerate(zip(faces.images, faces.labels, faces.usage, strict=True)):
+        path = Path(folder, GENERIC_SPLITS[usage], EMOTIONS[label], f"{row}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path, quality=95)
+    return {"dataset": faces.dataset, "n_train": int((faces.usage == TRAIN).sum())}
+
+
+def augmentation(cfg: Config, batch_size: int, device: str) -> Json:
+    """Ours: a batch of uint8 faces in memory -> augmented, normalised floats of the network's size."""
+    data = _data(cfg)
+    images = torch.tensor(data.faces.images[: max(SAMPLE, batch_size)]).unsqueeze(1).to(device)
+    rows = cycle(torch.arange(len(images), device=device).split(batch_size))  # type: ignore[no-untyped-call]
+
+    def step() -> int:
+        index = next(rows)
+        out = data.augment(images[index], index, data.seed, 0, data.image_size)
+        return len(normalise(out, data.mean, data.std))
+
+    return {"images_per_second": _rate(step, device)}
+
+
+class _Files(Dataset[Tensor]):
+    """Images by torchvision, one at a time and without end: decoded here, or PIL images already."""
+
+    def __init__(self, folder: str, image_size: int, decode: bool) -> None:
+        paths = islice(Path(folder).glob("train/*/*.jpg"), SAMPLE)
+        self.files = [path.read_bytes() for path in paths]
+        self.images = None if decode else [Image.open(BytesIO(file)).convert("L") for file in self.files]
+        self.transform = train_transform(image_size)
+
+    def __len__(self) -> int:
+        return 2**31
+
+    def __getitem__(self, row: int) -> Tensor:
+        at = row % len(self.files)
+        image = self.images[at] if self.images else Image.open(BytesIO(self.files[at])).convert("RGB")
+        return self.transform(image)  # type: ignore[no-any-return]
+
+
+def per_image(cfg: Config, folder: str, workers: int, decode: bool) -> Json:
+    """The peer of `augmentation`: PIL images through torchvision; `decode`: read from JPEG, as ImageFolder does."""
+    files = _Files(folder, cfg["data"]["image_size"], decode)
+    batches = iter(DataLoader(files, cfg["data"]["batch_size"], num_workers=workers))
+    return {"images_per_second": _rate(lambda: len(next(batches)), "cpu")}
+
+
+def pipeline(cfg: Config) -> Json:
+    """Ours with reading and shuffling: what feeds the network in a run."""
+    data, device = _data(cfg), _device(cfg)
+    batches = _batches(data, device)
+    return {
+        "images_per_second": _rate(lambda: len(next(batches)[1]), device),
+        "memory_mapped": isinstance(data.faces.images, np.memmap),
+    }
+
+
+def raw_loop(cfg: Config, steps: int) -> Json:
+    """The run's data, network, optimizer and settings in a bare loop, without Trainer, metrics and logging."""
+    data, device = _data(cfg), _device(cfg)
+    precision = experiment.for_this_machine(cfg["trainer"])[0]["precision"]
+    layout = _layout(cfg["channels_last"])
+    net = _net(cfg, device, cfg["channels_last"])
+    if cfg["compile"]:
+        net.compile(dynamic=False)
+    optimizer, schedule = build_optimizer(net.parameters(), 10**9, 10**9, **cfg["optim"])
+    batches = _batches(data, device)
+
+    def step() -> int:
+        images, labels = next(batches)
+        _train(net, optimizer, images.contiguous(memory_format=layout), labels, precision)
+        schedule.step()
+        return len(labels)
+
+    return {"images_per_second": _rate(step, device, steps=steps)}
+
+
+def floor(cfg: Config, way: str, steps: int) -> Json:
+    """The network on one batch that stays on the device: as fast as it trains without data, metrics or Trainer.
+
+    Args:
+        cfg: names network, optimizer, batch size and image size.
+        way: "bf16-mixed" or "32-true", then any of: "channels_last", "compiled" (by torch.compile), "captured"
+            (the whole step, optimizer included, is replayed as one CUDA graph).
+        steps: to be timed.
+    """
+    torch.backends.cudnn.benchmark = True
+    device, size = _device(cfg), cfg["data"]["image_size"]
+    n: int = cfg["data"]["batch_size"]
+    precision, *flags = way.split()
+    channels_last = "channels_last" in flags
+    net = _net(cfg, device, channels_last)
+    if "compiled" in flags:
+        net.compile(dynamic=False)
+    options = {**cfg["optim"], "fused": True}
+    if "captured" in flags and options["name"] != "sgd":  # which can be captured as it is
+        options["capturable"] = True
+    optimizer, _ = build_optimizer(net.parameters(), 10**9, 10**9, **options)
+    images = torch.randn(n, 1, size, size, device=device).contiguous(memory_format=_layout(channels_last))
+    labels = torch.randint(NUM_CLASSES, (n,), device=device)
+    step: Callable[[], object] = partial(_train, net, optimizer, images, labels, precision)
+    if "captured" in flags:
+        step = _capture(step)
+
+    def counted() -> int:
+        step()
+        return n
+
+    return {"images_per_second": _rate(counted, device, steps=steps)}
+
+
+def inference(cfg: Config, batch_size: int) -> Json:
+    """uint8 faces on the host -> probabilities on the host; each call waits for the last, as a user would."""
+    data, device = _data(cfg), _device(cfg)
+    precision = experiment.for_this_machine(cfg["trainer"])[0]["precision"]
+    layout = _layout(cfg["channels_last"])
+    net = _net(cfg, device, cfg["channels_last"]).eval()
+    images = data.faces.images[:batch_size]
+    faces = torch.from_numpy(np.resize(images, (batch_size, *images.shape[1:]))).unsqueeze(1)
+
+    @torch.inference_mode()
+    def step() -> Tensor:
+        batch = normalise(resize(faces.to(device), data.image_size), data.mean, data.std)
+        with _autocast(device, precision):
+            logits = net(batch.contiguous(memory_format=layout))
+        return logits.float().softmax(dim=1).cpu()  # type: ignore[no-any-return]
+
+    latencies_ms: list[float] = []
+    for _ in range(WARMUP_STEPS):
+        step()
+    until = perf_counter() + SECONDS
+    while (started := perf_counter()) < until:
+        step()
+        latencies_ms.append(1000 * (perf_counter() - started))
+    percentiles = dict(zip(("p50_ms", "p90_ms", "p99_ms"), np.percentile(latencies_ms, (50, 90, 99)), strict=True))
+    return {
+        "images_per_second": 1000 * batch_size / float(np.mean(latencies_ms)),
+        **{name: float(value) for name, value in percentiles.items()},
+    }
+
+
+CONTENDERS: dict[str, Callable[..., Json]] = {
+    contender.__name__: contender
+    for contender in (
+        describe,
+        write_images,
+        augmentation,
+        per_image,
+        pipeline,
+        raw_loop,
+        floor,
+        inference,
+    )
+}
+
+
+class Probe(Callback):
+    """Writes down when the first training step was done, and the GPU memory that the fit took at most.
+
+    Args:
+        path: of a JSON file {"first_step_at": seconds since 1970, "peak_gpu_bytes": 0 without CUDA}.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.first_step_at: float | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.first_step_at is None:
+            _synchronise(pl_module.device.type)
+            self.first_step_at = time()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        probed = {"first_step_at": self.first_step_at, "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
+        self.path.write_text(json.dumps(probed))
+
+
+def many_faces(n_train: int, n_val: int, n_test: int, seed: int) -> Faces:
+    """A dataset of any size in the cache, as decoded faces are kept there: a few drawn ones over and over."""
+
+    def repeat() -> Faces:
+        few = synthetic_faces(512, 128, 128, seed)
+        rows = np.concatenate(
+            [np.resize(np.flatnonzero(few.usage == usage), n) for usage, n in enumerate((n_train, n_val, n_test))]
+        )
+        images, labels, usage = few.images[rows], few.labels[rows], few.usage[rows]
+        return Faces(
+            images=images,
+            labels=labels,
+            usage=usage,
+            ids=tuple(f"{row}" for row in range(len(rows))),
+            dataset=few.dataset,
+            source=few.source,
+            fingerprint=fingerprint(images, labels, usage),
+            split_names=few.split_names,
+        )
+
+    return cache.load_or_build(f"many-{n_train}-{n_val}-{n_test}-{seed}", repeat)
+
+
+def _data(cfg: Config) -> FaceDataModule:
+    batching = {key: cfg["data"][key] for key in FaceDataModule.SETTINGS if key in cfg["data"]}
+    faces = build({key: value for key, value in cfg["data"].items() if key not in batching})
+    return FaceDataModule(faces, build(cfg["augment"]), seed=cfg["seed"], **batching)
+
+
+def _batches(data: FaceDataModule, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training batches as the network gets them, epoch after epoch."""
+    loader: Any = data.train_dataloader()
+    for epoch in count():
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            images, index, labels = (batch[key].to(device) for key in ("images", "index", "labels"))
+            out = data.augment(images, index, data.seed, epoch, data.image_size)
+            yield normalise(out, data.mean, data.std), labels
+
+
+def _net(cfg: Config, device: str, channels_last: bool) -> nn.Module:
+    net = build_model(image_size=cfg["data"]["image_size"], **cfg["model"])
+    return net.to(device, memory_format=_layout(channels_last))  # type: ignore[call-overload, no-any-return]
+
+
+def _train(
+    net: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, precision: str
+) -> None:
+    optimizer.zero_grad()
+    with _autocast(images.device.type, precision):
+        loss = F.cross_entropy(net(images), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def _capture(step: Callable[[], object]) -> Callable[[], object]:
+    """The step as a CUDA graph, after a warm-up on a side stream as torch.cuda.graph asks."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARMUP_STEPS):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def _rate(step: Callable[[], int], device: str, steps: int | None = None) -> float:
+    """Images a second of `step`, which returns how many it did, over so many steps or about SECONDS."""
+
+    def run(n: int) -> tuple[int, float]:
+        _synchronise(device)
+        started = perf_counter()
+        images = sum(step() for _ in range(n))
+        _synchronise(device)
+        return images, perf_counter() - started
+
+    run(WARMUP_STEPS)
+    if steps is None:
+        _, warm_seconds = run(WARMUP_STEPS)
+        steps = ceil(SECONDS / (warm_seconds / WARMUP_STEPS))
+    images, passed_seconds = run(steps)
+    return images / passed_seconds
+
+
+def _device(cfg: Config) -> str:
+    return hardware.accelerator(str(cfg["trainer"]["accelerator"]))
+
+
+def _synchronise(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def _layout(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _autocast(device: str, precision: str) -> torch.autocast:
+    """As Lightning does for the two precisions that it is asked for here."""
+    if precision not in ("bf16-mixed", "32-true"):
+        raise UserError(f"trainer.precision={precision}: the benchmark knows bf16-mixed and 32-true.")
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def _job(name: str, arguments: Json, cfg: Config, run_dir: Path) -> None:
+    torch.manual_seed(cfg["seed"])
+    print(json.dumps(CONTENDERS[name](cfg, **arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(partial(_job, sys.argv[1], json.loads(sys.argv[2])), sys.argv[3:]))
