@@ -29,7 +29,8 @@ class Prediction:
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """The most probable emotion of each face: (N,), an index into emotions.EMOTIONS."""
-        return self.probabilities.argmax(axis=1).astype(np.int64)
+        labels: npt.NDArray[np.int64] = self.probabilities.argmax(axis=1).astype(np.int64)
+        return labels
 
     @property
     def names(self) -> list[str]:
