@@ -74,8 +74,8 @@ def build_optimizer(
     except (TypeError, ValueError) as error:
         given = ", ".join(f"optim.{key}={value}" for key, value in options.items())
         raise UserError(f"optim.name={name} cannot be built with {given}: {error}.") from error
-    # Fused optimizers offer to undo fp16's loss scaling themselves, and for that Lightning refuses to clip gradients,
-    # with bf16 too. It scales back just as well.
+    # Fused optimizers offer to undo fp16's loss scaling themselves, and for that Lightning refuses to clip
+    # gradients, with bf16 too. It scales back just as well.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(

@@ -15,8 +15,8 @@ from fer_lightning.errors import UserError
 class EMA(WeightAveraging):
     """Averages weights and batch-norm statistics over the last steps (Polyak and Juditsky 1992).
 
-    Early in the fit, when there is little worth remembering, the average is shorter: its decay at the n-th update is
-    at most (1 + n) / (10 + n).
+    Early in the fit, when there is little worth remembering, the average is shorter: its decay at the n-th update
+    is at most (1 + n) / (10 + n).
 
     Args:
         decay: part of the average that an optimizer step leaves as it is; 0.99 remembers about 100 steps.
@@ -46,9 +46,7 @@ class EMA(WeightAveraging):
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and (step_idx + 1) % self.every_n_steps == 0
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # In a test after the fit on the same Trainer the average is what was loaded: Lightning 2.6 would put the
         # unaveraged weights in its place.
         if trainer.state.fn == TrainerFn.FITTING:
