@@ -25,7 +25,8 @@ from fer_lightning.checkpoint import Checkpoint, read_checkpoint
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.errors import Stopped, UserError, did_you_mean
 from fer_lightning.module import LOGGED, EmotionClassifier, Predictions, ensemble, gather
-from fer_lightning.results import Json, score_classes, score_splits, select, write_atomically, write_json
+from fer_lightning.output import write_atomically, write_json
+from fer_lightning.results import Json, score_classes, score_splits, select
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -1,9 +1,7 @@
-"""What a run comes to: scores of every split, results.json, and tables for the terminal."""
+"""What a run comes to: scores of every split, and how results.json is told in the terminal."""
 
 import json
-import os
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torchmetrics.functional.classification import (
 from fer_lightning.data.faces import TEST, VAL, Faces, seen_elsewhere
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.module import Predictions
+from fer_lightning.output import format_table
 
 Json = dict[str, Any]
 
@@ -87,41 +86,6 @@ def select(predictions: Predictions, faces: Faces, usages: Sequence[int]) -> tup
     clean = ~seen_elsewhere(faces, usages)[rows[chosen]]
     keep = torch.from_numpy(chosen)
     return predictions.logits[keep], predictions.labels[keep], torch.from_numpy(clean)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes the whole file or leaves the old one: never half of it."""
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` to a temporary file beside `path`, then puts it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    os.replace(temporary, path)
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their names: the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, ["-" * width for width in widths], *rows)
-    ]
-    return "\n".join(lines)
 
 
 def format_results(results: Json) -> str:

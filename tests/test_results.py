@@ -1,14 +1,13 @@
-"""Scores by hand, tables that fit a terminal, and files that are whole or not there."""
+"""Scores by hand, and tables that fit a terminal."""
 
-import json
 import math
 
 import pytest
 import torch
 
-from fer_lightning import results
 from fer_lightning.emotions import COLOURS, EMOTIONS, emotion_index
-from fer_lightning.results import format_results, format_table, print_ranking, score, score_classes, write_json
+from fer_lightning.output import write_json
+from fer_lightning.results import format_results, print_ranking, score, score_classes
 
 
 def one_hot(predicted, sure=4.0):
@@ -42,28 +41,6 @@ def test_the_class_order_is_canonical_and_not_alphabetical():
     assert [emotion_index(name) for name in ("Anger", " HAPPY ", "sadness", "surprised")] == [0, 3, 4, 5]
     assert emotion_index("contempt") is None
     assert list(COLOURS) == list(EMOTIONS)
-
-
-def test_write_json_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    write_json(path, {"accuracy": 0.5})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(path, {"accuracy": float("nan")})
-
-    def full(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(results.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_json(path, {"accuracy": 0.6})
-    assert json.loads(path.read_text()) == {"accuracy": 0.5}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
-
-
-def test_format_table():
-    assert format_table(["split", "n"], [["Public", "3589"], ["x", "7"]]) == (
-        "split      n\n------  ----\nPublic  3589\nx          7"
-    )
 
 
 def some_results(accuracy=0.6138, **more):

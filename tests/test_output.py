@@ -1,0 +1,30 @@
+"""Files that are whole or not there, and tables."""
+
+import json
+
+import pytest
+
+from fer_lightning import output
+from fer_lightning.output import format_table, write_json
+
+
+def test_write_json_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_json(path, {"accuracy": 0.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"accuracy": float("nan")})
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(output.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"accuracy": 0.6})
+    assert json.loads(path.read_text()) == {"accuracy": 0.5}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_format_table():
+    assert format_table(["split", "n"], [["Public", "3589"], ["x", "7"]]) == (
+        "split      n\n------  ----\nPublic  3589\nx          7"
+    )
