@@ -1,0 +1,123 @@
+"""Confident learning by hand, probabilities from a file, and a small network that finds planted mistakes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fer_lightning.data.mislabels import (
+    FOLDS,
+    assign_folds,
+    confident_labels,
+    out_of_fold_probabilities,
+    read_probabilities,
+)
+from fer_lightning.errors import UserError
+
+
+def rows(*angry_happy_sad: tuple[float, float, float]) -> np.ndarray:
+    """(N, 7) from the probabilities of classes 0, 3 and 4, the others 0."""
+    p = np.zeros((len(angry_happy_sad), 7))
+    p[:, [0, 3, 4]] = angry_happy_sad
+    return p
+
+
+def test_confident_labels_by_hand() -> None:
+    p = rows(
+        (0.9, 0.1, 0.0),  # angry
+        (0.5, 0.4, 0.1),  # angry, and under its threshold
+        (0.2, 0.8, 0.0),  # angry: wrong
+        (0.0, 0.9, 0.1),  # happy
+        (0.3, 0.7, 0.0),  # happy, and under its threshold
+        (0.6, 0.2, 0.2),  # sad: confidently angry and sad, and angry is likelier
+        (0.1, 0.7, 0.2),  # sad
+    )
+    labels = np.array([0, 0, 0, 3, 3, 4, 4])
+    # Thresholds: angry (0.9 + 0.5 + 0.2) / 3 = 0.533, happy (0.9 + 0.7) / 2 = 0.8, sad 0.2.
+    assert confident_labels(p, labels).tolist() == [0, 0, 3, 3, 3, 0, 4]
+
+
+def test_each_class_has_its_own_threshold() -> None:
+    # The last is likelier happy than sad, but sad is as likely as sad ever gets.
+    p = rows((0.0, 0.8, 0.2), (0.0, 0.8, 0.2), (0.1, 0.6, 0.3), (0.0, 0.7, 0.3))
+    assert confident_labels(p, np.array([3, 3, 4, 3])).tolist() == [3, 3, 4, 4]
+
+
+def test_a_class_without_labels_is_never_suggested() -> None:
+    p = rows((0.9, 0.1, 0.0), (0.1, 0.9, 0.0))
+    assert confident_labels(p, np.array([3, 3])).tolist() == [3, 3]
+
+
+IDS = ("a", "b", "c")
+P = np.full((3, 7), 1 / 7)
+
+
+def test_probabilities_are_put_into_the_order_of_the_images(tmp_path: Path) -> None:
+    p = np.eye(7, dtype=np.float32)[:4]
+    np.savez(tmp_path / "p.npz", ids=np.array(["c", "x", "a", "b"]), probabilities=p)
+    np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npz", IDS), p[[2, 3, 0]])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"probabilities": P}, "ids is not a file in the archive"),
+        ({"ids": IDS, "probabilities": P[:2]}, "shape (2, 7) and type float64 for 3 ids: (3, 7) floats are needed"),
+        ({"ids": IDS, "probabilities": P.astype(int)}, "type int64"),
+        ({"ids": IDS, "probabilities": P * 7}, "3 rows are no probabilities, the first is that of 'a'"),
+        ({"ids": IDS, "probabilities": P + np.array([[0], [np.nan], [0]])}, "1 rows are no probabilities"),
+        ({"ids": ("a", "x", "c"), "probabilities": P}, "has none for 1 of 3 images, the first is 'b'"),
+        ({"ids": np.array(IDS, object), "probabilities": P}, "cannot be read (Object arrays cannot be loaded"),
+    ],
+)
+def test_files_that_will_not_do(arrays: dict[str, np.ndarray], why: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "p.npz", **arrays)
+    with pytest.raises(UserError) as caught:
+        read_probabilities(tmp_path / "p.npz", IDS)
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\3\4 cut off", b"\x93NUMPY", b"text"])
+def test_files_that_are_none(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "p.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"p\.npz cannot be read"):
+        read_probabilities(tmp_path / "p.npz", IDS)
+    np.save(tmp_path / "p.npy", P)
+    with pytest.raises(UserError, match=r"p\.npy cannot be read"):
+        read_probabilities(tmp_path / "p.npy", IDS)
+
+
+def test_folds_keep_groups_together_and_are_of_one_size() -> None:
+    groups = np.arange(4000)
+    groups[1::2] = groups[::2]
+    folds = assign_folds(groups)
+    np.testing.assert_array_equal(folds[::2], folds[1::2])
+    assert np.bincount(folds, minlength=FOLDS).min() > 900
+    assert (assign_folds(groups, seed=1) != folds).any()
+    np.testing.assert_array_equal(np.bincount(assign_folds(np.arange(4000))), [1000] * FOLDS)
+
+
+def test_planted_mistakes_are_found() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 7, 350)
+    images = rng.integers(0, 60, (350, 48, 48), dtype=np.uint8)
+    for image, label in zip(images, truth, strict=True):
+        image[6 * label + 2 : 6 * label + 8] += 180  # a bright bar, the lower the later its class
+    labels = truth.copy()
+    labels[:7] = (truth[:7] + 3) % 7
+    state = torch.random.get_rng_state()
+    told: list[str] = []
+    probabilities = out_of_fold_probabilities(images, labels, np.arange(350), told.append)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert len(told) == FOLDS
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    found = confident_labels(probabilities, labels)
+    np.testing.assert_array_equal(found[:7], truth[:7])
+    assert (found[7:] != labels[7:]).mean() < 0.02
+
+
+def test_too_few_images_to_train_on() -> None:
+    with pytest.raises(UserError, match="3 images are too few"):
+        out_of_fold_probabilities(np.zeros((3, 48, 48), np.uint8), np.zeros(3, int), np.arange(3), print)
