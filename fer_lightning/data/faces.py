@@ -43,7 +43,7 @@ def fingerprint(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], us
 
 
 @lru_cache(maxsize=1)  # every split of a dataset asks for them
-def _pixel_keys(faces: Faces) -> list[bytes]:
+def pixel_keys(faces: Faces) -> list[bytes]:
     """One key an image, equal where all pixels are."""
     return [blake2b(image.tobytes(), digest_size=16).digest() for image in faces.images]
 
@@ -55,6 +55,6 @@ def seen_elsewhere(faces: Faces, usages: Sequence[int]) -> npt.NDArray[np.bool_]
     has 280 such images in PublicTest and 288 in PrivateTest that are also in Training.
     """
     inside = np.isin(faces.usage, usages)
-    keys = _pixel_keys(faces)
+    keys = pixel_keys(faces)
     outside = {key for key, is_in in zip(keys, inside, strict=True) if not is_in}
     return np.array([is_in and key in outside for key, is_in in zip(keys, inside, strict=True)], dtype=bool)

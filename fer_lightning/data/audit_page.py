@@ -1,0 +1,99 @@
+"""An audit as a web page: every count, and examples to look at."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_lightning.data.audit import Audit, Finding, compare_counts, count_classes, findings
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.webpage import escape, figure, page, table
+
+_EXAMPLES = 36  # groups or single images of a finding
+_PICTURES = 6  # different images of a group
+_COPIES = 4  # of one image
+
+
+def audit_page(found: Audit) -> str:
+    """A self-contained HTML document with the counts, and up to 36 examples of each finding that has any."""
+    faces = found.faces
+    counts = [
+        [escape(name), f"{row.sum():,}", *(f"{count:,}" for count in row)]
+        for name, row in zip(faces.split_names, count_classes(faces), strict=True)
+    ]
+    told = findings(found)
+    overview = [
+        [_link(finding), f"{len(finding.rows):,}", "" if finding.groups is None else f"{len(finding.groups):,}"]
+        for finding in told
+    ]
+    title = f"Audit of {faces.dataset}"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="faint">{escape(faces.source)}<br>{len(faces):,} images, {found.n_distinct:,} distinct; '
+        f"fingerprint {faces.fingerprint}</p>",
+        *(f'<p class="note">{escape(note)}</p>' for note in faces.notes),
+        table(["split", "images", *EMOTIONS], counts),
+        f"<p>{compare_counts(faces)}</p>",
+        table(["found", "images", "groups"], overview),
+        *(_section(found, finding) for finding in told if len(finding.rows)),
+    ]
+    return page(title, "\n".join(body))
+
+
+def _link(finding: Finding) -> str:
+    name = finding.title.lstrip()
+    indent = " " * (len(finding.title) - len(name))
+    return indent + (f'<a href="#{finding.key}">{escape(name)}</a>' if len(finding.rows) else escape(name))
+
+
+def _section(found: Audit, finding: Finding) -> str:
+    n = len(finding.rows)
+    total = f"{n:,} {'image' if n == 1 else 'images'}"
+    examples: Sequence[npt.NDArray[np.int64]] = finding.rows[:, None]  # type: ignore[assignment]
+    if finding.groups is not None:
+        examples = finding.groups
+        total += f", {len(examples):,} groups"
+    if len(examples) > _EXAMPLES:
+        if finding.key == "mislabels":
+            chosen = np.arange(_EXAMPLES)
+            total += f"; the first {_EXAMPLES} are shown"
+        else:
+            chosen = np.linspace(0, len(examples) - 1, _EXAMPLES).astype(int)
+            total += f"; {_EXAMPLES} are shown, evenly spread"
+        examples = [examples[int(i)] for i in chosen]
+    cards = "\n".join(_card(found, rows, finding.key) for rows in examples)
+    return (
+        f'<h2 id="{finding.key}">{escape(finding.title.strip().capitalize())}</h2>\n'
+        f'<p>{escape(finding.meaning)} <span class="faint">{total}.</span></p>\n'
+        f'<div class="cards">\n{cards}\n</div>'
+    )
+
+
+def _card(found: Audit, rows: npt.NDArray[np.int64], key: str) -> str:
+    """The different images among the rows, each above the ids, splits and labels of all its copies."""
+    faces = found.faces
+    differ = len(set(faces.labels[rows].tolist())) > 1
+    pictures = list(dict.fromkeys(found.exact[rows].tolist()))
+    parts = []
+    for first in pictures[:_PICTURES]:
+        copies = rows[found.exact[rows] == first]
+        lines = [_caption(found, int(row), differ, key) for row in copies[:_COPIES]]
+        if len(copies) > _COPIES:
+            lines.append(f"and {len(copies) - _COPIES} more")
+        parts.append(figure(faces.images[first], "<br>".join(lines)))
+    if len(pictures) > _PICTURES:
+        parts.append(f"and {len(pictures) - _PICTURES} more")
+    return f'<div class="card">{"".join(parts)}</div>'
+
+
+def _caption(found: Audit, row: int, differ: bool, key: str) -> str:
+    faces = found.faces
+    label = EMOTIONS[faces.labels[row]]
+    said = f'<span class="warn">{label}</span>' if differ else f"<b>{label}</b>"
+    if key == "mislabels" and found.probabilities is not None and found.suggested is not None:
+        other = found.suggested[row]
+        p = found.probabilities[row]
+        said += f' {p[faces.labels[row]]:.0%}, rather <span class="warn">{EMOTIONS[other]}</span> {p[other]:.0%}'
+    split = escape(faces.split_names[faces.usage[row]])
+    name = escape(faces.ids[row]).replace("/", "/<wbr>").replace("_", "_<wbr>")  # where a line may end
+    return f'{said} <span class="faint">{split}<br>{name}</span>'

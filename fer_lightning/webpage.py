@@ -1,0 +1,69 @@
+"""Web pages of one file that open without a network: no script, images inside, light or dark as one likes."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1c1c; --faint: #5c5c5c; --paper: #ffffff; --card: #f3f3f1;
+  --line: #d0d0cc; --link: #005a9c; --warn: #a83200; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #ececea; --faint: #a9a9a4; --paper: #161616; --card: #232323; --line: #454541; --link: #7cc0f5;
+    --warn: #ff9a6b; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem; max-width: 75rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { margin: 0; font-size: 1.75rem; }
+h2 { margin: 2.5rem 0 .25rem; font-size: 1.25rem; border-top: 1px solid var(--line); padding-top: 1.25rem; }
+p { margin: .25rem 0 1rem; max-width: 48rem; }
+a { color: var(--link); }
+.faint { color: var(--faint); }
+.note { white-space: pre-line; }
+.warn { color: var(--warn); font-weight: 600; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: pre-wrap; }
+th { color: var(--faint); font-weight: 600; }
+.cards { display: flex; flex-wrap: wrap; gap: .75rem; align-items: flex-start; }
+.card { display: flex; flex-wrap: wrap; gap: .5rem; padding: .5rem; border-radius: .375rem;
+  background: var(--card); }
+figure { margin: 0; width: 8rem; }
+figure img { display: block; width: 8rem; height: 8rem; image-rendering: pixelated; }
+figcaption { font-size: .8125rem; line-height: 1.35; overflow-wrap: anywhere; }
+"""
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML document; `body` is HTML, `title` text."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def escape(text: str) -> str:
+    """Text as HTML; file names that are not UTF-8 with question marks."""
+    return html.escape(text.encode(errors="replace").decode())
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML; the first column goes to the left, the others to the right."""
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
+
+
+def figure(pixels: npt.NDArray[np.uint8], caption: str) -> str:
+    """A picture of (H, W) or (H, W, 3) uint8 above its caption, which is HTML."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    content = base64.b64encode(file.getvalue()).decode()
+    return f'<figure><img alt="" src="data:image/png;base64,{content}"><figcaption>{caption}</figcaption></figure>'
