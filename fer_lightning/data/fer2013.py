@@ -277,9 +277,9 @@ def _find(path: str | Path | None, download: bool) -> _Source:
 _WAYS_OUT = (
     "Do one of these:\n"
     f"  - download the zip by hand from {KAGGLE_PAGE}\n"
-    "    and put it, unopened, into ./data, or give data.path=ZIP\n"
+    "    and put it, unopened, into ./data, or name it: data.path=ZIP for train.py, PATH for fer-lightning\n"
     "  - set the environment variable FER2013_PATH to a zip, folder or CSV that you have\n"
-    "  - run with data=synthetic: drawn faces, no download"
+    "  - train with data=synthetic: drawn faces, no download"
 )
 
 

@@ -1,0 +1,60 @@
+"""Tools around the training: ``fer-lightning COMMAND``, or ``python -m fer_lightning COMMAND``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from fer_lightning.commands import audit
+from fer_lightning.errors import UserError, did_you_mean, exit_code
+
+COMMANDS = {"audit": audit}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See {self.prog} --help.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: the command line without the program's name; sys.argv's by default.
+
+    Returns:
+        The exit code: 0 done, 1 a mistake of the person's or in the data, 130 or 143 interrupted.
+    """
+    return exit_code(lambda: _run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _Parser(
+        "fer-lightning", description="Tools around the training; python train.py --help is about that."
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = {}
+    for name, module in COMMANDS.items():
+        description = module.__doc__ or ""
+        parsers[name] = subparsers.add_parser(
+            name,
+            help=description.splitlines()[0],
+            description=description,
+            allow_abbrev=False,  # an abbreviation would change its meaning with the next option that is added
+        )
+        module.configure(parsers[name])
+
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        near = did_you_mean(arguments[0], COMMANDS)
+        raise UserError(f"{arguments[0]!r} is not a command.{near} There are: {', '.join(COMMANDS)}.")
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        chosen = parsers[parsed.command]
+        near = did_you_mean(unknown[0].partition("=")[0], chosen._option_string_actions)
+        raise UserError(f"{chosen.prog} does not take {unknown[0]!r}.{near} See {chosen.prog} --help.")
+    code: int = COMMANDS[parsed.command].run(parsed)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The console command: answers quickly, names what was meant, and never shows a traceback."""
+
+import importlib
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_fer2013 import FakeFace, fake_faces, write_folder, write_zip
+
+from fer_lightning.__main__ import main
+from fer_lightning.data.audit import DEFAULT_KINDS, KINDS, MAX_NEAR_BITS, NEAR_BITS
+from fer_lightning.data.faces import TRAIN
+from fer_lightning.data.fer2013 import load_faces
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def with_copy() -> list[FakeFace]:
+    """Drawn faces, the first of Training over again under another label."""
+    faces = fake_faces()
+    first = next(face for face in faces if face.usage == TRAIN)
+    copy = FakeFace("train/sad/Training_1.jpg", 4, TRAIN, first.jpeg, first.pixels)
+    return [*faces, copy]
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return write_zip(tmp_path / "fer2013.zip", with_copy())
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command says on stderr before it ends with 1."""
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+def test_help_lists_the_commands_and_imports_nothing_slow() -> None:
+    code = (
+        "import sys\nfrom fer_lightning.__main__ import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "finally:\n    print(*{'torch', 'lightning', 'hydra', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules))"
+    )
+    for arguments in (["--help"], ["audit", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        *text, imported = done.stdout.splitlines()
+        assert imported == ""
+        assert any(line.strip().startswith("audit") or "fer-lightning audit" in line for line in text)
+
+
+def test_the_installed_command_is_this_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["fer-lightning"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
+
+
+def test_python_m_ends_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "fer_lightning", "audti"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: 'audti' is not a command. Did you mean audit? There are: audit.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["frobnicate"], "'frobnicate' is not a command. There are: audit."),
+        ([], "the following arguments are required: COMMAND. See fer-lightning --help."),
+        (["audit", "--reprot", "x"], "fer-lightning audit does not take '--reprot'. Did you mean --report? See"),
+        (["audit", "--reprot=x"], "fer-lightning audit does not take '--reprot=x'. Did you mean --report? See"),
+        (["audit", "--rep", "x"], "fer-lightning audit does not take '--rep'."),
+        (["audit", "a", "b"], "fer-lightning audit does not take 'b'. See fer-lightning audit --help."),
+        (["audit", "--near", "few"], "argument --near: invalid int value: 'few'. See fer-lightning audit --help."),
+        (["audit", "--near"], "argument --near: expected one argument."),
+        (["audit", "--mislabels", "--probabilities", "x"], "not allowed with argument --mislabels."),
+        (["audit", "--kinds", "leaks,copy_"], "'copy_' is not a kind. There are: leaks, "),
+    ],
+)
+def test_mistakes_are_answered(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in complaint(capsys, *arguments)
+
+
+def test_audit_help_names_kinds_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["audit", "--help"])
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for kind in KINDS:
+        assert kind in text
+    assert f"default {','.join(DEFAULT_KINDS)}" in text.replace("- ", "")
+    assert f"0 to {MAX_NEAR_BITS}; default {NEAR_BITS}" in text
+
+
+def test_audit_writes_what_it_is_asked_for(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["audit", str(data), "--report", "a.html", "--json", "to/a.json", "--exclude", "a.txt"]
+    for _ in range(2):  # a second run replaces the files of the first
+        assert main(command) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert f"FER-2013 from {data}\n57 images, 56 distinct" in out
+        assert out.endswith("written: a.html\nwritten: to/a.json\nwritten: a.txt\n")
+        findings = json.loads(Path("to/a.json").read_text())["findings"]
+        assert {key: finding["images"] for key, finding in findings.items() if finding["images"]} == {
+            "copies": 1,
+            "conflicts": 2,
+        }
+        assert Path("a.html").read_text().startswith("<!doctype html>")
+        assert sorted(load_faces(data, exclude="a.txt").ids) == sorted(
+            set(load_faces(data).ids) - set(findings["conflicts"]["ids"])
+        )
+        assert sorted(path.name for path in Path().rglob("*") if path.is_file()) == ["a.html", "a.json", "a.txt"]
+
+
+def test_kinds_choose_what_is_excluded(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(data), "--exclude", "a.txt", "--kinds", "copies"]) == 0
+    assert len(load_faces(data, exclude="a.txt")) == 56
+
+
+def test_audit_finds_the_data_as_train_py_does(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "FER-2013 was not found" in complaint(capsys, "audit")
+    Path("data").mkdir()
+    write_zip(Path("data/fer2013.zip"), fake_faces())
+    assert main(["audit"]) == 0
+    assert "56 images, 56 distinct" in capsys.readouterr().out
+    monkeypatch.setenv("FER2013_PATH", str(data))
+    assert main(["audit"]) == 0
+    assert "57 images, 56 distinct" in capsys.readouterr().out
+    assert "does not exist" in complaint(capsys, "audit", "nowhere")
+
+
+def test_unreadable_images_are_listed_and_the_rest_is_audited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "a", with_copy())
+    (folder / "train" / "sad" / "Training_2.jpg").write_bytes(b"")
+    assert main(["audit", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "note: train/sad/Training_2.jpg: empty file (0 bytes)" in out
+    assert "57 images, 56 distinct" in out
+
+
+def test_probabilities_of_ones_own(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faces = load_faces(data)
+    probabilities = np.eye(7)[faces.labels]
+    probabilities[5] = np.roll(probabilities[5], 1)
+    np.savez("p.npz", ids=np.array(faces.ids), probabilities=probabilities)
+    assert main(["audit", str(data), "--probabilities", "p.npz", "--json", "a.json"]) == 0
+    assert json.loads(Path("a.json").read_text())["findings"]["mislabels"]["ids"] == [faces.ids[5]]
+    assert "labels in doubt, by predictions that are 98% right" in capsys.readouterr().out
+    assert "p.txt cannot be read" in complaint(capsys, "audit", str(data), "--probabilities", "p.txt")
+
+
+def test_too_few_images_for_predictions_of_its_own(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "57 images are too few to train on" in complaint(capsys, "audit", str(data), "--mislabels")
+    assert "mislabels needs predictions" in complaint(capsys, "audit", str(data), "--kinds", "mislabels")
+
+
+def test_a_file_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("no folder")
+    assert complaint(capsys, "audit", str(data), "--json", "file/a.json").startswith(
+        "file/a.json cannot be written"
+    )
+    Path("folder").mkdir()
+    assert complaint(capsys, "audit", str(data), "--json", "folder").startswith("folder cannot be written")
