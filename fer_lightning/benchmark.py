@@ -20,6 +20,7 @@ from statistics import median
 from typing import NoReturn
 
 from fer_lightning.errors import UserError, did_you_mean, exit_code
+from fer_lightning.output import format_table, write_json
 from fer_lightning.processes import Bench, Json, Turns, contender, imports, plain, take_turns, train
 
 N_DRAWN = 5600  # training faces where there are no data
@@ -306,8 +307,6 @@ def _main(args: argparse.Namespace) -> int:
                 print(name, file=sys.stderr, flush=True)
                 report["sections"][name] = _measured(name, bench)
         finally:  # what was measured before something failed is kept
-            from fer_lightning.results import write_json
-
             write_json(args.out, report)
             print(format_report(report))
     print(f"\nresults: {args.out}")
@@ -331,8 +330,6 @@ def _measured(name: str, bench: Bench) -> Json:
 
 def format_report(report: Json) -> str:
     """The machine, and a table for each section with its ratios first; at most 80 columns wide."""
-    from fer_lightning.results import format_table
-
     machine, _, precision = report["hardware"].partition("; ")
     drawn = " (no --data, no FER2013_PATH)" if report["dataset"] == "synthetic" else ""
     parts = [
