@@ -19,7 +19,7 @@ def job(cfg: Config, run_dir: Path) -> None:
 
     from lightning.pytorch import seed_everything
 
-    from fer_lightning import experiment
+    from fer_lightning import experiment, hardware
     from fer_lightning.callbacks.dashboard import Dashboard
     from fer_lightning.callbacks.history import History
     from fer_lightning.checkpoint import InputSpec, load_weights, read_checkpoint
@@ -37,6 +37,7 @@ def job(cfg: Config, run_dir: Path) -> None:
     resume_from = experiment.resume_point(run_dir) if cfg["resume"] else None
     last = read_checkpoint(resume_from) if resume_from else None
 
+    hardware.keep_freed_memory()
     seed_everything(cfg["seed"], verbose=False)
     batching = {key: cfg["data"][key] for key in FaceDataModule.SETTINGS if key in cfg["data"]}
     tested = [] if fit else starts

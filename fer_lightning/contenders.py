@@ -40,7 +40,7 @@ from fer_lightning.plain_script import train_transform
 Json = dict[str, Any]
 
 SECONDS = 3.0  # of measuring, where it is not training steps that count
-WARMUP_STEPS = 5
+WARMUP_STEPS = 20  # until the allocator has grown and the clock has settled
 SAMPLE = 2048  # images that the data section goes through again and again
 
 
@@ -354,6 +354,7 @@ def _autocast(device: str, precision: str) -> torch.autocast:
 
 
 def _job(name: str, arguments: Json, cfg: Config, run_dir: Path) -> None:
+    hardware.keep_freed_memory()
     torch.manual_seed(cfg["seed"])
     print(json.dumps(CONTENDERS[name](cfg, **arguments)))
 
