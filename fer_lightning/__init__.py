@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 STARTED = perf_counter()  # as near to the process's start as train.py gets: importing this is its first act
 
-__all__ = ["Classifier", "Prediction", "load_checkpoint"]
+__all__ = ["Classifier", "Prediction", "load_checkpoint", "load_pretrained"]
 
 if TYPE_CHECKING:
-    from fer_lightning.classifier import Classifier, Prediction, load_checkpoint
+    from fer_lightning.classifier import Classifier, Prediction, load_checkpoint, load_pretrained
 else:
 
     def __getattr__(name: str) -> Any:

@@ -14,8 +14,10 @@ from fer_lightning import hardware
 from fer_lightning.checkpoint import InputSpec, net_from, read_checkpoint
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.emotions import EMOTIONS
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.tta import answer, check_tta
+
+WEIGHTS = Path(__file__).resolve().parent / "weights"
 
 FaceImages = npt.NDArray[np.uint8] | Tensor | Image.Image | Sequence[Image.Image]
 
@@ -104,6 +106,30 @@ def load_checkpoint(path: str | Path, device: str = "auto") -> Classifier:
     """
     checkpoint = read_checkpoint(path)
     return Classifier(net_from(checkpoint), checkpoint.inputs, device)
+
+
+def pretrained_names() -> list[str]:
+    """The names that `load_pretrained` takes."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.pt"))
+
+
+def load_pretrained(name: str = "best", device: str = "auto") -> Classifier:
+    """A trained network that ships with the package; weights/README.md is its card.
+
+    Args:
+        name: "best" or "tiny".
+        device: where it runs, e.g. "cpu" or "cuda:1"; "auto" takes the GPU if there is one.
+
+    Raises:
+        UserError: no network of that name ships; no such device.
+    """
+    names = pretrained_names()
+    if name not in names:
+        raise UserError(
+            f"No network called {name!r} ships with fer-lightning.{did_you_mean(name, names)} "
+            f"There are: {', '.join(names)}; a checkpoint of your own is read by load_checkpoint."
+        )
+    return load_checkpoint(WEIGHTS / f"{name}.pt", device)
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -7,11 +7,13 @@ from torch import nn
 
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.models.fer_model0 import FERModel0
+from fer_lightning.models.resnet import ResNet
 from fer_lightning.models.small_vgg import SmallVGG
 from fer_lightning.models.torchvision import torchvision_net
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "fer_model0": FERModel0,
+    "resnet": ResNet,
     "small_vgg": SmallVGG,
     "torchvision": torchvision_net,
 }

@@ -1,0 +1,100 @@
+"""How a run's checkpoint becomes a network that ships with the package.
+
+    python -m fer_lightning.pretrained RUN_FOLDER NAME
+
+writes weights/NAME.pt, the run's best weights in half precision, and weights/NAME.json, what they score as they will
+be loaded, on the data that the run was trained on.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fer_lightning.classifier import WEIGHTS, Classifier, load_checkpoint
+from fer_lightning.data.faces import TEST, VAL, Faces
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import exit_code
+from fer_lightning.module import Predictions
+from fer_lightning.output import write_json
+from fer_lightning.results import score_classes, score_splits, select
+
+CARD_TTA = ("none", "mirror", "shifts")  # what the card gives the accuracy of
+
+
+def halved(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's checkpoint ships: no optimizer, and weights in float16.
+
+    Batch norm's vectors stay as they are: together they are small, and a variance may be too large or too small.
+    """
+    weights = {
+        name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor.clone()
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith("net.")
+    }
+    return {**{key: checkpoint[key] for key in ("epoch", "global_step", "fer_lightning")}, "state_dict": weights}
+
+
+def held_out_predictions(clf: Classifier, faces: Faces, tta: str = "none") -> Predictions:
+    """The classifier's answers on every image of both held-out splits."""
+    rows = np.flatnonzero(np.isin(faces.usage, (VAL, TEST)))
+    logits = torch.from_numpy(np.log(clf.predict(faces.images[rows], tta=tta).probabilities + 1e-30))
+    return Predictions(torch.from_numpy(rows), logits, torch.from_numpy(faces.labels[rows]))
+
+
+def card(clf: Classifier, faces: Faces) -> dict[str, Any]:
+    """What a network scores: by test-time augmentation and split, and by class on the test split without any."""
+    predictions = {tta: held_out_predictions(clf, faces, tta) for tta in CARD_TTA}
+    logits, labels, _ = select(predictions["none"], faces, (TEST,))
+    return {
+        "parameters": sum(parameter.numel() for parameter in clf.net.parameters()),
+        "data_fingerprint": faces.fingerprint,
+        "tta": {tta: score_splits(answers, faces) for tta, answers in predictions.items()},
+        "per_class": score_classes(logits, labels),
+    }
+
+
+def ship(run_dir: Path, name: str, faces: Faces) -> dict[str, Any]:
+    """Writes weights/NAME.pt and weights/NAME.json for a run's best checkpoint; returns what the latter holds."""
+    source = run_dir / "checkpoints" / "best.ckpt"
+    load_checkpoint(source, "cpu")  # says what is wrong with a wrong one
+    path = WEIGHTS / f"{name}.pt"
+    torch.save(halved(torch.load(source, map_location="cpu", weights_only=True)), path)
+    results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    kept = ("experiment", "command", "seed", "val_split", "best_epoch", "train_seconds", "hardware", "git_commit")
+    shipped = {key: results[key] for key in kept} | card(load_checkpoint(path, "cpu"), faces)
+    write_json(path.with_suffix(".json"), shipped)
+    return shipped
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line, sys.argv's by default; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fer_lightning.pretrained",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", metavar="RUN_FOLDER", type=Path)
+    parser.add_argument("name", metavar="NAME", help="what load_pretrained will call it")
+    parser.add_argument("--data", metavar="PATH", help="zip, folder or CSV; by default FER2013_PATH's, then ./data")
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: _ship(args))
+
+
+def _ship(args: argparse.Namespace) -> int:
+    from fer_lightning.data.fer2013 import load_faces
+
+    shipped = ship(args.run_dir, args.name, load_faces(args.data, download=False))
+    for tta, splits in shipped["tta"].items():
+        print(f"tta={tta}: " + ", ".join(f"{split} {scores['accuracy']:.2%}" for split, scores in splits.items()))
+    print(", ".join(f"{emotion} {shipped['per_class'][emotion]['recall']:.0%}" for emotion in EMOTIONS))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
