@@ -57,7 +57,7 @@ def _cpu_flags() -> set[str]:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc's malloc reuse the memory of large tensors instead of returning it to the system; for this process.
+    """Lets glibc's malloc reuse the memory of large tensors in this process, instead of returning it to the system.
 
     By default each step's activations go back to the system and come again as fresh pages to be cleared, tens of
     thousands a step on a CPU. Other C libraries are left as they are.

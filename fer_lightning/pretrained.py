@@ -2,8 +2,8 @@
 
     python -m fer_lightning.pretrained RUN_FOLDER NAME
 
-writes weights/NAME.pt, the run's best weights in half precision, and weights/NAME.json, what they score as they will
-be loaded, on the data that the run was trained on.
+writes weights/NAME.pt, the run's best weights in half precision, and weights/NAME.json, what they score once
+loaded.
 """
 
 import argparse

@@ -22,7 +22,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         metavar="NAME",
-        help="cpu, cuda, cuda:1, mps; by default the GPU if there is one",
+        help="cpu, cuda, cuda:1 or mps; by default the GPU if any",
     )
 
 

@@ -9,10 +9,11 @@ from fer_lightning.emotions import NUM_CLASSES
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; a strided block's shortcut is a mean over its pixels and a 1x1 convolution.
+    """Two 3x3 convolutions around a shortcut.
 
-    The block is that of He et al. 2015, "Deep residual learning for image recognition"; the shortcut that looks at
-    every pixel is ResNet-D's (He et al. 2018, "Bag of tricks for image classification").
+    The block is that of He et al. 2015, "Deep residual learning for image recognition". A strided block's
+    shortcut is the mean over the stride's pixels and a 1x1 convolution, as in ResNet-D (He et al. 2018, "Bag of
+    tricks for image classification").
     """
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
@@ -58,7 +59,7 @@ class ResNet(nn.Module):
         super().__init__()
         if not channels or min(channels) < 1 or blocks < 1 or stem_stride < 1:
             raise ValueError(
-                "channels needs at least one stage, and all of them, blocks and stem_stride are at least 1"
+                "channels needs at least one stage, each at least 1 wide, and blocks and stem_stride are at least 1"
             )
         if image_size // stem_stride >> (len(channels) - 1) < 1:
             raise ValueError(f"{len(channels)} stages leave nothing of {image_size} px")
