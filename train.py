@@ -33,6 +33,7 @@ def job(cfg: Config, run_dir: Path) -> None:
     fit, test = experiment.stages(cfg["stages"], ckpts)
     experiment.check_seed(cfg["seed"])
     starts = [read_checkpoint(path) for path in ckpts]
+    teachers = [read_checkpoint(path) for path in experiment.checkpoint_paths(cfg["distill"]["ckpt"])]
     keep = experiment.checkpoints(run_dir, cfg["monitor"]) if fit else []
     resume_from = experiment.resume_point(run_dir) if cfg["resume"] else None
     last = read_checkpoint(resume_from) if resume_from else None
@@ -65,6 +66,7 @@ def job(cfg: Config, run_dir: Path) -> None:
             cfg["compile"],
             cfg["label_smoothing"],
             cfg["tta"],
+            experiment.teacher(cfg["distill"], teachers, inputs),
         )
         for start in starts:  # one at most
             load_weights(net, start)

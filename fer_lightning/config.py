@@ -376,6 +376,11 @@ def _resumed(folder: Path, overrides: list[Override]) -> Config:
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"resume={folder}: {path} is damaged: {_first_lines(error)}") from error
     assert isinstance(saved, DictConfig)
+    # A run begun before a setting existed gets its default.
+    defaults = OmegaConf.load(CONF_DIR / "train.yaml")
+    assert isinstance(defaults, DictConfig)
+    saved = OmegaConf.merge({key: defaults[key] for key in defaults if key not in ("defaults", "hydra")}, saved)
+    assert isinstance(saved, DictConfig)
     for override in overrides:
         if _is_group(override.key_or_group):
             raise UserError(

@@ -21,8 +21,10 @@ from lightning.pytorch.loggers import Logger
 
 from fer_lightning import hardware
 from fer_lightning.callbacks.history import History
-from fer_lightning.checkpoint import Checkpoint, read_checkpoint
+from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from, read_checkpoint
+from fer_lightning.classifier import WEIGHTS, pretrained_names
 from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.distillation import Teacher
 from fer_lightning.errors import Stopped, UserError, did_you_mean
 from fer_lightning.module import LOGGED, EmotionClassifier, Predictions, ensemble, gather
 from fer_lightning.output import write_atomically, write_json
@@ -49,10 +51,27 @@ def stages(names: Sequence[str], ckpts: Sequence[str]) -> tuple[bool, bool]:
 
 
 def checkpoint_paths(ckpt: object) -> list[str]:
-    """What ``ckpt=`` names: nothing, one checkpoint, or the members of an ensemble."""
+    """What ``ckpt=`` names: nothing, one checkpoint or several; a shipped network goes by its name."""
     if ckpt is None or ckpt == "":
         return []
-    return [str(path) for path in ckpt] if isinstance(ckpt, list) else [str(ckpt)]
+    names = [str(path) for path in ckpt] if isinstance(ckpt, list) else [str(ckpt)]
+    return [str(WEIGHTS / f"{name}.pt") if name in pretrained_names() else name for name in names]
+
+
+def teacher(cfg: Mapping[str, Any], checkpoints: Sequence[Checkpoint], inputs: InputSpec) -> Teacher | None:
+    """The networks that the one in training shall learn from, or None.
+
+    Raises:
+        UserError: one of them takes other images than the network in training.
+    """
+    for checkpoint in checkpoints:
+        if checkpoint.inputs != inputs:
+            raise UserError(
+                f"distill.ckpt={checkpoint.path} takes {checkpoint.inputs}, and this network {inputs}: a teacher "
+                "sees the student's images. Set data.image_size, data.mean and data.std to the teacher's."
+            )
+    nets = [net_from(checkpoint) for checkpoint in checkpoints]
+    return Teacher(nets, cfg["weight"], cfg["temperature"]) if nets else None
 
 
 def selected_on(checkpoints: Sequence[Checkpoint]) -> str | None:

@@ -21,6 +21,7 @@ from torchmetrics.classification import (
 
 from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from
 from fer_lightning.data.datamodule import Batch
+from fer_lightning.distillation import Teacher
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
 from fer_lightning.tta import answer, check_tta, mean_answer
@@ -77,6 +78,7 @@ class EmotionClassifier(LightningModule):
         label_smoothing: part of each training label that is spread over all classes (Szegedy et al. 2016,
             "Rethinking the Inception architecture"); it is in ``loss/train``, not in ``loss/val``.
         tta: test-time augmentation, a key of tta.VIEWS; validation goes without.
+        teacher: networks whose answers count in the training loss beside the labels; they get the same images.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class EmotionClassifier(LightningModule):
         compile: bool = False,
         label_smoothing: float = 0.0,
         tta: str = "none",
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -96,6 +99,7 @@ class EmotionClassifier(LightningModule):
         check_tta(tta)
         self.label_smoothing = label_smoothing
         self.tta = tta
+        self.teacher = teacher
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
         if compile:
@@ -127,6 +131,10 @@ class EmotionClassifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
         return self.net(images.contiguous(memory_format=self.memory_format))  # type: ignore[no-any-return]
 
+    def on_fit_start(self) -> None:
+        if self.teacher is not None:
+            self.teacher.to(self.device, self.memory_format)
+
     def on_train_epoch_start(self) -> None:
         # MPS has no float64, and float32 counts exactly to 16 million.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
@@ -135,8 +143,11 @@ class EmotionClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         labels = batch["labels"]
-        logits = self(batch["images"])
+        images = batch["images"].contiguous(memory_format=self.memory_format)
+        logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if self.teacher is not None:
+            loss = self.teacher.loss(images, logits, loss)
         with torch.no_grad():
             right = (logits.argmax(dim=1) == labels).sum()
             n = torch.full_like(right, len(labels))

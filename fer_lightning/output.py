@@ -2,10 +2,10 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -16,10 +16,9 @@ def write_json(path: Path, content: Any) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Writes `text` to a temporary file beside `path`, then puts it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        temporary = Path(file.name)
+    # Not tempfile's, which only its owner may read.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    with temporary.open("x", encoding="utf-8") as file:
         try:
             file.write(text)
             file.flush()

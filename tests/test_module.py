@@ -76,9 +76,37 @@ def test_small_vgg_halves_the_image_and_takes_any_size():
     assert net(torch.zeros(2, 1, 64, 64)).shape == (2, 7)
 
 
+def test_resnet_halves_the_image_stage_by_stage_and_begins_as_its_shortcuts():
+    net = build_model("resnet", image_size=48, channels=[4, 6, 8], blocks=2).eval()
+    images = torch.randn(2, 1, 48, 48)
+    x, sides = images, []
+    for layer in net.features:
+        x = layer(x)
+        sides.append((x.shape[1], x.shape[-1]))
+    assert sides[3:] == [(4, 48), (4, 48), (6, 24), (6, 24), (8, 12), (8, 12)]
+    assert net(images).shape == (2, 7)
+    for block in net.features[3:]:
+        x = torch.rand(2, block.conv1.in_channels, 12, 12)
+        torch.testing.assert_close(block(x), block.shortcut(x).relu())
+    strided = build_model("resnet", image_size=48, channels=[4, 6], blocks=1, stem_stride=2)
+    assert strided.features(images).shape == (2, 6, 12, 12)
+
+
+def test_resnet_leaves_features_out_in_training_only():
+    net = build_model("resnet", image_size=12, channels=[8], blocks=1, dropout=0.5)
+    assert net.eval()(torch.ones(1, 1, 12, 12)).equal(net(torch.ones(1, 1, 12, 12)))
+    net.features.eval()
+    net.dropout.train()
+    torch.manual_seed(0)
+    first, second = net(torch.ones(1, 1, 12, 12)), net(torch.ones(1, 1, 12, 12))
+    assert not first.equal(second)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"name": "resnet", "channels": [4], "blocks": 0}, "at least 1"),
+        ({"name": "resnet", "channels": [4] * 9}, "leave nothing of 128 px"),
         ({"name": "small_vgg", "channels": []}, "at least the stem"),
         ({"name": "small_vgg", "channels": [4] * 8}, "leave nothing of 128 px"),
         ({"name": "fer_modle0"}, "Did you mean fer_model0?"),

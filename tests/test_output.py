@@ -1,6 +1,8 @@
 """Files that are whole or not there, and tables."""
 
 import json
+import os
+import stat
 
 import pytest
 
@@ -22,6 +24,15 @@ def test_write_json_is_whole_or_not_at_all(tmp_path, monkeypatch):
         write_json(path, {"accuracy": 0.6})
     assert json.loads(path.read_text()) == {"accuracy": 0.5}
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "results.json", {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "results.json").stat().st_mode) == 0o640
 
 
 def test_format_table():

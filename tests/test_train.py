@@ -200,6 +200,16 @@ def test_resume_can_raise_the_number_of_epochs():
     assert [epoch["epoch"] for epoch in results_of("runs/default/a")["history"]] == [0, 1]
 
 
+def test_a_run_begun_before_a_setting_existed_gets_its_default():
+    run("name=a", "trainer.max_epochs=1", "callbacks=none", "stages=[fit]")
+    path = Path("runs/default/a/config.yaml")
+    settings = path.read_text()
+    assert "distill:\n  ckpt: null\n  weight: 0.5\n  temperature: 1.0\n" in settings
+    path.write_text(settings.replace("distill:\n  ckpt: null\n  weight: 0.5\n  temperature: 1.0\n", ""))
+    assert main(job, ["resume=runs/default/a", "trainer.max_epochs=2"]) == 0
+    assert len(results_of("runs/default/a")["history"]) == 2
+
+
 def test_a_moved_run_keeps_its_best_epoch(monkeypatch):
     run("name=a", "trainer.max_epochs=1", "callbacks=none", "stages=[fit]")
     moved = Path("elsewhere").resolve() / "b"

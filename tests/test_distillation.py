@@ -1,0 +1,100 @@
+"""Distillation: the loss by hand, and a teacher that stays out of the checkpoint and unchanged."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fer_lightning.checkpoint import read_checkpoint
+from fer_lightning.config import main
+from fer_lightning.distillation import Teacher
+from fer_lightning.errors import UserError
+from train import job
+
+IMAGES = torch.zeros(2, 1, 4, 4)
+
+
+class Says(nn.Module):
+    """Answers every batch with the same logits."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, images):
+        return self.logits
+
+
+def test_the_loss_by_hand():
+    torch.manual_seed(0)
+    first, second, student = (torch.randn(2, 7) for _ in range(3))
+    loss = Teacher([Says(first), Says(second)], weight=0.25).loss(IMAGES, student, torch.tensor(3.0))
+    target = (first.softmax(1) + second.softmax(1)) / 2
+    divergence = (target * (target.log() - student.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(loss, 0.75 * 3.0 + 0.25 * divergence)
+
+
+def test_the_temperature_softens_and_keeps_the_gradients_size():
+    torch.manual_seed(0)
+    says, student = torch.randn(2, 7), torch.randn(2, 7)
+    loss = Teacher([Says(says)], weight=1.0, temperature=4.0).loss(IMAGES, student, torch.tensor(3.0))
+    target = (says / 4).softmax(1)
+    torch.testing.assert_close(loss, 16 * (target * (target.log() - (student / 4).log_softmax(1))).sum(1).mean())
+
+
+def test_a_perfect_student_has_nothing_to_learn_and_the_teacher_never_does():
+    says = torch.randn(2, 7)
+    student = says.clone().requires_grad_()
+    teacher = Teacher([Says(says)], weight=1.0)
+    loss = teacher.loss(IMAGES, student, F.cross_entropy(student, torch.tensor([0, 1])))
+    loss.backward()
+    torch.testing.assert_close((loss.detach(), student.grad), (torch.tensor(0.0), torch.zeros(2, 7)))
+    assert not any(parameter.requires_grad or parameter.grad for parameter in teacher.nets[0].parameters())
+
+
+@pytest.mark.parametrize(("weight", "temperature"), [(0.0, 1.0), (1.1, 1.0), (0.5, 0.0)])
+def test_values_out_of_range(weight, temperature):
+    with pytest.raises(UserError, match="distill"):
+        Teacher([Says(torch.zeros(1, 7))], weight, temperature)
+
+
+SMALL = (
+    "data=synthetic",
+    "data.n_train=28",
+    "data.n_val=7",
+    "data.n_test=7",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=1",
+    "trainer.enable_model_summary=false",
+    "callbacks=none",
+    "logger=none",
+    "stages=[fit]",
+)
+
+
+@pytest.fixture
+def taught(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert main(job, ["name=teacher", "model.channels=[4,8]", *SMALL]) == 0
+    return "runs/default/teacher/checkpoints/best.ckpt"
+
+
+def test_a_run_with_teachers(taught):
+    options = (f"distill.ckpt=[{taught},{taught}]", "distill.temperature=2", "model.channels=[3]")
+    assert main(job, ["name=student", *options, *SMALL]) == 0
+    assert main(job, ["name=alone", "model.channels=[3]", *SMALL]) == 0
+    student, alone = (
+        read_checkpoint(f"runs/default/{name}/checkpoints/best.ckpt").state_dict for name in ("student", "alone")
+    )
+    assert student.keys() == alone.keys()  # no weight of a teacher's
+    assert not torch.equal(student["net.classifier.weight"], alone["net.classifier.weight"])
+
+
+def test_a_teacher_that_takes_other_images_is_refused(taught, capsys):
+    assert main(job, ["name=student", f"distill.ckpt={taught}", "data.image_size=32", *SMALL]) == 1
+    error = capsys.readouterr().err
+    assert "data.image_size" in error
+    assert "Traceback" not in error
