@@ -1,0 +1,88 @@
+"""The networks that ship: small, loadable by name, and as good as their card says, to the last image."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import fer_lightning
+from fer_lightning import pretrained
+from fer_lightning.classifier import WEIGHTS, pretrained_names
+from fer_lightning.config import main
+from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.errors import UserError
+from fer_lightning.results import score_splits
+from train import job
+
+DATA = {"n_train": 28, "n_val": 7, "n_test": 14}
+MEBIBYTES = 2**20
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
+    data = ("data=synthetic", *(f"data.{key}={n}" for key, n in DATA.items()))
+    options = ("trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks=none", "logger=none")
+    assert main(job, ["name=a", "model.channels=[4,8]", *options, *data]) == 0
+    return tmp_path / "runs/default/a"
+
+
+def test_a_run_becomes_a_network_that_ships(run_dir, tmp_path):
+    faces = synthetic_faces(**DATA)
+    shipped = pretrained.ship(run_dir, "mine", faces)
+    assert json.loads((tmp_path / "mine.json").read_text()) == shipped
+    content = torch.load(tmp_path / "mine.pt", weights_only=True)
+    assert "optimizer_states" not in content
+    for name, tensor in content["state_dict"].items():
+        wanted = torch.float16 if tensor.ndim > 1 else torch.int64 if "num_batches" in name else torch.float32
+        assert tensor.dtype == wanted, name
+    clf = fer_lightning.load_checkpoint(tmp_path / "mine.pt", "cpu")
+    right = (clf.predict(faces.images[-14:], tta="mirror").labels == faces.labels[-14:]).mean()
+    assert shipped["tta"]["mirror"]["test"]["accuracy"] == pytest.approx(right)
+    assert shipped["parameters"] == sum(p.numel() for p in clf.net.parameters())
+
+
+def test_the_command_says_what_the_network_scores(run_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fer_lightning.data.fer2013.load_faces", lambda *_, **__: synthetic_faces(**DATA))
+    assert pretrained.main([str(run_dir), "mine"]) == 0
+    assert re.search(r"tta=shifts: validation [\d.]+%, test [\d.]+%", capsys.readouterr().out)
+    assert pretrained.main([str(tmp_path / "nowhere"), "mine"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_network_that_does_not_ship():
+    with pytest.raises(UserError, match=r"'bets' ships.*Did you mean best"):
+        fer_lightning.load_pretrained("bets")
+
+
+def test_what_ships_is_small():
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 12 * MEBIBYTES
+    assert "best" in pretrained_names()
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_a_shipped_network_answers(name):
+    clf = fer_lightning.load_pretrained(name, device="cpu")
+    answers = clf.predict(np.random.default_rng(0).integers(0, 256, (3, 48, 48), np.uint8))
+    assert answers.probabilities.shape == (3, 7)
+    np.testing.assert_allclose(answers.probabilities.sum(axis=1), 1, rtol=1e-5)
+    card = json.loads((WEIGHTS / f"{name}.json").read_text())
+    assert card["parameters"] == sum(p.numel() for p in clf.net.parameters())
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_a_shipped_network_is_as_good_as_its_card_says(name, real_data):
+    faces = load_faces(real_data)
+    card = json.loads((WEIGHTS / f"{name}.json").read_text())
+    clf = fer_lightning.load_pretrained(name, device="cpu")
+    for tta in ("none", "mirror"):
+        scores = score_splits(pretrained.held_out_predictions(clf, faces, tta), faces)["PrivateTest"]
+        noted = card["tta"][tta]["PrivateTest"]
+        for key in ("n", "accuracy", "n_leak_free", "accuracy_leak_free"):
+            assert scores[key] == noted[key], (tta, key)
