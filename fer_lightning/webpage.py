@@ -36,7 +36,12 @@ th { color: var(--faint); font-weight: 600; }
   background: var(--card); }
 figure { margin: 0; width: 8rem; }
 figure img { display: block; width: 8rem; height: 8rem; image-rendering: pixelated; }
+.strips { flex-direction: column; }
+.strips figure { width: 36rem; max-width: 100%; }
+.strips img { width: 100%; height: auto; }
 figcaption { font-size: .8125rem; line-height: 1.35; overflow-wrap: anywhere; }
+.chart { display: block; max-width: 100%; height: auto; margin: 1rem 0; }
+@media (prefers-color-scheme: dark) { .chart { filter: invert(.91) hue-rotate(180deg); } }
 """
 
 
@@ -63,7 +68,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def figure(pixels: npt.NDArray[np.uint8], caption: str) -> str:
     """A picture of (H, W) or (H, W, 3) uint8 above its caption, which is HTML."""
+    return f'<figure><img alt="" src="{_png(pixels)}"><figcaption>{caption}</figcaption></figure>'
+
+
+def chart(pixels: npt.NDArray[np.uint8], alt: str) -> str:
+    """A drawing on white, (H, W, 3) uint8, at its own size or the page's; light on dark where the page is.
+
+    `alt` is text that says what it shows.
+    """
+    width = pixels.shape[1]
+    return f'<img class="chart" width="{width}" alt="{escape(alt)}" src="{_png(pixels)}">'
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> str:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    content = base64.b64encode(file.getvalue()).decode()
-    return f'<figure><img alt="" src="data:image/png;base64,{content}"><figcaption>{caption}</figcaption></figure>'
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
