@@ -80,12 +80,12 @@ def _rotation(images: Tensor, angle_deg: float, draw: torch.Generator) -> Tensor
 
 
 CORRUPTIONS = {
-    "noise": Corruption("standard deviation of normal noise, white = 1", (0.04, 0.06, 0.08, 0.09, 0.1), _noise),
+    "noise": Corruption("standard deviation, black to white = 1", (0.04, 0.06, 0.08, 0.09, 0.1), _noise),
     "blur": Corruption("sigma of a Gaussian, px", (0.6, 0.9, 1.05, 1.2, 1.5), _blur),
-    "brightness": Corruption("lighter or darker by, white = 1", (0.05, 0.1, 0.15, 0.2, 0.3), _brightness),
+    "brightness": Corruption("lighter or darker by, black to white = 1", (0.05, 0.1, 0.15, 0.2, 0.3), _brightness),
     "contrast": Corruption("factor about the mean", (0.75, 0.5, 0.4, 0.3, 0.15), _contrast),
     "JPEG": Corruption("quality of 100", (80, 65, 58, 50, 40), _jpeg),
-    "occlusion": Corruption("side of a grey square, widths", (0.2, 0.3, 0.4, 0.5, 0.6), _occlusion),
+    "occlusion": Corruption("side of a grey square, of the width", (0.2, 0.3, 0.4, 0.5, 0.6), _occlusion),
     "rotation": Corruption("left or right by, degrees", (10, 20, 30, 40, 50), _rotation),
 }
 

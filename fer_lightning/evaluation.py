@@ -202,7 +202,10 @@ def evaluate(
 
 
 def to_json(found: Evaluation) -> Json:
-    """Every number, with the names of results.json where it has them; images by their ids."""
+    """Every number, with the names of results.json where it has them; images by their ids.
+
+    ``confusion[i][j]`` counts the images of class i that were taken for class j.
+    """
     faces = found.faces
     logits, labels, clean = found.test
     probabilities = logits.softmax(dim=1)

@@ -4,7 +4,7 @@ import numpy as np
 from torchmetrics.functional.classification import multiclass_precision_recall_curve
 
 from fer_lightning import plots
-from fer_lightning.corruptions import CORRUPTIONS, corrupt
+from fer_lightning.corruptions import corrupt
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.evaluation import (
     BINS,
@@ -26,12 +26,12 @@ def evaluation_page(found: Evaluation, told: Json) -> str:
         told: what `to_json` makes of it.
     """
     split = escape(told["split"])
-    title = f"{found.network} on {told['dataset']}"
+    title = f"Evaluation of {found.network}"
     low, high = told["accuracy_95"]
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="faint">{escape(told["source"])}<br>{told["parameters"]:,} parameters; tta={found.tta}; '
-        f"fingerprint {told['data_fingerprint']}</p>",
+        f'<p class="faint">{told["dataset"]}, {escape(told["source"])}<br>fingerprint '
+        f"{told['data_fingerprint']}<br>{told['parameters']:,} parameters; tta={told['tta']}</p>",
         *(f'<p class="note">{escape(note)}</p>' for note in told["notes"]),
         f"<p><b>{percent(told['accuracy'])}</b> of {told['n']:,} images of {split} are right; 95% interval "
         f"{percent(low)} to {percent(high)}.</p>",
@@ -76,7 +76,11 @@ def _classes(found: Evaluation, told: Json) -> list[str]:
     return [
         "<h2>Classes</h2>",
         table([escape(told["split"]), "n", "precision", "recall", "F1", "average precision"], rows),
-        chart(plots.pixels(matrix), "Confusion matrix: true emotions in rows, predicted ones in columns"),
+        chart(
+            plots.pixels(matrix),
+            "Confusion matrix: true emotions in rows, predicted ones in columns",
+            inverts=False,
+        ),
         "<p>Precision and recall as the probability that is asked for changes; average precision (AP) is the area "
         "below. Dotted is the class's share of the images, which is what guessing would give.</p>",
         chart(plots.pixels(curves), "Precision over recall of each emotion; the table has the average precision"),
@@ -102,23 +106,26 @@ def _calibration(told: Json) -> list[str]:
 
 def _robustness(found: Evaluation, told: Json) -> list[str]:
     rows = [
-        [f"{name}: {row['parameter']}", *map(percent, row["accuracy"]), percent(row["mean_accuracy"])]
+        [name, *map(percent, row["accuracy"]), percent(row["mean_accuracy"])]
         for name, row in told["robustness"].items()
     ]
     face = found.faces.images[found.test_rows[:1]]
     strips = [
-        figure(np.hstack([face[0], *(corrupt(face, name, s)[0] for s in corruption.strengths)]), name)
-        for name, corruption in CORRUPTIONS.items()
+        figure(
+            np.hstack([face[0], *(corrupt(face, name, strength)[0] for strength in row["strengths"])]),
+            f"{name}; {row['parameter']}: {', '.join(f'{strength:g}' for strength in row['strengths'])}",
+        )
+        for name, row in told["robustness"].items()
     ]
     curves = plots.robustness_curves(told["robustness"], told["accuracy"])
     return [
         "<h2>Robustness</h2>",
         f"<p>Accuracy on {escape(told['split'])} when every image is damaged, at five strengths (after Hendrycks "
-        f"and Dietterich 2019). {percent(told['accuracy'])} as they are, {percent(told['mean_corrupted_accuracy'])} "
-        "in the mean over all below.</p>",
-        table(["corruption", *"12345", "mean"], rows),
+        f"and Dietterich 2019): {percent(told['mean_corrupted_accuracy'])} in the mean over all below, "
+        f"{percent(told['accuracy'])} as they are.</p>",
+        table(["strength", *"12345", "mean"], rows),
         chart(plots.pixels(curves), "Accuracy by strength of each corruption; the table has the numbers"),
-        "<p>The first face of the split as it is, and from the weakest to the strongest:</p>",
+        "<p>The split's first face as it is, and from the weakest damage to the strongest:</p>",
         f'<div class="cards strips">{"".join(strips)}</div>',
     ]
 

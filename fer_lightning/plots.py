@@ -201,7 +201,7 @@ def precision_recall_curves(
         axes.step(recall, precision, color=_TRAIN, linewidth=2.2, where="pre")
         axes.axhline(shares[name], color=_INK, linestyle=":", linewidth=1.2)
         axes.set_title(f"{name}: AP {average_precisions[name]:.2f}", size=13, color=_INK)
-        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1))
     _label(figure, "recall", "precision")
     return figure
 

@@ -235,7 +235,7 @@ def test_the_page_is_one_file_with_everything_in_it(found, told, faces):
     assert "<script" not in text
     for said in ("92.86%</b> of 14 images of PrivateTest", "McNemar", "Guo et al. 2017", "Wilson"):
         assert said in text
-    assert text.count('class="chart"') == 4
+    assert text.count('<img class="chart') == 4
     pictures = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
         for content in re.findall(r"data:image/png;base64,([^\"]+)", text)
