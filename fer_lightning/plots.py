@@ -1,4 +1,4 @@
-"""Figures from arrays: faces with their predictions, confusion matrices, training curves.
+"""Figures from arrays: faces with their predictions, confusion matrices, curves of training and evaluation.
 
 Nothing here knows Lightning or TensorBoard, and nothing imports pyplot, which keeps every figure alive.
 """
@@ -173,9 +173,7 @@ def _curves(
     axes.set_title(quantity, size=13, color=_INK)
     axes.set_xlabel("epoch", size=12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(color="#DDDDDD", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=11)
+    _plain(axes)
     axes.legend(frameon=False, fontsize=11)
 
 
@@ -184,6 +182,99 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[npt.NDArray[np
     found = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None and np.isfinite(row[key])]
     pairs = np.array(found, dtype=np.float64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
+
+
+def precision_recall_curves(
+    curves: Mapping[str, tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.floating[Any]]]],
+    average_precisions: Mapping[str, float],
+    shares: Mapping[str, float],
+) -> Figure:
+    """A panel for each emotion with its curve in front of the others'.
+
+    `curves` has recalls and precisions, both (K,), of each emotion that occurs; `shares`, the precision of a guess,
+    is dotted.
+    """
+    figure, panels = _panels(len(curves))
+    for axes, (name, (recall, precision)) in zip(panels, curves.items(), strict=True):
+        for other in curves.values():
+            axes.step(*other, color="#C8C8C8", linewidth=0.8, where="pre")
+        axes.step(recall, precision, color=_TRAIN, linewidth=2.2, where="pre")
+        axes.axhline(shares[name], color=_INK, linestyle=":", linewidth=1.2)
+        axes.set_title(f"{name}: AP {average_precisions[name]:.2f}", size=13, color=_INK)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1))
+    _label(figure, "recall", "precision")
+    return figure
+
+
+def reliability_diagram(calibrations: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Accuracy by confidence, a panel for each title; the share of the images in each bin is below.
+
+    `calibrations` maps titles to what evaluation.calibration gives. A bar that ends below the diagonal is too
+    sure.
+    """
+    figure = Figure(figsize=(5.6 * len(calibrations), 5.8), dpi=_DPI, layout="constrained")
+    grid = figure.subplots(2, len(calibrations), sharex=True, squeeze=False, height_ratios=(3, 1))
+    for (upper, lower), (title, told) in zip(grid.T, calibrations.items(), strict=True):
+        n = sum(row["n"] for row in told["bins"])
+        for row in told["bins"]:
+            if row["n"]:
+                place = {"x": row["from"], "width": row["to"] - row["from"], "align": "edge", "edgecolor": "white"}
+                upper.bar(height=row["accuracy"], color=_TRAIN, **place)
+                upper.plot(
+                    row["confidence"], row["accuracy"], "o", color=_VAL, markeredgecolor="white", markersize=8
+                )
+                lower.bar(height=row["n"] / n, color=_FAINT, **place)
+        upper.plot([0, 1], [0, 1], "--", color=_INK, linewidth=1.5)
+        upper.set_title(f"{title}: ECE {told['ece']:.1%}", size=13, color=_INK)
+        upper.set(xlim=(0, 1), ylim=(0, 1))
+        upper.set_ylabel("accuracy", size=12)
+        lower.set_ylabel("images", size=12)
+        lower.set_xlabel("confidence", size=12)
+        for axes in (upper, lower):
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+            _plain(axes)
+    return figure
+
+
+def robustness_curves(robustness: Mapping[str, Mapping[str, Any]], clean: float) -> Figure:
+    """Accuracy by strength, a panel for each corruption; dashed is that on the images as they are.
+
+    `robustness` is that of evaluation.to_json.
+    """
+    figure, panels = _panels(len(robustness))
+    for axes, (name, told) in zip(panels, robustness.items(), strict=True):
+        axes.axhline(clean, color=_INK, linestyle="--", linewidth=1.2)
+        axes.plot(range(5), told["accuracy"], "o-", color=_TRAIN, linewidth=2.2)
+        axes.set_xticks(range(5), [f"{strength:g}" for strength in told["strengths"]])
+        axes.set_title(name, size=13, color=_INK)
+        axes.set(ylim=(0, 1))
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    _label(figure, "strength", "accuracy")
+    return figure
+
+
+def _panels(n: int) -> tuple[Figure, list[Axes]]:
+    """n small panels, four to a row, with one scale."""
+    rows = -(-n // 4)
+    figure = Figure(figsize=(11.2, 2.9 * rows + 0.3), dpi=_DPI, layout="constrained")
+    grid = figure.subplots(rows, 4, sharey=True, squeeze=False).ravel()
+    for axes in grid[n:]:
+        axes.remove()
+    for axes in grid[:n]:
+        _plain(axes)
+    return figure, list(grid[:n])
+
+
+def _label(figure: Figure, x: str, y: str) -> None:
+    figure.supxlabel(x, size=13, color=_INK)
+    figure.supylabel(y, size=13, color=_INK)
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=11)
 
 
 def pixels(figure: Figure) -> npt.NDArray[np.uint8]:

@@ -28,7 +28,7 @@ a { color: var(--link); }
 .warn { color: var(--warn); font-weight: 600; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid var(--line); }
+th, td { padding: .25rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: pre-wrap; }
 th { color: var(--faint); font-weight: 600; }
 .cards { display: flex; flex-wrap: wrap; gap: .75rem; align-items: flex-start; }
@@ -36,7 +36,12 @@ th { color: var(--faint); font-weight: 600; }
   background: var(--card); }
 figure { margin: 0; width: 8rem; }
 figure img { display: block; width: 8rem; height: 8rem; image-rendering: pixelated; }
+.strips { flex-direction: column; }
+.strips figure { width: 36rem; max-width: 100%; }
+.strips img { width: 100%; height: auto; }
 figcaption { font-size: .8125rem; line-height: 1.35; overflow-wrap: anywhere; }
+.chart { display: block; min-width: 40rem; max-width: 100%; height: auto; }
+@media (prefers-color-scheme: dark) { .inverts { filter: invert(.91) hue-rotate(180deg); } }
 """
 
 
@@ -63,7 +68,23 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def figure(pixels: npt.NDArray[np.uint8], caption: str) -> str:
     """A picture of (H, W) or (H, W, 3) uint8 above its caption, which is HTML."""
+    return f'<figure><img alt="" src="{_png(pixels)}"><figcaption>{caption}</figcaption></figure>'
+
+
+def chart(pixels: npt.NDArray[np.uint8], alt: str, inverts: bool = True) -> str:
+    """A drawing on white, (H, W, 3) uint8.
+
+    Args:
+        pixels: the drawing.
+        alt: text that says what it shows.
+        inverts: light on dark where the page is; not for text on coloured ground, which would lose its contrast.
+    """
+    size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
+    kind = "chart inverts" if inverts else "chart"
+    return f'<div class="scroll"><img class="{kind}" {size} alt="{escape(alt)}" src="{_png(pixels)}"></div>'
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> str:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    content = base64.b64encode(file.getvalue()).decode()
-    return f'<figure><img alt="" src="data:image/png;base64,{content}"><figcaption>{caption}</figcaption></figure>'
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

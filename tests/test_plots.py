@@ -192,3 +192,38 @@ print([name for name in ("matplotlib.pyplot", "lightning", "torch") if name in s
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_each_class_has_its_curve_in_front_and_its_share_dotted():
+    curves = {
+        "happy": (np.array([1, 0.5, 0]), np.array([0.6, 0.8, 1])),
+        "sad": (np.array([1, 0]), np.array([0.3, 1])),
+    }
+    figure = plots.precision_recall_curves(curves, {"happy": 0.75, "sad": 0.5}, {"happy": 0.6, "sad": 0.3})
+    assert [axes.get_title() for axes in figure.axes] == ["happy: AP 0.75", "sad: AP 0.50"]
+    *behind, front, dotted = figure.axes[1].lines
+    assert len(behind) == 2
+    np.testing.assert_array_equal(front.get_xydata(), [[1, 0.3], [0, 1]])
+    assert (dotted.get_linestyle(), dotted.get_ydata()[0]) == (":", 0.3)
+
+
+def test_reliability_draws_the_bins_that_have_images():
+    empty = {"from": 0, "to": 0.5, "n": 0, "confidence": None, "accuracy": None}
+    full = {"from": 0.5, "to": 1.0, "n": 3, "confidence": 0.9, "accuracy": 0.6}
+    figure = plots.reliability_diagram({"before": {"ece": 0.3, "bins": [empty, full]}})
+    upper, lower = figure.axes
+    assert upper.get_title() == "before: ECE 30.0%"
+    assert [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in upper.patches] == [(0.5, 0.5, 0.6)]
+    assert [bar.get_height() for bar in lower.patches] == [1.0]
+    np.testing.assert_array_equal(upper.lines[0].get_xydata(), [[0.9, 0.6]])
+
+
+def test_robustness_has_strengths_below_and_the_clean_accuracy_dashed():
+    told = {"strengths": [80, 65, 58, 50, 40], "accuracy": [0.6, 0.5, 0.4, 0.3, 0.2]}
+    figure = plots.robustness_curves(dict.fromkeys(("JPEG", "a", "b", "c", "d"), told), 0.61)
+    assert [axes.get_title() for axes in figure.axes] == ["JPEG", "a", "b", "c", "d"]
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["80", "65", "58", "50", "40"]
+    clean, curve = axes.lines
+    assert (clean.get_linestyle(), clean.get_ydata()[0]) == ("--", 0.61)
+    np.testing.assert_array_equal(curve.get_ydata(), told["accuracy"])

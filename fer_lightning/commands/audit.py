@@ -5,12 +5,11 @@ different labels, constant images and, on demand, labels in doubt. Nothing is do
 """
 
 import argparse
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fer_lightning.commands import tell, write_file
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,17 +77,17 @@ def run(args: argparse.Namespace) -> int:
     faces = _load(args.path)
     found = audit(faces, NEAR_BITS if args.near is None else args.near)
     if args.mislabels:
-        found = suspect_labels(found, out_of_fold_probabilities(faces.images, faces.labels, found.near, _tell))
+        found = suspect_labels(found, out_of_fold_probabilities(faces.images, faces.labels, found.near, tell))
     elif args.probabilities:
         found = suspect_labels(found, read_probabilities(args.probabilities, faces.ids))
     listed = exclusions(found, kinds)
     print(format_audit(found))
     if args.report:
-        _write(args.report, write_atomically, audit_page(found))
+        write_file(args.report, write_atomically, audit_page(found))
     if args.json:
-        _write(args.json, write_json, to_json(found))
+        write_file(args.json, write_json, to_json(found))
     if args.exclude:
-        _write(args.exclude, write_atomically, exclusion_list(faces, listed))
+        write_file(args.exclude, write_atomically, exclusion_list(faces, listed))
     return 0
 
 
@@ -101,15 +100,3 @@ def _load(path: str | None) -> "Faces":
     except UserError as error:
         faces = load_faces(path, download=False, skip_bad=True)  # raises again what skipping does not cure
         return replace(faces, notes=(str(error), *faces.notes))
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _write(path: Path, write: Callable[[Path, Any], None], content: Any) -> None:
-    try:
-        write(path, content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
-    print(f"written: {path}")

@@ -1,0 +1,330 @@
+"""Intervals, tests and calibration by hand; a report on a network whose answers are known."""
+
+import base64
+import io
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_fer2013 import fake_faces, without_prefixes, write_folder, write_zip
+from PIL import Image
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from fer_lightning.__main__ import main
+from fer_lightning.checkpoint import InputSpec
+from fer_lightning.classifier import Classifier
+from fer_lightning.corruptions import CORRUPTIONS
+from fer_lightning.data.faces import TEST, TRAIN, VAL
+from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import UserError
+from fer_lightning.evaluation import (
+    calibration,
+    confident_mistakes,
+    evaluate,
+    fit_temperature,
+    format_evaluation,
+    mcnemar,
+    to_json,
+    wilson_interval,
+)
+from fer_lightning.evaluation_page import evaluation_page
+from fer_lightning.models import build_model
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "interval"),
+    [
+        (5, 10, [0.2366, 0.7634]),  # (5 + z²/2 -+ z sqrt(2.5 + z²/4)) / (10 + z²) with z² = 3.8415
+        (0, 10, [0.0, 0.2775]),  # z² / (10 + z²)
+        (10, 10, [0.7225, 1.0]),
+        (2203, 3589, [0.5978, 0.6296]),
+        (0, 0, [0.0, 1.0]),
+    ],
+)
+def test_wilson_by_hand(hits, n, interval):
+    assert wilson_interval(hits, n) == pytest.approx(interval, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [
+        (1, 7, 10 / 256),  # the paper's first example, 0.0391: 2 (1 + 8) / 256 less 8 / 256
+        (7, 1, 10 / 256),
+        (0, 3, 1 / 8),  # 2 / 8 - 1 / 8
+        (2, 2, 1 - 6 / 32),
+        (0, 0, 1.0),
+    ],
+)
+def test_mcnemar_by_hand(only_first, only_second, p):
+    assert mcnemar(only_first, only_second) == p
+
+
+def test_mcnemar_of_many_is_the_normal_distribution():
+    n, difference = 40_000, 400  # two standard deviations
+    p = mcnemar((n - difference) // 2, (n + difference) // 2)
+    assert p == pytest.approx(math.erfc(2 / math.sqrt(2)), rel=1e-3)
+
+
+def sure(emotion: int, probability: float) -> list[float]:
+    """Logits that give `emotion` the probability and share the rest among the others."""
+    return [math.log(probability if i == emotion else (1 - probability) / 6) for i in range(7)]
+
+
+def test_calibration_by_hand():
+    logits = torch.tensor([sure(0, 0.9), sure(1, 0.9), sure(2, 0.91), sure(3, 0.5)])
+    told = calibration(logits, torch.tensor([0, 1, 6, 3]))
+    # 0.9 to 0.91 share the bin up to 14/15: mean confidence 0.90333, two of three right. 0.5 is alone and right.
+    assert told["ece"] == pytest.approx(3 / 4 * (0.90333 - 2 / 3) + 1 / 4 * 0.5, abs=1e-5)
+    assert told["loss"] == pytest.approx(-(2 * math.log(0.9) + math.log(0.015) + math.log(0.5)) / 4, abs=1e-5)
+    filled = {i: row for i, row in enumerate(told["bins"]) if row["n"]}
+    assert {i: row["n"] for i, row in filled.items()} == {7: 1, 13: 3}
+    assert filled[13] == pytest.approx(
+        {"from": 13 / 15, "to": 14 / 15, "n": 3, "confidence": 0.903333, "accuracy": 2 / 3}
+    )
+    assert told["bins"][0] == {"from": 0, "to": 1 / 15, "n": 0, "confidence": None, "accuracy": None}
+
+
+def test_calibration_agrees_with_torchmetrics():
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = 2 * torch.randn(500, 7, generator=draw), torch.randint(0, 7, (500,), generator=draw)
+    theirs = multiclass_calibration_error(logits.softmax(dim=1), labels, 7, n_bins=15, norm="l1")
+    assert calibration(logits, labels)["ece"] == pytest.approx(theirs.item(), abs=1e-5)
+
+
+def test_temperature_by_hand():
+    """Sure by odds of 3^k to 1 against one other class, right in 3 of 4 cases: odds of 3 need T = k."""
+    for k in (0.5, 1, 3):
+        logits = torch.full((4, 7), -1000.0)
+        logits[:, 0], logits[:, 1] = k * math.log(3), 0
+        temperature = fit_temperature(logits, torch.tensor([0, 0, 0, 1]))
+        assert temperature == pytest.approx(k, rel=1e-6)
+    assert fit_temperature(logits, torch.zeros(4, dtype=torch.long)) == pytest.approx(1 / 20)  # never sure enough
+    assert fit_temperature(logits, torch.ones(4, dtype=torch.long)) == pytest.approx(20)
+
+
+def test_temperature_has_the_least_loss():
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = 5 * torch.randn(300, 7, generator=draw), torch.randint(0, 7, (300,), generator=draw)
+    labels[:150] = logits[:150].argmax(dim=1)
+    temperature = fit_temperature(logits, labels)
+    at = {factor: calibration(logits / (temperature * factor), labels)["loss"] for factor in (0.98, 1, 1.02)}
+    assert min(at, key=at.__getitem__) == 1
+
+
+def test_the_most_confident_mistake_comes_first():
+    probabilities = torch.tensor([sure(0, 0.5), sure(1, 0.9), sure(2, 0.8), sure(3, 0.99)]).exp()
+    assert confident_mistakes(probabilities, torch.tensor([6, 6, 6, 3])).tolist() == [1, 2, 0]
+
+
+class ByCorner(torch.nn.Module):
+    """Answers by the brightness of the upper left corner, seven steps from black to white."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        step = (images[:, 0, :8, :8].mean(dim=(1, 2)) * 6.999).floor().clamp(0, 6).long()
+        return 3 * torch.nn.functional.one_hot(step, 7).float()
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """2 images of each class in each split; the corner tells the label, but for one image of the test split."""
+    folder = tmp_path_factory.mktemp("data")
+    loaded = load_faces(write_zip(folder / "fer2013.zip", fake_faces()), cache_dir=folder / "cache")
+    images = np.array(loaded.images)
+    images[:, :8, :8] = ((loaded.labels + 0.5) * 255 / 7).astype(np.uint8)[:, None, None]
+    test = np.flatnonzero(loaded.usage == TEST)
+    images[test[0], :8, :8] = 255  # taken for neutral
+    images[test[1]] = images[np.flatnonzero((loaded.usage == TRAIN) & (loaded.labels == loaded.labels[test[1]]))[0]]
+    return replace(loaded, images=images)
+
+
+@pytest.fixture(scope="module")
+def clf():
+    return Classifier(ByCorner(), InputSpec(48, 0.0, 1.0), "cpu")
+
+
+@pytest.fixture(scope="module")
+def found(faces, clf):
+    net = build_model("fer_model0", 48, channels=[4, 4, 4])
+    return evaluate(
+        "corner", clf, faces, lambda line: None, against=("other", Classifier(net, InputSpec(48, 0, 1)))
+    )
+
+
+@pytest.fixture(scope="module")
+def told(found):
+    return json.loads(json.dumps(to_json(found), allow_nan=False))
+
+
+def test_numbers_of_known_answers(faces, told):
+    test = np.flatnonzero(faces.usage == TEST)
+    label = EMOTIONS[faces.labels[test[0]]]
+    assert (told["split"], told["n"], told["accuracy"]) == ("PrivateTest", 14, 13 / 14)
+    assert told["accuracy_95"] == wilson_interval(13, 14)
+    assert (told["n_leak_free"], told["accuracy_leak_free"]) == (13, 12 / 13)
+    assert told["accuracy_leak_free_95"] == wilson_interval(12, 13)
+    assert told["splits"]["PublicTest"]["accuracy"] == 1
+    assert told["per_class"][label]["recall"] == 0.5
+    assert told["per_class"]["neutral"] == pytest.approx(
+        {"precision": 2 / 3, "recall": 1, "f1": 0.8, "n": 2, "average_precision": 2 / 3}
+    )
+    assert np.array(told["confusion"])[EMOTIONS.index(label), 6] == 1
+    assert np.trace(told["confusion"]) == 13
+    confidence = math.exp(3) / (math.exp(3) + 6)
+    assert told["n_mistakes"] == 1
+    assert told["mistakes"] == [
+        {
+            "id": faces.ids[test[0]],
+            "label": label,
+            "predicted": "neutral",
+            "confidence": pytest.approx(confidence),
+            "leak_free": True,
+        }
+    ]
+
+
+def test_calibration_before_and_after(told):
+    confidence = math.exp(3) / (math.exp(3) + 6)
+    assert told["calibration"]["before"]["ece"] == pytest.approx(13 / 14 - confidence, abs=1e-6)
+    assert told["calibration"]["fitted_on"] == "PublicTest"
+    assert told["calibration"]["temperature"] == pytest.approx(1 / 20)  # all of PublicTest is right
+    assert told["calibration"]["after"]["ece"] == pytest.approx(1 / 14, abs=1e-6)
+
+
+def test_robustness_of_known_answers(told):
+    robustness = told["robustness"]
+    assert {name: row["strengths"] for name, row in robustness.items()} == {
+        name: list(corruption.strengths) for name, corruption in CORRUPTIONS.items()
+    }
+    # A step is 1/7 wide: 0.05 stays inside it, 0.15 never does but at the ends, where there is nowhere to go.
+    assert robustness["brightness"]["accuracy"][0] == 13 / 14
+    assert robustness["brightness"]["accuracy"][2] < 0.5
+    assert robustness["brightness"]["mean_accuracy"] == pytest.approx(np.mean(robustness["brightness"]["accuracy"]))
+    every = [accuracy for row in robustness.values() for accuracy in row["accuracy"]]
+    assert told["mean_corrupted_accuracy"] == pytest.approx(np.mean(every))
+
+
+def test_comparison_counts_pairs(found, told, faces):
+    rows = faces.usage == TEST
+    right = found.other_predictions.logits.argmax(dim=1).numpy()[faces.usage[found.other_predictions.index] == TEST]
+    right = right == faces.labels[rows]
+    mine = np.array([i != 0 for i in range(14)])
+    row = told["comparison"]["all"]
+    assert told["comparison"]["against"] == "other"
+    assert (row["only_this_right"], row["only_other_right"]) == ((mine & ~right).sum(), (right & ~mine).sum())
+    assert row["p"] == mcnemar(row["only_this_right"], row["only_other_right"])
+    assert told["comparison"]["leak_free"]["n"] == 13
+
+
+def test_the_text_fits_a_terminal(told):
+    told = told | {"source": "fer2013.zip"}
+    text = format_evaluation(told)
+    assert max(len(line) for line in text.splitlines() if not line.startswith("note: ")) <= 80
+    for said in ("92.86% [68.5, 98.7]", "92.31% [66.7, 98.6]", "divided by 0.050", "neutral"):
+        assert said in text
+
+
+def test_the_page_is_one_file_with_everything_in_it(found, told, faces):
+    text = evaluation_page(found, told)
+    assert re.findall(r"(?:src|href)=\"(?!data:|#)", text) == []
+    assert "<script" not in text
+    for said in ("92.86%</b> of 14 images of PrivateTest", "McNemar", "Guo et al. 2017", "Wilson"):
+        assert said in text
+    assert text.count('<img class="chart') == 4
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+        for content in re.findall(r"data:image/png;base64,([^\"]+)", text)
+    ]
+    test = np.flatnonzero(faces.usage == TEST)
+    np.testing.assert_array_equal(pictures[-1], faces.images[test[0]])  # the only mistake
+    assert all(picture.shape == (48, 6 * 48) for picture in pictures[-8:-1])  # strips of corruptions
+
+
+def test_classes_that_do_not_occur_have_no_precision(faces, clf):
+    few = replace(faces, usage=np.where(faces.labels < 2, faces.usage, 0).astype(np.uint8))
+    found = evaluate("corner", clf, few, lambda line: None)
+    told = json.loads(json.dumps(to_json(found), allow_nan=False))
+    assert told["per_class"]["fear"]["average_precision"] is None
+    assert told["comparison"] is None
+    assert "-" in format_evaluation(told)
+    assert "Comparison" not in evaluation_page(found, told)
+
+
+def test_without_validation_there_is_no_temperature(faces, clf):
+    found = evaluate(
+        "corner", clf, replace(faces, usage=np.where(faces.usage == VAL, 0, faces.usage)), lambda _: None
+    )
+    told = json.loads(json.dumps(to_json(found), allow_nan=False))
+    assert (told["calibration"]["temperature"], told["calibration"]["after"]) == (None, None)
+    assert "Without a validation split" in format_evaluation(told)
+    assert "Without a validation split" in evaluation_page(found, told)
+    with pytest.raises(UserError, match="no images to test on"):
+        evaluate("corner", clf, replace(faces, usage=np.zeros_like(faces.usage)), lambda line: None)
+
+
+# The command
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = build_model("fer_model0", 48, channels=[4, 4, 4])
+    ours = {
+        "image_size": 48,
+        "mean": 0.5,
+        "std": 0.5,
+        "classes": EMOTIONS,
+        "model": {"name": "fer_model0", "channels": [4, 4, 4]},
+    }
+    weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    torch.save({"epoch": 0, "global_step": 1, "fer_lightning": ours, "state_dict": weights}, "a.ckpt")
+    return "a.ckpt"
+
+
+def test_the_command_writes_what_it_is_asked_for(checkpoint, capsys):
+    write_folder(Path("faces"), without_prefixes(fake_faces((20, 0, 0)), split_folders=False))
+    command = ["evaluate", checkpoint, "--data", "faces", "--report", "a.html", "--json", "to/a.json"]
+    assert main([*command, "--against", checkpoint, "--tta", "mirror"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("written: a.html\nwritten: to/a.json\n")
+    assert "note: No official split" in out
+    assert len([line for line in err.splitlines() if line.split(":")[0] in CORRUPTIONS]) == 7
+    told = json.loads(Path("to/a.json").read_text())
+    assert (told["network"], told["dataset"], told["split"], told["tta"]) == (
+        checkpoint,
+        "folder",
+        "test",
+        "mirror",
+    )
+    assert told["comparison"]["all"] == {
+        "n": 14,
+        "both_right": round(told["accuracy"] * 14),
+        "only_this_right": 0,
+        "only_other_right": 0,
+        "p": 1.0,
+    }
+    assert Path("a.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.ckpt"], "ckpt=nowhere.ckpt cannot be read: No such file"),
+        (["a.ckpt", "--ckpt", "b.ckpt"], "not allowed with argument"),
+        (["a.ckpt", "--model", "tiny"], "not allowed with argument"),
+        (["a.ckpt", "--tta", "miror"], "tta=miror does not exist. Did you mean mirror?"),
+        (["a.ckpt", "--against", "nowhere.ckpt"], "ckpt=nowhere.ckpt cannot be read"),
+        (["--ckpt", "a.ckpt"], "FER-2013 was not found"),
+        (["a.ckpt"], "FER-2013 was not found"),
+    ],
+)
+def test_mistakes_are_answered(arguments, said, checkpoint, capsys):
+    assert main(["evaluate", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert said in err
