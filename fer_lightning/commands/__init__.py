@@ -5,19 +5,34 @@ and ``run`` does the work; all that is slow to import is imported in ``run``.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from fer_lightning.classifier import Classifier
 
 
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which network a command works with: a shipped one or a checkpoint, and where it runs."""
+def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = False, device: bool = True) -> None:
+    """Which network a command works with: a shipped one or a checkpoint, and where it runs.
+
+    With `positional` the checkpoint can also stand alone: ``COMMAND CKPT`` is ``COMMAND --ckpt CKPT``. Without
+    `device` it is always the CPU.
+    """
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--model", default="best", metavar="NAME", help="a network that ships: best or tiny; default %(default)s"
     )
     source.add_argument("--ckpt", metavar="PATH", help="a run's checkpoints/best.ckpt instead")
+    if positional:
+        # Without SUPPRESS its absence would overwrite what --ckpt has set.
+        source.add_argument("ckpt", nargs="?", default=argparse.SUPPRESS, metavar="CKPT", help="the same as --ckpt")
+    if not device:
+        parser.set_defaults(device="cpu")
+        return
     parser.add_argument(
         "--device",
         default="auto",
@@ -37,3 +52,21 @@ def load_network(args: argparse.Namespace) -> "Classifier":
     if args.ckpt is not None:
         return fer_lightning.load_checkpoint(args.ckpt, args.device)
     return fer_lightning.load_pretrained(args.model, args.device)
+
+
+def tell(line: str) -> None:
+    """How far a command is, on stderr, so that stdout holds only its result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def write_file(path: Path, write: Callable[[Path, Any], None], content: Any) -> None:
+    """Writes a file that was asked for, by one of output.py's functions, and says so.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write(path, content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    print(f"written: {path}")
