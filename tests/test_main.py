@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_fer2013 import FakeFace, fake_faces, write_folder, write_zip
 
-from fer_lightning.__main__ import main
+from fer_lightning.__main__ import COMMANDS, main
 from fer_lightning.data.audit import DEFAULT_KINDS, KINDS, MAX_NEAR_BITS, NEAR_BITS
 from fer_lightning.data.faces import TRAIN
 from fer_lightning.data.fer2013 import load_faces
@@ -42,17 +42,20 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err.removeprefix("error: ").rstrip("\n")
 
 
-def test_help_lists_the_commands_and_imports_nothing_slow() -> None:
+def test_help_lists_the_commands_and_imports_nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys\nfrom fer_lightning.__main__ import main\n"
         "try:\n    main(sys.argv[1:])\n"
         "finally:\n    print(*{'torch', 'lightning', 'hydra', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules))"
     )
-    for arguments in (["--help"], ["audit", "--help"]):
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in (["--help"], *([name, "--help"] for name in COMMANDS)):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         *text, imported = done.stdout.splitlines()
         assert imported == ""
-        assert any(line.strip().startswith("audit") or "fer-lightning audit" in line for line in text)
+        name = arguments[0] if arguments[1:] else "audit"
+        assert any(line.strip().startswith(name) or f"fer-lightning {name}" in line for line in text)
+        assert max(map(len, text)) <= 80
 
 
 def test_the_installed_command_is_this_one() -> None:
@@ -65,13 +68,15 @@ def test_python_m_ends_without_a_traceback() -> None:
     command = [sys.executable, "-m", "fer_lightning", "audti"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "error: 'audti' is not a command. Did you mean audit? There are: audit.\n"
+    assert (
+        done.stderr == f"error: 'audti' is not a command. Did you mean audit? There are: {', '.join(COMMANDS)}.\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["frobnicate"], "'frobnicate' is not a command. There are: audit."),
+        (["frobnicate"], f"'frobnicate' is not a command. There are: {', '.join(COMMANDS)}."),
         ([], "the following arguments are required: COMMAND. See fer-lightning --help."),
         (["audit", "--reprot", "x"], "fer-lightning audit does not take '--reprot'. Did you mean --report? See"),
         (["audit", "--reprot=x"], "fer-lightning audit does not take '--reprot=x'. Did you mean --report? See"),
