@@ -80,10 +80,13 @@ class Classifier:
         probabilities = []
         with torch.inference_mode():
             for start in range(0, len(checked), batch_size):
-                images = self._resized(checked[start : start + batch_size])
-                logits = answer(self.net, normalise(images, self.inputs.mean, self.inputs.std), tta)
+                logits = answer(self.net, self.net_input(checked[start : start + batch_size]), tta)
                 probabilities.append(logits.softmax(dim=1).cpu())
         return Prediction(torch.cat(probabilities).numpy())
+
+    def net_input(self, faces: FaceImages) -> Tensor:
+        """What the network gets for N faces: float32 (N, 1, image_size, image_size), normalised, on the device."""
+        return normalise(self._resized(_checked(faces)), self.inputs.mean, self.inputs.std)
 
     def _resized(self, faces: npt.NDArray[np.uint8] | Tensor | list[Image.Image]) -> Tensor:
         """Uint8 (B, H, W) or B images -> float32 (B, 1, image_size, image_size) in [0, 1] on the device."""

@@ -13,14 +13,14 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` to a temporary file beside `path`, then puts it in its place."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes `content`, text as UTF-8, to a temporary file beside `path`, then puts it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile's, which only its owner may read.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    with temporary.open("x", encoding="utf-8") as file:
+    with temporary.open("xb") as file:
         try:
-            file.write(text)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         except BaseException:

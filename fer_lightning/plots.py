@@ -46,9 +46,11 @@ def prediction_grid(
 ) -> Figure:
     """Faces (N, 48, 48) with their predictions, from probabilities (N, 7), and labels (N,) where they differ.
 
+    The faces may be in colour: (N, 48, 48, 3).
+
     Frame, title and mark say whether it is right. Seven to a row, in the order given.
     """
-    n, height, width = images.shape
+    n, height, width = images.shape[:3]
     tile = (height * _ZOOM + 2 * _FRAME, width * _ZOOM + 2 * _FRAME)
     pitch = (tile[0] + _NAME_HEIGHT + _GAP, tile[1] + _GAP)
     rows = max(1, -(-n // _COLUMNS))
@@ -65,7 +67,8 @@ def prediction_grid(
         colour = RIGHT if right else WRONG
         page[top : top + tile[0], left : left + tile[1]] = _rgb(colour)
         face = images[i].repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)  # nearest neighbour: the pixels themselves
-        page[top + _FRAME : top + tile[0] - _FRAME, left + _FRAME : left + tile[1] - _FRAME] = face[..., None]
+        rgb = face if face.ndim == 3 else face[..., None]
+        page[top + _FRAME : top + tile[0] - _FRAME, left + _FRAME : left + tile[1] - _FRAME] = rgb
 
         name = f"{EMOTIONS[predicted[i]]} {probabilities[i, predicted[i]]:.0%}"
         if not right:
@@ -85,6 +88,61 @@ def prediction_grid(
         )
     axes.imshow(page, interpolation="none", extent=(0, page.shape[1], page.shape[0], 0), aspect="auto")
     axes.text(_GAP, _TITLE_HEIGHT / 2, title, va="center", color=_INK, weight="bold", size=_points(24))
+    return figure
+
+
+def heat_overlay(face: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+    """A grey face (H, W) under a heat map (h, w) in [0, 1]: uint8 (H, W, 3).
+
+    Where there is no heat the face shows as it is.
+    """
+    share = _enlarged(heat, face.shape)[..., None]
+    colour = 255 * colormaps["inferno"](0.25 + 0.65 * share[..., 0])[..., :3]  # its ends are black and white
+    blend = 0.7 * share
+    picture: npt.NDArray[np.uint8] = np.rint((1 - blend) * face[..., None] + blend * colour).astype(np.uint8)
+    return picture
+
+
+def _enlarged(heat: npt.NDArray[np.floating[Any]], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    height, width = shape
+    image = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def explanation(
+    face: npt.NDArray[np.uint8],
+    heat: npt.NDArray[np.floating[Any]],
+    probabilities: npt.NDArray[np.floating[Any]],
+    emotion: int,
+    title: str,
+) -> Figure:
+    """A grey face (H, W), the heat map (h, w) of `emotion` over it, and the seven probabilities (7,) as bars.
+
+    The line in the middle picture is at half of the map's highest value.
+    """
+    figure = Figure(figsize=(13.2, 5), dpi=_DPI, layout="constrained")
+    plain, warm, bars = figure.subplots(1, 3)
+    smooth = "nearest" if max(face.shape) < 200 else "antialiased"
+    plain.imshow(face, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
+    plain.set_title("the face", size=13, color=_INK)
+    warm.imshow(heat_overlay(face, heat), interpolation=smooth)
+    if heat.any():
+        for colour, width in (("black", 4), ("white", 2)):  # seen on light and dark skin
+            warm.contour(_enlarged(heat, face.shape), levels=[0.5], colors=colour, linewidths=width)
+    warm.set_title(f"what speaks for {EMOTIONS[emotion]}", size=13, color=_INK, weight="bold")
+    for axes in (plain, warm):
+        axes.axis("off")
+    bars.barh(EMOTIONS, probabilities, color=[_VAL if i == emotion else _TRAIN for i in range(NUM_CLASSES)])
+    for i, probability in enumerate(probabilities):
+        weight = "bold" if i == emotion else "normal"
+        bars.text(probability + 0.02, i, f"{probability:.0%}", va="center", size=12, color=_INK, weight=weight)
+    bars.set_xlim(0, 1.15)
+    bars.invert_yaxis()
+    bars.set_xticks([])
+    bars.tick_params(length=0, labelsize=13)
+    bars.spines[:].set_visible(False)
+    bars.set_title("probabilities", size=13, color=_INK)
+    figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
     return figure
 
 

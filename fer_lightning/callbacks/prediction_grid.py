@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from fer_lightning import plots
 from fer_lightning.callbacks.dashboard import show
+from fer_lightning.classifier import Classifier
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
@@ -115,6 +116,12 @@ class PredictionGrid(Callback):
             f"{section}/most_confident_mistakes",
             "most_confident_mistakes.png",
         )
+
+
+def classifier(pl_module: LightningModule) -> Classifier:
+    """The module's network as it is now, to ask for more than the split's answers."""
+    assert isinstance(pl_module, EmotionClassifier)
+    return Classifier(pl_module.net, pl_module.inputs, str(pl_module.device))
 
 
 def _grid(of: SplitPredictions, chosen: npt.NDArray[np.int64], title: str) -> Figure:

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from fer_lightning.classifier import Classifier
 
 
-def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = False, device: bool = True) -> None:
     """Which network a command works with: a shipped one or a checkpoint, and where it runs.
 
-    With `positional` the checkpoint can also stand alone: ``COMMAND CKPT`` is ``COMMAND --ckpt CKPT``.
+    With `positional` the checkpoint can also stand alone: ``COMMAND CKPT`` is ``COMMAND --ckpt CKPT``. Without
+    `device` it is always the CPU.
     """
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -29,6 +30,9 @@ def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = Fa
     if positional:
         # Without SUPPRESS its absence would overwrite what --ckpt has set.
         source.add_argument("ckpt", nargs="?", default=argparse.SUPPRESS, metavar="CKPT", help="the same as --ckpt")
+    if not device:
+        parser.set_defaults(device="cpu")
+        return
     parser.add_argument(
         "--device",
         default="auto",

@@ -73,6 +73,10 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, s
 _DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 
 
+class FacesNotFound(UserError):
+    """No path was given, and FER-2013 is nowhere where it is looked for."""
+
+
 def load_faces(
     path: str | Path | None = None,
     *,
@@ -103,8 +107,9 @@ def load_faces(
         was converted, dropped, cut, or differs from the published counts.
 
     Raises:
-        UserError: nothing was found, or what was found is damaged or not what it should be; all offenders
-            of a source are listed together.
+        FacesNotFound: no path was given, nothing was found, and nothing was to be downloaded.
+        UserError: what was given or found is damaged or not what it should be; all offenders of a source are
+            listed together.
     """
     try:
         source = _find(path, download)
@@ -271,7 +276,7 @@ def _find(path: str | Path | None, download: bool) -> _Source:
     if download:
         folder = _download()
         return _given(str(folder), f"The download in {folder}")
-    raise UserError(f"FER-2013 was not found, and data.download=false.\n{_WAYS_OUT}")
+    raise FacesNotFound(f"FER-2013 was not found, and data.download=false.\n{_WAYS_OUT}")
 
 
 _WAYS_OUT = (

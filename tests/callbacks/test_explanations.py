@@ -1,0 +1,153 @@
+"""Grad-CAM of the fixed sample and the projector's files, in a real fit and test."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from fer_lightning import plots
+from fer_lightning.callbacks.grad_cam import GradCAM
+from fer_lightning.callbacks.prediction_grid import PredictionGrid
+from fer_lightning.callbacks.projector import Projector, penultimate_features, principal_components
+from fer_lightning.checkpoint import InputSpec
+from fer_lightning.classifier import Classifier
+from fer_lightning.data.augment import NoAugment
+from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import UserError
+from fer_lightning.models import build_model
+from fer_lightning.module import EmotionClassifier
+from fer_lightning.optim import build_optimizer
+
+MODEL = {"name": "fer_model0", "channels": [4, 8]}
+INPUTS = InputSpec(24, 0.4, 0.3)
+
+
+def module() -> EmotionClassifier:
+    torch.manual_seed(0)
+
+    def optimizer(parameters, total_steps, steps_per_epoch):
+        return build_optimizer(parameters, total_steps, steps_per_epoch, name="sgd", lr=0.1)
+
+    return EmotionClassifier(build_model(image_size=24, **MODEL), optimizer, INPUTS, MODEL)
+
+
+def trainer(run_dir, *callbacks, tensorboard=True) -> Trainer:
+    return Trainer(
+        default_root_dir=run_dir,
+        max_epochs=1,
+        accelerator="cpu",
+        logger=tensorboard and TensorBoardLogger(run_dir.parent, name=run_dir.name, version=""),
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run's folder, its module, its data, and what was drawn in it."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    trained = module()
+    data = FaceDataModule(
+        synthetic_faces(n_train=28, n_val=21, n_test=42),
+        NoAugment(),
+        14,
+        INPUTS.image_size,
+        INPUTS.mean,
+        INPUTS.std,
+    )
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        draw = plots.prediction_grid
+        patch.setattr(plots, "prediction_grid", lambda *given: drawn.append(given) or draw(*given))
+        run = trainer(run_dir, PredictionGrid(n_faces=14), GradCAM(n_faces=14), Projector(n_faces=35))
+        run.fit(trained, datamodule=data)
+        run.test(trained, datamodule=data, verbose=False)
+    return run_dir, trained, data, drawn
+
+
+def test_grad_cam_is_of_the_prediction_grids_sample(finished):
+    run_dir, trained, _, drawn = finished
+    for grid, cam, when in ((drawn[0], drawn[2], "validation after epoch 0"), (drawn[3], drawn[5], "test")):
+        assert cam[3] == f"{when}: what speaks for the predicted emotion (Grad-CAM)"
+        assert cam[0].shape == (14, 48, 48, 3)
+        for mine, theirs in zip(cam[1:3], grid[1:3], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        difference = np.abs(cam[0].astype(int) - grid[0][..., None]).max(axis=(1, 2, 3))
+        assert (difference > 0).any()
+        cold = (cam[0] == grid[0][..., None]).all(axis=3)
+        assert cold.any()  # what is cold shows the same face
+    tags = EventAccumulator(str(run_dir)).Reload().Tags()["images"]
+    assert {"predictions/grad_cam", "predictions_test/grad_cam"} <= set(tags)
+    assert {"grad_cam_val.png", "grad_cam_test.png"} <= {path.name for path in (run_dir / "figures").iterdir()}
+    assert all(parameter.requires_grad for parameter in trained.net.parameters())
+
+
+def test_the_projector_gets_the_test_faces_with_their_features(finished):
+    run_dir, trained, data, _ = finished
+    [config] = run_dir.glob("projector_config.pbtxt")
+    [folder] = (path for path in (run_dir / "00001").iterdir())
+    assert f'tensor_path: "00001/{folder.name}/tensors.tsv"' in config.read_text()
+
+    header, *rows = [line.split("\t") for line in (folder / "metadata.tsv").read_text().splitlines()]
+    assert header == ["emotion", "predicted", "confidence"]
+    assert [row[0] for row in rows] == list(EMOTIONS) * 5
+    features = np.loadtxt(folder / "tensors.tsv")
+    assert features.shape == (35, 35)  # of 288 features, as many components as faces
+    with Image.open(folder / "sprite.png") as sprite:
+        pixels = np.asarray(sprite.convert("L"))
+    assert pixels.shape == (6 * 48, 6 * 48)
+    clf = Classifier(trained.net, INPUTS, "cpu")
+    for number in (0, 8, 34):
+        top, left = 48 * (number // 6), 48 * (number % 6)
+        face = pixels[top : top + 48, left : left + 48]
+        [row] = np.flatnonzero((data.faces.images == face).all(axis=(1, 2)))
+        assert EMOTIONS[data.faces.labels[row]] == rows[number][0]
+        answer = clf.predict(face)
+        assert answer.names == [rows[number][1]]
+        assert answer.probabilities.max() == pytest.approx(float(rows[number][2]), abs=1e-3)
+
+
+def test_features_are_what_the_last_layer_gets():
+    clf = Classifier(module().net, INPUTS, "cpu")
+    faces = synthetic_faces(n_train=0, n_val=0, n_test=9).images
+    features = penultimate_features(clf, faces, batch_size=4)
+    assert (features.dtype, features.shape) == (np.float32, (9, 8 * 6 * 6))
+    with torch.no_grad():
+        answer = clf.net.classifier(torch.from_numpy(features)).softmax(dim=1)
+    np.testing.assert_allclose(answer, clf.predict(faces).probabilities, atol=1e-6)
+    with pytest.raises(UserError, match="does not end in a linear layer"):
+        penultimate_features(Classifier(nn.Conv2d(1, 7, 24), INPUTS, "cpu"), faces)
+
+
+def test_principal_components_keep_the_distances():
+    features = np.random.default_rng(0).standard_normal((6, 40)).astype(np.float32)
+    few = principal_components(features, 6)
+    assert few.shape == (6, 6)
+    for of in (features, few):
+        of -= of[0].copy()
+    np.testing.assert_allclose(few @ few.T, features @ features.T, atol=1e-4)
+    assert principal_components(features, 40) is features
+    variance = principal_components(features, 3).var(axis=0)
+    assert (np.diff(variance) < 0).all()
+
+
+def test_a_run_without_tensorboard_is_told_before_it_starts(tmp_path):
+    data = FaceDataModule(synthetic_faces(n_train=7, n_val=7, n_test=7), NoAugment(), 7, 24)
+    with pytest.raises(UserError, match="logger=tensorboard"):
+        trainer(tmp_path / "run", Projector(), tensorboard=False).fit(module(), datamodule=data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_values_out_of_range():
+    with pytest.raises(UserError, match="n_faces=1 is out of range"):
+        Projector(n_faces=1)
+    with pytest.raises(UserError, match="every_n_epochs=0"):
+        GradCAM(every_n_epochs=0)

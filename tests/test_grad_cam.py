@@ -1,0 +1,165 @@
+"""Grad-CAM by hand, on every network, and as a command."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from fer_lightning import plots
+from fer_lightning.__main__ import main
+from fer_lightning.checkpoint import InputSpec
+from fer_lightning.classifier import Classifier
+from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import UserError
+from fer_lightning.grad_cam import MIN_SIDE, grad_cam
+from fer_lightning.models import MODELS, build_model
+
+MODEL = {"name": "small_vgg", "channels": [4, 8]}
+
+
+class TwoMaps(nn.Module):
+    """The image and its negative as maps, an activation in place, their means, and one linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(1, 2, 1, bias=False)
+        self.maps.weight.data = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+        self.classifier = nn.Linear(2, 7)
+        self.classifier.weight.data = torch.tensor(
+            [[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1], [1, 3], [-1, -3]]
+        ).float()
+
+    def forward(self, images):
+        return self.classifier(F.leaky_relu_(self.maps(images), 0.5).mean(dim=(2, 3)))
+
+
+def classifier(net: nn.Module, image_size: int = 8) -> Classifier:
+    return Classifier(net, InputSpec(image_size, 0.0, 1.0), "cpu")
+
+
+@pytest.fixture(scope="module")
+def faces() -> np.ndarray:
+    return synthetic_faces(n_train=0, n_val=0, n_test=7).images
+
+
+def test_maps_by_hand():
+    net = TwoMaps()
+    pixels = np.random.default_rng(0).integers(1, 256, (7, 8, 8), dtype=np.uint8)
+    heat = grad_cam(classifier(net), pixels, range(7))
+    assert (heat.dtype, heat.shape) == (np.float32, (7, 8, 8))
+    for emotion, (positive, negative) in enumerate(net.classifier.weight.tolist()):
+        # The negative map passes the activation at half its gradient.
+        speaks_for = positive - 0.5 * negative > 0
+        by_hand = pixels[emotion] / pixels[emotion].max() * speaks_for
+        np.testing.assert_allclose(heat[emotion], by_hand, atol=1e-5)
+    assert heat.any(axis=(1, 2)).tolist() == [True, False, False, True, True, False, True]
+
+
+@pytest.mark.parametrize("name", [*MODELS, "vit_b_32"])
+def test_every_network_is_explained_and_left_as_it_was(name, faces):
+    small = {
+        "fer_model0": {"channels": [4, 8]},
+        "small_vgg": {"channels": [4, 8, 8, 8]},
+        "resnet": {"channels": [4, 8]},
+    }
+    options = small.get(name, {"architecture": name if name.startswith("vit") else "mobilenet_v3_small"})
+    size = 192 if name.startswith("vit") else 96 if name == "torchvision" else 48
+    torch.manual_seed(0)
+    clf = classifier(build_model("torchvision" if "architecture" in options else name, size, **options), size)
+    answer = clf.predict(faces[:2])
+    with torch.inference_mode():  # as in a callback
+        heat = grad_cam(clf, faces[:2], answer.labels.tolist())
+    assert heat.shape[0] == 2
+    assert min(heat.shape[1:]) >= MIN_SIDE
+    assert heat.min() >= 0
+    np.testing.assert_allclose(heat.max(axis=(1, 2))[heat.any(axis=(1, 2))], 1, rtol=1e-6)
+    assert not any(module._forward_hooks for module in clf.net.modules())
+    assert all(parameter.grad is None for parameter in clf.net.parameters())
+    np.testing.assert_array_equal(clf.predict(faces[:2]).probabilities, answer.probabilities)
+
+
+def test_a_network_compiled_for_the_fit_is_explained_too(faces):
+    torch.manual_seed(0)
+    clf = classifier(build_model(image_size=48, **MODEL), 48)
+    expected = grad_cam(clf, faces, range(7))
+    clf.net.compile(backend="eager")
+    np.testing.assert_array_equal(grad_cam(clf, faces, range(7)), expected)
+
+
+def test_a_network_without_maps_is_told():
+    clf = classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)))
+    with pytest.raises(UserError, match="no layer with 6 x 6 positions"):
+        grad_cam(clf, np.zeros((1, 8, 8), np.uint8), [0])
+
+
+def test_the_overlay_leaves_what_is_cold_and_colours_what_is_hot():
+    face = np.random.default_rng(0).integers(0, 256, (12, 10), dtype=np.uint8)
+    np.testing.assert_array_equal(plots.heat_overlay(face, np.zeros((3, 3))), np.repeat(face[..., None], 3, axis=2))
+    half = np.zeros((2, 2))
+    half[:, 1] = 1
+    picture = plots.heat_overlay(face, half).astype(int)
+    np.testing.assert_array_equal(picture[:, 0], np.repeat(face[:, :1], 3, axis=1))
+    assert (picture[:, -1, 0] > picture[:, -1, 2] + 50).all()  # red over blue
+
+
+# The command
+
+
+@pytest.fixture
+def ckpt(tmp_path, monkeypatch, faces) -> str:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    state = {f"net.{name}": tensor for name, tensor in build_model(image_size=24, **MODEL).state_dict().items()}
+    ours = {"model": MODEL, "image_size": 24, "mean": 0.4, "std": 0.3, "classes": list(EMOTIONS)}
+    torch.save({"epoch": 0, "global_step": 0, "fer_lightning": ours, "state_dict": state}, "mine.ckpt")
+    for path, face in (("a/face.png", faces[0]), ("b/face.jpg", faces[1]), ("c.png", faces[2])):
+        Path(path).parent.mkdir(exist_ok=True)
+        Image.fromarray(face).convert("RGB").save(path)
+    return "mine.ckpt"
+
+
+def test_a_picture_of_each_face(ckpt, capsys):
+    assert main(["explain", "a/face.png", "b/face.jpg", "c.png", "--ckpt", ckpt]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["face.png", "face-2.png", "c.png"]
+    assert out.endswith("written: 3 in explanations\n")
+    assert err == ""
+    assert sorted(path.name for path in Path("explanations").iterdir()) == ["c.png", "face-2.png", "face.png"]
+    for path in Path("explanations").iterdir():
+        with Image.open(path) as picture:
+            assert picture.size == (1320, 500)
+
+
+def test_the_emotion_that_was_asked_for(ckpt, monkeypatch):
+    drawn = []
+    draw = plots.explanation
+    monkeypatch.setattr(plots, "explanation", lambda *given: drawn.append(given) or draw(*given))
+    assert main(["explain", "c.png", "--ckpt", ckpt, "--emotion", "Fearful", "--save", "to/here"]) == 0
+    [(face, heat, probabilities, emotion, title)] = drawn
+    assert (face.shape, heat.ndim, emotion) == ((48, 48), 2, EMOTIONS.index("fear"))
+    assert title.startswith(f"c.png: {EMOTIONS[probabilities.argmax()]}")
+    assert Path("to/here/c.png").is_file()
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_done(ckpt, capsys):
+    Path("bad.png").write_text("no image")
+    assert main(["explain", "bad.png", "nowhere.png", "a", "c.png", "--ckpt", ckpt]) == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        "error: bad.png cannot be read: not an image, or a damaged one.",
+        "error: nowhere.png cannot be read: No such file or directory.",
+        "error: a cannot be read: Is a directory.",
+    ]
+    assert out.endswith("written: 1 in explanations\n")
+
+
+def test_mistakes_are_answered(ckpt, capsys):
+    assert main(["explain", "c.png", "--ckpt", ckpt, "--emotion", "bored"]) == 1
+    assert "--emotion bored is not one of angry, disgust" in capsys.readouterr().err
+    assert main(["explain", "c.png", "--ckpt", ckpt, "--save", "c.png"]) == 1
+    assert "c.png/c.png cannot be written" in capsys.readouterr().err
