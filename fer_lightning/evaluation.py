@@ -318,7 +318,7 @@ def format_evaluation(told: Json) -> str:
         format_table([f"{told['split']}, strength", *"12345", "mean"], robust),
     ]
     if told["comparison"]:
-        against = f"against {told['comparison']['against']}, the same images, McNemar's test:\n"
+        against = f"McNemar's test on the same images, against\n{told['comparison']['against']}\n\n"
         parts.append(against + format_table(*comparison_table(told)))
     return "\n\n".join(parts)
 
