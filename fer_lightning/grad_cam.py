@@ -63,7 +63,7 @@ def grad_cam(clf: Classifier, faces: FaceImages, emotions: Sequence[int]) -> npt
 
 
 def _last_spatial_layer(net: nn.Module, image: Tensor) -> nn.Module:
-    """The last module to finish with an output (1, C, h, w) of MIN_SIDE positions a side, or of the most there are."""
+    """The last module to finish whose output (1, C, h, w) has MIN_SIDE positions a side, or the most there are."""
     found: list[tuple[int, nn.Module]] = []
 
     def note(module: nn.Module, given: object, out: object) -> None:
