@@ -25,8 +25,8 @@ MIN_SIDE = 6
 def grad_cam(clf: Classifier, faces: FaceImages, emotions: Sequence[int]) -> npt.NDArray[np.float32]:
     """What parts of each face raise the score of an emotion.
 
-    The feature maps of the last layer with at least MIN_SIDE x MIN_SIDE positions are added up, each weighted with
-    the mean gradient of the emotion's logit (equations 1 and 2), and what remains above zero is kept. In a vision
+    The feature maps of the last layer with at least MIN_SIDE positions a side are added up, each weighted with the
+    mean gradient of the emotion's logit (equations 1 and 2), and what remains above zero is kept. In a vision
     transformer that layer is the patches' embedding, whose maps tell less.
 
     Args:
@@ -39,7 +39,7 @@ def grad_cam(clf: Classifier, faces: FaceImages, emotions: Sequence[int]) -> npt
         face speaks for the emotion.
 
     Raises:
-        UserError: the network has no such layer.
+        UserError: the network has no feature maps.
     """
     # A callback is called with gradients off, and in inference mode their tensors could not be used here.
     with torch.inference_mode(False), torch.enable_grad():
@@ -63,12 +63,12 @@ def grad_cam(clf: Classifier, faces: FaceImages, emotions: Sequence[int]) -> npt
 
 
 def _last_spatial_layer(net: nn.Module, image: Tensor) -> nn.Module:
-    """The last module to finish whose output is (1, C, h, w) with both h and w at least MIN_SIDE."""
-    found: list[nn.Module] = []
+    """The last module to finish whose output (1, C, h, w) has MIN_SIDE positions a side, or the most there are."""
+    found: list[tuple[int, nn.Module]] = []
 
     def note(module: nn.Module, given: object, out: object) -> None:
-        if isinstance(out, Tensor) and out.ndim == 4 and min(out.shape[2:]) >= MIN_SIDE:
-            found.append(module)
+        if isinstance(out, Tensor) and out.ndim == 4:
+            found.append((min(out.shape[2:]), module))
 
     hooks: list[RemovableHandle] = [module.register_forward_hook(note) for module in net.modules()]
     try:
@@ -78,7 +78,6 @@ def _last_spatial_layer(net: nn.Module, image: Tensor) -> nn.Module:
         for hook in hooks:
             hook.remove()
     if not found:
-        raise UserError(
-            f"This network has no layer with {MIN_SIDE} x {MIN_SIDE} positions or more, which Grad-CAM is about."
-        )
-    return found[-1]
+        raise UserError("This network has no feature maps, which Grad-CAM is about.")
+    needed = min(MIN_SIDE, max(side for side, _ in found))
+    return [module for side, module in found if side >= needed][-1]

@@ -68,14 +68,14 @@ def test_every_network_is_explained_and_left_as_it_was(name, faces):
         "resnet": {"channels": [4, 8]},
     }
     options = small.get(name, {"architecture": name if name.startswith("vit") else "mobilenet_v3_small"})
-    size = 192 if name.startswith("vit") else 96 if name == "torchvision" else 48
+    size = 64 if name.startswith("vit") else 96 if name == "torchvision" else 48
     torch.manual_seed(0)
     clf = classifier(build_model("torchvision" if "architecture" in options else name, size, **options), size)
     answer = clf.predict(faces[:2])
     with torch.inference_mode():  # as in a callback
         heat = grad_cam(clf, faces[:2], answer.labels.tolist())
     assert heat.shape[0] == 2
-    assert min(heat.shape[1:]) >= MIN_SIDE
+    assert min(heat.shape[1:]) >= (2 if name.startswith("vit") else MIN_SIDE)  # 2 x 2 patches of 32 px
     assert heat.min() >= 0
     np.testing.assert_allclose(heat.max(axis=(1, 2))[heat.any(axis=(1, 2))], 1, rtol=1e-6)
     assert not any(module._forward_hooks for module in clf.net.modules())
@@ -93,7 +93,7 @@ def test_a_network_compiled_for_the_fit_is_explained_too(faces):
 
 def test_a_network_without_maps_is_told():
     clf = classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)))
-    with pytest.raises(UserError, match="no layer with 6 x 6 positions"):
+    with pytest.raises(UserError, match="no feature maps"):
         grad_cam(clf, np.zeros((1, 8, 8), np.uint8), [0])
 
 
