@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fer_lightning.commands import audit
+from fer_lightning.commands import audit, predict
 from fer_lightning.errors import UserError, did_you_mean, exit_code
 
-COMMANDS = {"audit": audit}
+COMMANDS = {"audit": audit, "predict": predict}
 
 
 class _Parser(argparse.ArgumentParser):
