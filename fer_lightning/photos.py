@@ -34,6 +34,7 @@ _DETECTION_SCORE = 0.1
 _BOX_IN_FACE = 0.87
 _BOX_BELOW = 0.05
 
+_LEGIBLE = 384  # pixels of the longer side from which a picture has room for writing
 _BATCH_PIXELS = 64_000_000  # of photos held until their faces have gone through the network: 192 MB
 
 
@@ -198,17 +199,19 @@ def _crop(photo: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
 
 
 def annotate(photo: Image.Image, faces: Iterable[Face]) -> Image.Image:
-    """A copy of the photo with a box for each face, its emotion and confidence.
+    """A copy of the photo with a box for each face, its emotion and confidence; small ones are enlarged for it.
 
     White lines edged in black and white text on black can be read on any photo; the emotion's colour comes beside
     its name, never instead of it.
     """
-    drawn = photo.copy()
+    zoom = max(1, _LEGIBLE // max(photo.size))
+    drawn = photo.resize((photo.width * zoom, photo.height * zoom), Image.Resampling.NEAREST)
     canvas = ImageDraw.Draw(drawn)
-    line = max(1, round(max(photo.size) / 500))
+    longer = max(drawn.size)
+    line = max(1, round(longer / 500))
     taken: list[Box] = []
     for face in sorted(faces, key=lambda face: face.box[1]):
-        x, y, width, height = face.box
+        x, y, width, height = (zoom * pixels for pixels in face.box)
         corners = (x, y, x + width - 1, y + height - 1)
         for colour, inset, wide in (
             ("black", 0, line),
@@ -217,8 +220,8 @@ def annotate(photo: Image.Image, faces: Iterable[Face]) -> Image.Image:
             ("black", 4 * line, line),
         ):
             _frame(canvas, corners, inset, colour, wide)
-        font = ImageFont.load_default(min(max(width / 7, max(photo.size) / 60, 11), max(photo.size) / 18))
-        taken.append(_label(canvas, face, font, taken, drawn.size))
+        font = ImageFont.load_default(min(max(width / 8, longer / 60, 11), longer / 20))
+        taken.append(_label(canvas, face, (x, y, height), font, taken, drawn.size))
     return drawn
 
 
@@ -233,13 +236,14 @@ def _frame(
 def _label(
     canvas: ImageDraw.ImageDraw,
     face: Face,
+    at: tuple[int, int, int],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     taken: list[Box],
     size: tuple[int, int],
 ) -> Box:
-    """Writes a face's label above it, or where there is room, and returns the label's place."""
+    """Writes a face's label above its box at (x, y, height), or where there is room; returns the label's place."""
     text = f"{face.emotion} {face.confidence:.0%}"
-    x, y, _, face_height = face.box
+    x, y, face_height = at
     _, top, _, bottom = canvas.textbbox((0, 0), "happy 100%", font)
     pad = round((bottom - top) * 0.3) + 1
     swatch = round(bottom - top)

@@ -162,8 +162,8 @@ def timeline(
     missing = np.isnan(probabilities).any(axis=1)
     values = np.where(missing[:, None], 0.0, probabilities)
     for axes, name, series in zip(panels, EMOTIONS, values.T, strict=True):
-        axes.fill_between(seconds, series, where=~missing, step="mid", color=COLOURS[name], linewidth=0)
-        axes.step(seconds, np.where(missing, np.nan, series), where="mid", color=_INK, linewidth=0.8)
+        axes.fill_between(seconds, series, where=~missing, color=COLOURS[name], linewidth=0)
+        axes.plot(seconds, np.where(missing, np.nan, series), color=_INK, linewidth=0.8)
         axes.set_ylabel(name, rotation=0, ha="right", va="center", size=13, color=_INK)
         axes.grid(color="#DDDDDD", linewidth=0.8)
         axes.set_axisbelow(True)

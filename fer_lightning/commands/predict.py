@@ -1,6 +1,6 @@
 """The emotions of faces in photos, folders of photos, videos, or before a camera.
 
-Each PATH is a photo, a folder, a pattern such as 'photos/*.jpg', a video, the index of a camera (0 is the first), or
+Each PATH is a photo, a folder, a pattern such as 'photos/*.jpg', a video, the index of a camera (0 the first), or
 - for a photo on stdin. A picture of up to 96 pixels is taken for a face already cut out; in larger ones faces are
 found first, which needs pip install -e ".[photo]". A camera runs until Ctrl-C.
 """
