@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fer_lightning.commands import audit, predict
+from fer_lightning.commands import audit, demo, predict
 from fer_lightning.errors import UserError, did_you_mean, exit_code
 
-COMMANDS = {"audit": audit, "predict": predict}
+COMMANDS = {"audit": audit, "demo": demo, "predict": predict}
 
 
 class _Parser(argparse.ArgumentParser):

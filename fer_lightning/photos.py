@@ -55,6 +55,15 @@ class Face:
         """Its probability."""
         return self.probabilities[self.emotion]
 
+    def to_json(self) -> dict[str, Any]:
+        """As in the output of ``predict --json``."""
+        return {
+            "box": list(self.box),
+            "emotion": self.emotion,
+            "confidence": self.confidence,
+            "probabilities": self.probabilities,
+        }
+
 
 def read_photo(file: str | Path | BinaryIO) -> Image.Image:
     """The upright photo in RGB, of any size and kind that Pillow reads; the first picture of an animation.
@@ -89,6 +98,11 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def require_detector() -> None:
+    """Raises UserError if the detector is not installed."""
+    _detector()
 
 
 @functools.cache

@@ -48,7 +48,7 @@ def test_help_lists_the_commands_and_imports_nothing_slow() -> None:
         "try:\n    main(sys.argv[1:])\n"
         "finally:\n    print(*{'torch', 'lightning', 'hydra', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules))"
     )
-    for arguments in (["--help"], ["audit", "--help"], ["predict", "--help"]):
+    for arguments in (["--help"], ["audit", "--help"], ["predict", "--help"], ["demo", "--help"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         *text, imported = done.stdout.splitlines()
         assert imported == ""
@@ -66,13 +66,13 @@ def test_python_m_ends_without_a_traceback() -> None:
     command = [sys.executable, "-m", "fer_lightning", "audti"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "error: 'audti' is not a command. Did you mean audit? There are: audit, predict.\n"
+    assert done.stderr == "error: 'audti' is not a command. Did you mean audit? There are: audit, demo, predict.\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["frobnicate"], "'frobnicate' is not a command. There are: audit, predict."),
+        (["frobnicate"], "'frobnicate' is not a command. There are: audit, demo, predict."),
         ([], "the following arguments are required: COMMAND. See fer-lightning --help."),
         (["audit", "--reprot", "x"], "fer-lightning audit does not take '--reprot'. Did you mean --report? See"),
         (["audit", "--reprot=x"], "fer-lightning audit does not take '--reprot=x'. Did you mean --report? See"),

@@ -245,15 +245,7 @@ def _print(args: argparse.Namespace, answers: list[Answer]) -> None:
 
 
 def _json(answer: Answer) -> dict[str, Any]:
-    faces = [
-        {
-            "box": list(face.box),
-            "emotion": face.emotion,
-            "confidence": face.confidence,
-            "probabilities": face.probabilities,
-        }
-        for face in answer.faces or ()
-    ]
+    faces = [face.to_json() for face in answer.faces or ()]
     time = {} if answer.seconds is None else {"seconds": answer.seconds}
     return {"path": answer.path, **time, "error": answer.error, "faces": faces}
 
