@@ -5,10 +5,17 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fer_lightning.commands import audit, evaluate, explain, export
+from fer_lightning.commands import audit, demo, evaluate, explain, export, predict
 from fer_lightning.errors import UserError, did_you_mean, exit_code
 
-COMMANDS = {"audit": audit, "evaluate": evaluate, "explain": explain, "export": export}
+COMMANDS = {
+    "predict": predict,
+    "demo": demo,
+    "explain": explain,
+    "evaluate": evaluate,
+    "audit": audit,
+    "export": export,
+}
 
 
 class _Parser(argparse.ArgumentParser):

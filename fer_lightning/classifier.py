@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from fer_lightning.checkpoint import InputSpec, net_from, read_checkpoint
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
+from fer_lightning.photos import Face, look, read_photo
 from fer_lightning.tta import answer, check_tta
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -84,6 +86,27 @@ class Classifier:
                 probabilities.append(logits.softmax(dim=1).cpu())
         return Prediction(torch.cat(probabilities).numpy())
 
+    def predict_photos(
+        self, photos: Sequence[str | Path | BinaryIO], detect: bool = True, tta: str = "none"
+    ) -> list[list[Face]]:
+        """Finds the faces of whole photos and tells the emotion of each.
+
+        Args:
+            photos: N paths or open binary files, of any kind that Pillow reads.
+            detect: look for faces, which needs ``pip install -e ".[photo]"``; otherwise each photo is one face, cut
+                out already. A photo of up to photos.WHOLE pixels always is.
+            tta: test-time augmentation, a key of tta.VIEWS.
+
+        Returns:
+            For each of the N photos the list of its faces, which may be empty: `box` is (x, y, width, height) in
+            pixels of the upright photo; `emotion`, its `confidence`, and `probabilities` by emotion.
+
+        Raises:
+            UserError: a photo cannot be read; the detector is not installed; no such `tta`.
+        """
+        check_tta(tta)
+        return [faces for _, _, faces in look(self, ((file, _read(file)) for file in photos), detect, tta)]
+
     def net_input(self, faces: FaceImages) -> Tensor:
         """What the network gets for N faces: float32 (N, 1, image_size, image_size), normalised, on the device."""
         return normalise(self._resized(_checked(faces)), self.inputs.mean, self.inputs.std)
@@ -133,6 +156,14 @@ def load_pretrained(name: str = "best", device: str = "auto") -> Classifier:
             f"There are: {', '.join(names)}; a checkpoint of your own is read by load_checkpoint."
         )
     return load_checkpoint(WEIGHTS / f"{name}.pt", device)
+
+
+def _read(file: str | Path | BinaryIO) -> Image.Image:
+    try:
+        return read_photo(file)
+    except UserError as error:
+        name = file if isinstance(file, str | Path) else "The photo"
+        raise UserError(f"{name} cannot be read: {error}.") from error
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:

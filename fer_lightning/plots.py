@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.emotions import COLOURS, EMOTIONS, NUM_CLASSES
 
 # Okabe and Ito's bluish green and vermillion, darkened until text in them has a contrast of 5:1 on white.
 RIGHT = "#007A5A"
@@ -202,6 +202,35 @@ def history_curves(
     _curves(loss, "loss", history, references or {}, val_split)
     _curves(accuracy, "accuracy", history, references or {}, val_split)
     accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
+    return figure
+
+
+def timeline(
+    seconds: npt.NDArray[np.floating[Any]], probabilities: npt.NDArray[np.floating[Any]], title: str
+) -> Figure:
+    """The seven probabilities of a face over time, a panel for each.
+
+    Args:
+        seconds: times (T,), ascending.
+        probabilities: (T, 7) in canonical order; NaN where there was no face, which leaves a gap.
+    """
+    figure = Figure(figsize=(12, 7.2), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(NUM_CLASSES, 1, sharex=True, sharey=True)
+    missing = np.isnan(probabilities).any(axis=1)
+    values = np.where(missing[:, None], 0.0, probabilities)
+    for axes, name, series in zip(panels, EMOTIONS, values.T, strict=True):
+        axes.fill_between(seconds, series, where=~missing, color=COLOURS[name], linewidth=0)
+        axes.plot(seconds, np.where(missing, np.nan, series), color=_INK, linewidth=0.8)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", size=13, color=_INK)
+        axes.grid(color="#DDDDDD", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=11)
+    panels[0].set_ylim(0, 1)
+    panels[0].set_yticks((0, 1), ("0%", "100%"))
+    panels[0].margins(x=0)
+    panels[-1].set_xlabel("seconds", size=12)
     figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
     return figure
 

@@ -1,0 +1,298 @@
+"""The emotions of faces in photos, folders of photos, videos, or before a camera.
+
+Each PATH is a photo, a folder, a pattern such as 'photos/*.jpg', a video, the index of a camera (0 the first), or
+- for a photo on stdin. A picture of up to 96 pixels is taken for a face already cut out; in larger ones faces are
+found first, which needs pip install -e ".[photo]". A camera runs until Ctrl-C.
+"""
+
+import argparse
+import csv
+import glob
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fer_lightning.commands import add_network_arguments, load_network
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import UserError
+from fer_lightning.output import format_table, write_atomically
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fer_lightning.classifier import Classifier
+    from fer_lightning.photos import Face
+
+PHOTO_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # looked for in a folder
+
+_PATH_WIDTH = 30  # of the table's first column, for the whole to fit 80
+
+
+@dataclass
+class Answer:
+    """What became of a photo, or of a frame of a video."""
+
+    path: str
+    faces: "list[Face] | None" = None  # None until it was looked at
+    error: str | None = None
+    seconds: float | None = None  # a frame's time since the first one
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``fer-lightning predict``."""
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="photo, folder, pattern, video, camera index or -")
+    add_network_arguments(parser)
+    parser.add_argument("--no-detect", action="store_true", help="every picture is one face, cut out already")
+    parser.add_argument("--tta", default="none", metavar="NAME", help="none, mirror, shifts or ten_crop")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    form.add_argument("--csv", action="store_true", help="print a line of CSV for each face instead of the table")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="DIR",
+        help="write the pictures with boxes and emotions; of a video also a timeline of the seven probabilities",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts and prints; what was done before Ctrl-C is printed too."""
+    from fer_lightning.tta import check_tta
+
+    check_tta(args.tta)
+    answers: list[Answer] = []
+    sources = list(_sources(args.paths, answers))
+    if args.save:
+        try:
+            args.save.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{args.save} cannot be written: {error.strerror}.") from error
+    try:
+        if sources:
+            _predict(args, sources, answers)
+    finally:
+        _print(args, answers)
+    return 1 if any(answer.error for answer in answers) else 0
+
+
+def _sources(paths: Iterable[str], answers: list[Answer]) -> Iterator[str | int]:
+    """Photos, videos, "-" and cameras' indices; what does not exist becomes an answer with an error."""
+    for path in paths:
+        if path == "-" or Path(path).is_file():
+            yield path
+        elif Path(path).is_dir():
+            yield from _photos_in(Path(path), answers)
+        elif path.isdecimal():
+            yield int(path)
+        elif found := sorted(glob.glob(path, recursive=True)):
+            yield from (file for file in found if Path(file).is_file())
+        else:
+            answers.append(Answer(path, error="no such file or folder, and no pattern that fits any"))
+
+
+def _photos_in(folder: Path, answers: list[Answer]) -> Iterator[str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    photos = [str(file) for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
+    if not photos:
+        answers.append(Answer(str(folder), error=f"a folder without photos ({', '.join(PHOTO_SUFFIXES)})"))
+    elif others := len(files) - len(photos):
+        print(f"note: {folder}: left out what is not a photo by its name ({others:,})", file=sys.stderr)
+    yield from photos
+
+
+def _predict(args: argparse.Namespace, sources: list[str | int], answers: list[Answer]) -> None:
+    from fer_lightning.video import SUFFIXES
+
+    clf = load_network(args)
+    names = _Names(args.save)
+
+    def is_video(source: str | int) -> bool:
+        return isinstance(source, int) or Path(source).suffix.lower() in SUFFIXES
+
+    for moving, group in groupby(sources, is_video):
+        if moving:
+            for source in group:
+                _video(args, clf, source, names, answers)
+        else:
+            _photos(args, clf, [str(source) for source in group], names, answers)
+
+
+class _Names:
+    """Names for what is saved: never that of the photo itself, and never the same for two."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._taken: set[str] = set()
+
+    def stem(self, path: str) -> str:
+        stem = name = "stdin" if path == "-" else Path(path).stem
+        number = 1
+        while name in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(name)
+        return name
+
+
+def _progress(items: Any, total: int | None, unit: str, name: str) -> Any:
+    """A bar on stderr, in a terminal and for work of more than a second."""
+    from tqdm import tqdm
+
+    return tqdm(items, name, total, unit=unit, delay=1, leave=False, disable=None, dynamic_ncols=True)
+
+
+def _photos(
+    args: argparse.Namespace, clf: "Classifier", paths: list[str], names: _Names, answers: list[Answer]
+) -> None:
+    from fer_lightning.photos import annotate, look, read_photo
+
+    def readable() -> "Iterator[tuple[Answer, Image.Image]]":
+        for path in _progress(paths, len(paths), "photo", "photos"):
+            answers.append(Answer(path))
+            try:
+                photo = read_photo(io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path)
+            except UserError as error:
+                answers[-1].error = str(error)
+            else:
+                yield answers[-1], photo
+
+    for answer, photo, faces in look(clf, readable(), not args.no_detect, args.tta):
+        answer.faces = faces
+        if names.folder:
+            jpeg = io.BytesIO()
+            annotate(photo, faces).save(jpeg, "JPEG", quality=92)
+            _save(names.folder / f"{names.stem(answer.path)}.emotions.jpg", jpeg.getvalue())
+
+
+def _save(path: Path, content: bytes) -> None:
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _video(
+    args: argparse.Namespace, clf: "Classifier", source: str | int, names: _Names, answers: list[Answer]
+) -> None:
+    from fer_lightning.photos import annotate, look
+    from fer_lightning.video import Video, VideoWriter, opencv
+
+    path = f"camera {source}" if isinstance(source, int) else source
+    opencv()  # if it is missing, that is not this video's fault
+    try:
+        video = Video(source)
+    except UserError as error:
+        answers.append(Answer(path, error=str(error)))
+        return
+    stem = names.stem(path)
+    writer = VideoWriter(names.folder / f"{stem}.emotions.webm", video.fps) if names.folder else nullcontext()
+    frames = _progress(video, video.frames, "frame", path)
+    first: float | None = None
+    mine: list[Answer] = []
+    try:
+        with writer:
+            batch_size = 1 if video.is_camera else 64
+            for seconds, frame, faces in look(clf, frames, not args.no_detect, args.tta, batch_size):
+                first = seconds if first is None else first
+                mine.append(Answer(path, faces, seconds=round(seconds - first, 3)))
+                if isinstance(writer, VideoWriter):
+                    writer.write(seconds - first, annotate(frame, faces))
+    except UserError as error:
+        mine.append(Answer(path, error=str(error)))
+    finally:
+        answers.extend(mine)
+        if names.folder:
+            _save_timeline(names.folder / f"{stem}.timeline.png", path, mine)
+
+
+def _save_timeline(path: Path, title: str, answers: list[Answer]) -> None:
+    import numpy as np
+
+    from fer_lightning.plots import pixels, timeline, write_png
+
+    frames = [answer for answer in answers if answer.seconds is not None]
+    if not frames:
+        return
+    missing = dict.fromkeys(EMOTIONS, float("nan"))
+    rows = [list(_largest(frame).probabilities.values() if frame.faces else missing.values()) for frame in frames]
+    seconds = np.array([frame.seconds for frame in frames], dtype=np.float64)
+    write_png(pixels(timeline(seconds, np.array(rows, dtype=np.float64), f"{title}: the largest face")), path)
+
+
+def _largest(answer: Answer) -> "Face":
+    return max(answer.faces or (), key=lambda face: face.box[2] * face.box[3])
+
+
+def _print(args: argparse.Namespace, answers: list[Answer]) -> None:
+    answers = [answer for answer in answers if answer.error or answer.faces is not None]
+    for answer in answers:
+        if answer.error:
+            print(f"error: {answer.path}: {answer.error}", file=sys.stderr)
+    if args.json:
+        print(json.dumps([_json(answer) for answer in answers], indent=2, allow_nan=False))
+    elif args.csv:
+        _print_csv(answers)
+    else:
+        _print_table(answers)
+    if args.save and any(answer.error is None for answer in answers):
+        print(f"pictures: {args.save}", file=sys.stderr)
+
+
+def _json(answer: Answer) -> dict[str, Any]:
+    faces = [face.to_json() for face in answer.faces or ()]
+    time = {} if answer.seconds is None else {"seconds": answer.seconds}
+    return {"path": answer.path, **time, "error": answer.error, "faces": faces}
+
+
+def _print_csv(answers: list[Answer]) -> None:
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(("path", "seconds", "error", "x", "y", "width", "height", "emotion", "confidence", *EMOTIONS))
+    for answer in answers:
+        start = (answer.path, answer.seconds, answer.error)
+        for face in answer.faces or ():
+            rows.writerow((*start, *face.box, face.emotion, face.confidence, *face.probabilities.values()))
+        if not answer.faces:
+            rows.writerow((*start, *[""] * (6 + len(EMOTIONS))))
+
+
+def _print_table(answers: list[Answer]) -> None:
+    rows: list[tuple[str, ...]] = []
+    videos: dict[str, list[Answer]] = {}
+    for answer in answers:
+        if answer.seconds is not None:
+            videos.setdefault(answer.path, []).append(answer)
+        elif answer.error is None:
+            rows.extend(_rows(answer))
+    if rows:
+        print(format_table(("photo", "x, y, width", "emotion", "", "next", ""), rows))
+    for path, frames in videos.items():
+        print(_summary(path, frames))
+
+
+def _rows(answer: Answer) -> Iterator[tuple[str, ...]]:
+    path = answer.path if len(answer.path) <= _PATH_WIDTH else "..." + answer.path[3 - _PATH_WIDTH :]
+    if not answer.faces:
+        yield path, "no face", "", "", "", ""
+    for face in answer.faces or ():
+        (first, most), (second, less), *_ = sorted(face.probabilities.items(), key=lambda pair: -pair[1])
+        yield path, "{}, {}, {}".format(*face.box), first, f"{most:.0%}", second, f"{less:.0%}"
+
+
+def _summary(path: str, frames: list[Answer]) -> str:
+    """A video in a table: how often each emotion was that of the largest face."""
+    seen = [_largest(frame).emotion for frame in frames if frame.faces]
+    seconds = frames[-1].seconds or 0.0
+    title = f"{path}: {len(frames):,} frames in {seconds:.1f} s, a face in {len(seen):,}"
+    if not seen:
+        return title
+    shares = sorted(((seen.count(emotion) / len(seen), emotion) for emotion in EMOTIONS), reverse=True)
+    return f"{title}\n" + format_table(
+        ("emotion of the largest face", "of the time"),
+        [(emotion, f"{share:.0%}") for share, emotion in shares if share],
+    )

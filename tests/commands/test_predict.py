@@ -1,0 +1,202 @@
+"""fer-lightning predict: every kind of source, every form of output, and nothing lost to one bad file."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fer_lightning import photos
+from fer_lightning.__main__ import main
+from fer_lightning.checkpoint import InputSpec
+from fer_lightning.classifier import Classifier
+from fer_lightning.commands import predict
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import Stopped
+
+
+class Brightness(nn.Module):
+    """Happy for bright faces, sad for dark ones."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(images), 7)
+        logits[:, 3] = 9 * (images.mean(dim=(1, 2, 3)) - 0.5)
+        logits[:, 4] = -logits[:, 3]
+        return logits
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """A working folder of its own, and a network of one's own."""
+    monkeypatch.chdir(tmp_path)
+    clf = Classifier(Brightness(), InputSpec(48, 0.0, 1.0), "cpu")
+    monkeypatch.setattr(predict, "load_network", lambda args: clf)
+
+
+def face(path, shade=255, size=48):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size, size), (shade,) * 3).save(path)
+    return path
+
+
+def printed(capsys, *arguments):
+    """The JSON that a command prints, its exit code, and what it says on stderr."""
+    code = main(["predict", "--json", *arguments])
+    out, err = capsys.readouterr()
+    return json.loads(out), code, err
+
+
+def test_json_is_as_promised(capsys):
+    face("a.png")
+    (answer,), code, err = printed(capsys, "a.png")
+    assert (code, err) == (0, "")
+    assert list(answer) == ["path", "error", "faces"]
+    assert (answer["path"], answer["error"]) == ("a.png", None)
+    (found,) = answer["faces"]
+    assert list(found) == ["box", "emotion", "confidence", "probabilities"]
+    assert (found["box"], found["emotion"]) == ([0, 0, 48, 48], "happy")
+    assert found["confidence"] == found["probabilities"]["happy"]
+    assert tuple(found["probabilities"]) == EMOTIONS
+    assert sum(found["probabilities"].values()) == pytest.approx(1)
+
+
+def test_files_folders_patterns_and_stdin_in_the_order_given(capsys, monkeypatch):
+    for path in ("b/2.png", "b/deep/3.JPG", "b/1.jpg", "x1.png", "x2.png", "a.png"):
+        face(path)
+    Path("b/notes.txt").write_text("no photo")
+    stdin = io.BytesIO(Path(face("s.png", 0)).read_bytes())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
+    answers, code, err = printed(capsys, "b", "a.png", "-", "x*.png")
+    assert code == 0
+    assert [Path(answer["path"]).as_posix() for answer in answers] == [
+        "b/1.jpg",
+        "b/2.png",
+        "b/deep/3.JPG",
+        "a.png",
+        "-",
+        "x1.png",
+        "x2.png",
+    ]
+    assert answers[4]["faces"][0]["emotion"] == "sad"
+    assert err == "note: b: left out what is not a photo by its name (1)\n"
+
+
+def test_what_fails_is_named_and_stops_nothing(capsys):
+    face("a.png")
+    face("z.png", 0)
+    Path("broken.jpg").write_bytes(b"no")
+    Path("empty").mkdir()
+    answers, code, err = printed(capsys, "a.png", "broken.jpg", "nowhere.png", "empty", "z.png")
+    assert code == 1
+    assert [answer["path"] for answer in answers if not answer["error"]] == ["a.png", "z.png"]
+    errors = {answer["path"]: answer for answer in answers if answer["error"]}
+    assert list(errors) == ["nowhere.png", "empty", "broken.jpg"]
+    assert all(answer["faces"] == [] for answer in errors.values())
+    lines = err.splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("error: broken.jpg: not an image")
+
+
+def test_table_and_csv(capsys):
+    face("a.png")
+    face("a_folder_with_a_name_that_is_much_too_long_for_a_table/b.png", 0)
+    names = ["a.png", "a_folder_with_a_name_that_is_much_too_long_for_a_table/b.png"]
+    assert main(["predict", *names]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[0] == "a.png"
+    assert lines[2].split()[1:5] == ["0,", "0,", "48", "happy"]
+    assert lines[3].startswith("...")
+    assert "b.png" in lines[3]
+    assert max(map(len, lines)) <= 80
+    assert main(["predict", "--csv", *names]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["path"] for row in rows] == names
+    assert [row["emotion"] for row in rows] == ["happy", "sad"]
+    assert [rows[0][key] for key in ("x", "y", "width", "height", "error")] == ["0", "0", "48", "48", ""]
+    assert sum(float(rows[1][emotion]) for emotion in EMOTIONS) == pytest.approx(1)
+
+
+def test_a_photo_without_faces_is_no_failure(capsys, monkeypatch):
+    monkeypatch.setattr(photos, "find_faces", lambda photo: [])
+    face("wall.png", size=200)
+    answers, code, _ = printed(capsys, "wall.png")
+    assert (answers, code) == ([{"path": "wall.png", "error": None, "faces": []}], 0)
+    assert main(["predict", "wall.png"]) == 0
+    assert "no face" in capsys.readouterr().out
+    answers, _, _ = printed(capsys, "wall.png", "--no-detect")
+    assert answers[0]["faces"][0]["box"] == [0, 0, 200, 200]
+
+
+def test_saved_pictures_take_no_photos_place(capsys):
+    for path in ("in/a.png", "in/more/a.jpg", "in/b.png"):
+        face(path)
+    before = {path: path.read_bytes() for path in Path("in").rglob("*.*")}
+    assert main(["predict", "in", "--save", "in"]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    drawn = sorted(path.name for path in Path("in").glob("*.emotions.jpg"))
+    assert drawn == ["a-2.emotions.jpg", "a.emotions.jpg", "b.emotions.jpg"]
+    with Image.open("in/a.emotions.jpg") as picture:
+        assert np.asarray(picture.convert("L")).min() < 40  # the label's black
+    Path("file").write_text("no folder")
+    capsys.readouterr()
+    assert main(["predict", "in", "--save", "file"]) == 1
+    assert "file cannot be written: File exists" in capsys.readouterr().err
+
+
+def test_what_was_done_before_ctrl_c_is_printed(capsys, monkeypatch):
+    names = [face(f"{number}.png") for number in range(70)]
+    read = photos.read_photo
+
+    def interrupted(path):
+        if path == "66.png":
+            raise Stopped(2)
+        return read(path)
+
+    monkeypatch.setattr(photos, "read_photo", interrupted)
+    answers, code, err = printed(capsys, *names)
+    assert code == 130
+    assert [answer["path"] for answer in answers] == names[:64]  # a batch
+    assert all(len(answer["faces"]) == 1 for answer in answers)
+    assert "stopped by SIGINT" in err
+
+
+def test_a_video_frame_by_frame(capsys, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    monkeypatch.setattr(
+        photos, "find_faces", lambda photo: [] if photo.getpixel((2, 2))[2] > 200 else [(0, 0, 90, 90)]
+    )
+    writer = cv2.VideoWriter("clip.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 10, (161, 121))
+    for blue, grey in [(0, 0)] * 4 + [(0, 130)] * 6 + [(255, 255)] * 2:
+        writer.write(
+            np.dstack([np.full((121, 161), max(blue, grey), np.uint8)] + [np.full((121, 161), grey, np.uint8)] * 2)
+        )
+    writer.release()
+    Path("bad.mp4").write_bytes(b"no video")
+    answers, code, err = printed(capsys, "clip.mp4", "bad.mp4", "--save", "out")
+    assert code == 1
+    assert "error: bad.mp4: not a video that OpenCV can read" in err
+    frames, bad = answers[:-1], answers[-1]
+    assert bad["path"] == "bad.mp4"
+    assert [frame["seconds"] for frame in frames] == pytest.approx([number / 10 for number in range(12)], abs=0.002)
+    found = [[face["emotion"] for face in frame["faces"]] for frame in frames]
+    assert found == [["sad"]] * 4 + [["happy"]] * 6 + [[]] * 2
+    assert sorted(path.name for path in Path("out").iterdir()) == ["clip.emotions.webm", "clip.timeline.png"]
+    capture = cv2.VideoCapture("out/clip.emotions.webm")
+    assert sum(capture.read()[0] for _ in range(20)) == 12
+    assert main(["predict", "clip.mp4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "clip.mp4: 12 frames in 1.1 s, a face in 10"
+    assert [line.split() for line in lines[3:]] == [["happy", "60%"], ["sad", "40%"]]
+
+
+def test_without_opencv_a_video_names_the_remedy(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    Path("clip.mp4").write_bytes(b"no video")
+    assert main(["predict", "clip.mp4"]) == 1
+    assert 'pip install -e ".[photo]"' in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""The demo's server: the page and its answers, for this machine's own page alone."""
+
+import io
+import json
+import re
+import socket
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fer_lightning import demo, photos
+from fer_lightning.checkpoint import InputSpec
+from fer_lightning.classifier import Classifier
+from fer_lightning.errors import UserError
+
+
+class Bright(nn.Module):
+    """Happy for bright faces, angry for dark ones."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(images), 7)
+        logits[:, 3] = 9 * (images.mean(dim=(1, 2, 3)) - 0.5)
+        return logits
+
+
+@pytest.fixture
+def serving():
+    with demo.server(Classifier(Bright(), InputSpec(48, 0.0, 1.0), "cpu"), 0) as server:
+        yield server
+
+
+def asked(server, request, body=b"", host=None, **headers):
+    """Status, headers and body of the server's answer to a request, without a network."""
+    lines = [f"{request} HTTP/1.0", f"Host: {host or f'127.0.0.1:{server.server_port}'}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        ours.shutdown(socket.SHUT_WR)
+        server.RequestHandlerClass(theirs, ("127.0.0.1", 1), server)
+        theirs.close()
+        answer = b"".join(iter(lambda: ours.recv(65536), b""))
+    head, _, content = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), head.decode(), content
+
+
+def photo(shade=255):
+    file = io.BytesIO()
+    Image.new("RGB", (60, 48), (shade,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_it_listens_to_this_machine_alone(serving):
+    assert serving.server_address[0] == "127.0.0.1"
+    with pytest.raises(UserError, match=f"port {serving.server_port} of 127.0.0.1 cannot be used"):
+        demo.server(None, serving.server_port)
+    with pytest.raises(UserError, match="port 70000"):
+        demo.server(None, 70000)
+
+
+def test_the_page_needs_nothing_from_elsewhere(serving):
+    status, head, page = asked(serving, "GET /")
+    assert status == 200
+    assert "default-src 'none'" in head
+    assert b"__COLOURS__" not in page
+    assert re.findall(rb"https?://", page) == []
+
+
+def test_a_photo_is_answered_with_its_faces(serving):
+    body = photo()
+    status, head, content = asked(serving, "POST /predict", body, Content_Length=len(body))
+    assert status == 200
+    assert "no-store" in head
+    answer = json.loads(content)
+    assert (answer["width"], answer["height"]) == (60, 48)
+    (face,) = answer["faces"]
+    assert (face["box"], face["emotion"]) == ([0, 0, 60, 48], "happy")
+    assert face["confidence"] == face["probabilities"]["happy"] > 0.9
+
+
+def test_what_is_no_photo_is_named(serving):
+    status, _, content = asked(serving, "POST /predict", b"hello", Content_Length=5)
+    assert (status, list(json.loads(content))) == (422, ["error"])
+    assert asked(serving, "POST /predict")[0] == 411
+    assert asked(serving, "POST /predict", Content_Length=10**9)[0] == 413
+    assert asked(serving, "POST /else", Content_Length=0)[0] == 404
+    assert asked(serving, "GET /else")[0] == 404
+
+
+def test_other_sites_are_refused(serving, monkeypatch):
+    monkeypatch.setattr(demo, "look", lambda *args, **options: pytest.fail("it was looked at"))
+    body = photo()
+    port = serving.server_port
+    for headers in ({"host": f"evil.example:{port}"}, {"Origin": "https://evil.example"}, {"Origin": "null"}):
+        assert asked(serving, "POST /predict", body, Content_Length=len(body), **headers)[0] == 403
+        assert asked(serving, "GET /", **headers)[0] == 403
+    assert asked(serving, "GET /", host=f"localhost:{port}", Origin=f"http://localhost:{port}")[0] == 200
+
+
+def test_without_the_detector_it_does_not_start(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "dlib", None)
+    photos._detector.cache_clear()
+    with pytest.raises(UserError, match=r'pip install -e "\.\[photo\]"'):
+        photos.require_detector()

@@ -1,0 +1,195 @@
+"""Photos of every kind are read upright, faces found and cut out as in FER-2013, and drawn so as to be read."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fer_lightning import photos
+from fer_lightning.checkpoint import InputSpec
+from fer_lightning.classifier import Classifier
+from fer_lightning.emotions import EMOTIONS
+from fer_lightning.errors import UserError
+from fer_lightning.photos import FACE_SIZE, Face, annotate, find_faces, look, read_photo
+
+GRACE = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+GRACE_FACE = (140, 100, 240, 240)  # by eye: forehead to chin
+
+
+class Brightness(nn.Module):
+    """Happy for bright faces, sad for dark ones."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(images), 7)
+        logits[:, 3] = 9 * (images.mean(dim=(1, 2, 3)) - 0.5)
+        logits[:, 4] = -logits[:, 3]
+        return logits
+
+
+@pytest.fixture
+def clf():
+    return Classifier(Brightness(), InputSpec(FACE_SIZE, 0.0, 1.0), "cpu")
+
+
+def overlap(a, b):
+    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    both = max(across, 0) * max(down, 0)
+    return both / (a[2] * a[3] + b[2] * b[3] - both)
+
+
+def of(*, emotion="happy", box=(10, 40, 60, 60), confidence=0.93):
+    rest = (1 - confidence) / 6
+    return Face(box, {name: confidence if name == emotion else rest for name in EMOTIONS})
+
+
+def saved(image, form="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return io.BytesIO(file.getvalue())
+
+
+def test_a_turned_photo_is_read_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown after a quarter turn clockwise
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    upright = read_photo(saved(Image.fromarray(np.rot90(pixels)), exif=exif))
+    assert upright.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(upright)[..., 0], pixels)
+
+
+def test_every_kind_of_pixels_becomes_rgb():
+    grey = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
+    expected = np.repeat(grey[..., None], 3, axis=2)
+    image = Image.fromarray(grey)
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    for kind in (image, image.convert("RGB"), image.convert("RGBA"), image.convert("P"), deep):
+        np.testing.assert_array_equal(np.asarray(read_photo(saved(kind))), expected, err_msg=kind.mode)
+    see_through = image.convert("RGBA")
+    see_through.putalpha(0)
+    assert np.asarray(read_photo(saved(see_through))).min() == 255
+    cmyk = np.asarray(read_photo(saved(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")))
+    assert cmyk.min() > 250
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not an image"),
+        (b"hello", "not an image"),
+        (GRACE.read_bytes()[:20_000], "damaged: image file is truncated"),
+        (saved(Image.new("RGB", (300, 300))).getvalue()[:200], "damaged"),
+        (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF").getvalue(), "32 bits a pixel"),
+    ],
+)
+def test_what_cannot_be_read_is_named(content, said):
+    with pytest.raises(UserError, match=said):
+        read_photo(io.BytesIO(content))
+
+
+def test_a_large_photo_is_read_and_an_absurd_one_named(monkeypatch):
+    photo = saved(Image.new("L", (120, 120)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 120 * 100)
+    assert read_photo(photo).size == (120, 120)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="too large"):
+        read_photo(photo)
+
+
+def test_the_face_around_a_detectors_box_stays_in_the_photo():
+    # A box of 87 pixels is 87% of a face of 100, whose centre is 5 pixels higher.
+    assert photos._square(300, 205, 87, (640, 480)) == (250, 150, 100, 100)
+    assert photos._square(10, 20, 87, (640, 480)) == (0, 0, 100, 100)
+    assert photos._square(635, 470, 87, (640, 480)) == (540, 380, 100, 100)
+    assert photos._square(30, 30, 87, (60, 200)) == (0, 0, 60, 60)
+
+
+def test_faces_are_found_at_their_size_and_in_a_turned_photo():
+    pytest.importorskip("dlib")
+    photo = read_photo(GRACE)
+    (box,) = find_faces(photo)
+    assert overlap(box, GRACE_FACE) > 0.8
+    assert box[2] == box[3]
+    (box,) = find_faces(photo.resize((1536, 1800)))
+    assert overlap(box, tuple(3 * pixels for pixels in GRACE_FACE)) > 0.8
+    pair = Image.new("RGB", (1100, 600), "white")
+    pair.paste(photo.rotate(12), (0, 0))
+    pair.paste(photo.point(lambda value: value // 3), (560, 0))
+    assert len(find_faces(pair)) == 2
+    assert find_faces(Image.new("RGB", (400, 300), "grey")) == []
+
+
+def test_without_the_detector_the_remedy_is_named(monkeypatch, clf):
+    monkeypatch.setitem(__import__("sys").modules, "dlib", None)
+    photos._detector.cache_clear()
+    with pytest.raises(UserError, match=r'pip install -e "\.\[photo\]"'):
+        find_faces(Image.new("RGB", (400, 300)))
+    small = Image.new("RGB", (96, 60), "white")
+    ((key, photo, (face,)),) = look(clf, [("a", small)])
+    assert (key, photo, face.box, face.emotion) == ("a", small, (0, 0, 96, 60), "happy")
+
+
+def test_photos_come_back_in_order_each_with_its_own_faces(clf, monkeypatch):
+    boxes = {300: [(0, 0, 100, 100), (150, 0, 100, 100)], 301: [], 302: [(0, 0, 50, 50)]}
+    monkeypatch.setattr(photos, "find_faces", lambda photo: boxes[photo.width])
+    shades = {}
+    for width in boxes:
+        shades[width] = Image.new("RGB", (width, 200), "black")
+        shades[width].paste("white", (0, 0, 100, 200))
+    for batch_size in (1, 2, 64):
+        seen = list(look(clf, shades.items(), batch_size=batch_size))
+        assert [key for key, _, _ in seen] == [300, 301, 302]
+        assert [[face.box for face in faces] for _, _, faces in seen] == list(boxes.values())
+        assert [[face.emotion for face in faces] for _, _, faces in seen] == [["happy", "sad"], [], ["happy"]]
+    whole = [faces for _, _, faces in look(clf, shades.items(), detect=False)]
+    assert [face.box for (face,) in whole] == [(0, 0, 300, 200), (0, 0, 301, 200), (0, 0, 302, 200)]
+
+
+def test_predict_photos(clf, tmp_path):
+    face = Image.new("L", (48, 48), 255)
+    face.save(tmp_path / "a.png")
+    expected = clf.predict(face).probabilities[0].tolist()
+    for file in (tmp_path / "a.png", str(tmp_path / "a.png"), saved(face)):
+        ((found,),) = clf.predict_photos([file])
+        assert (found.box, found.emotion) == ((0, 0, 48, 48), "happy")
+        assert list(found.probabilities.items()) == list(zip(EMOTIONS, expected, strict=True))
+        assert found.confidence == max(expected)
+    assert clf.predict_photos([]) == []
+    (tmp_path / "b.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"b\.png cannot be read: not an image"):
+        clf.predict_photos([tmp_path / "a.png", tmp_path / "b.png"])
+    with pytest.raises(UserError, match="Did you mean mirror"):
+        clf.predict_photos([], tta="miror")
+
+
+@pytest.mark.parametrize("paper", ["black", "white"])
+def test_a_drawn_box_and_label_show_on_black_and_on_white(paper):
+    photo = Image.new("RGB", (400, 300), paper)
+    drawn = np.asarray(annotate(photo, [of(box=(100, 100, 90, 90))])).astype(int)
+    assert np.asarray(photo).std() == 0  # the photo itself is left alone
+    column = drawn[145, 95:115].sum(axis=1)  # across the left edge of the box
+    assert column.max() == 3 * 255
+    assert column.min() == 0
+    label = drawn[70:100, 100:170].sum(axis=2)
+    assert label.min() == 0
+    assert label.max() > 700
+
+
+def test_labels_of_neighbours_do_not_cover_each_other(monkeypatch):
+    places = []
+    label = photos._label
+    monkeypatch.setattr(photos, "_label", lambda *given: places.append(label(*given)) or places[-1])
+    annotate(Image.new("RGB", (400, 300)), [of(box=(100, 100, 60, 60)), of(box=(130, 100, 60, 60))])
+    annotate(Image.new("RGB", (400, 300)), [of(box=(0, 0, 400, 300))])
+    first, second, inside = places
+    assert not photos._overlap(first, second)
+    assert photos._overlap(inside, (0, 0, 400, 300))
+
+
+def test_a_small_face_is_enlarged_for_the_writing():
+    assert annotate(Image.new("RGB", (48, 48)), [of(box=(0, 0, 48, 48))]).size == (384, 384)
