@@ -67,8 +67,9 @@ def _last_spatial_layer(net: nn.Module, image: Tensor) -> nn.Module:
     found: list[tuple[int, nn.Module]] = []
 
     def note(module: nn.Module, given: object, out: object) -> None:
-        if isinstance(out, Tensor) and out.ndim == 4:
-            found.append((min(out.shape[2:]), module))
+        # Square as the image is; Swin transformers also have (1, h, w, C).
+        if isinstance(out, Tensor) and out.ndim == 4 and out.shape[2] == out.shape[3]:
+            found.append((out.shape[3], module))
 
     hooks: list[RemovableHandle] = [module.register_forward_hook(note) for module in net.modules()]
     try:

@@ -60,21 +60,21 @@ def test_maps_by_hand():
     assert heat.any(axis=(1, 2)).tolist() == [True, False, False, True, True, False, True]
 
 
-@pytest.mark.parametrize("name", [*MODELS, "vit_b_32"])
+@pytest.mark.parametrize("name", [*MODELS, "vit_b_32", "swin_t"])
 def test_every_network_is_explained_and_left_as_it_was(name, faces):
     small = {
         "fer_model0": {"channels": [4, 8]},
         "small_vgg": {"channels": [4, 8, 8, 8]},
         "resnet": {"channels": [4, 8]},
     }
-    options = small.get(name, {"architecture": name if name.startswith("vit") else "mobilenet_v3_small"})
-    size = 64 if name.startswith("vit") else 96 if name == "torchvision" else 48
+    options = small.get(name, {"architecture": "mobilenet_v3_small" if name == "torchvision" else name})
+    size = 48 if name in small else 64 if name == "vit_b_32" else 96
     torch.manual_seed(0)
     clf = classifier(build_model("torchvision" if "architecture" in options else name, size, **options), size)
     answer = clf.predict(faces[:2])
     with torch.inference_mode():  # as in a callback
         heat = grad_cam(clf, faces[:2], answer.labels.tolist())
-    assert heat.shape[0] == 2
+    assert heat.shape == (2, heat.shape[1], heat.shape[1])
     assert min(heat.shape[1:]) >= (2 if name.startswith("vit") else MIN_SIDE)  # 2 x 2 patches of 32 px
     assert heat.min() >= 0
     np.testing.assert_allclose(heat.max(axis=(1, 2))[heat.any(axis=(1, 2))], 1, rtol=1e-6)
