@@ -159,6 +159,15 @@ def _square(x: float, y: float, side: float, photo_size: tuple[int, int]) -> Box
     return min(max(left, 0), width - face), min(max(top, 0), height - face), face, face
 
 
+def face_boxes(photo: Image.Image, detect: bool = True) -> list[Box]:
+    """Where the faces of an upright photo are: all of it, without `detect` or if it is a face already by its size.
+
+    Raises:
+        UserError: the detector is needed and not installed.
+    """
+    return find_faces(photo) if detect and max(photo.size) > WHOLE else [(0, 0, *photo.size)]
+
+
 def look(
     clf: "Classifier",
     photos: Iterable[tuple[Key, Image.Image]],
@@ -184,8 +193,7 @@ def look(
     waiting: list[tuple[Key, Image.Image, list[Box]]] = []
     faces = pixels = 0
     for key, photo in photos:
-        whole = not detect or max(photo.size) <= WHOLE
-        boxes = [(0, 0, *photo.size)] if whole else find_faces(photo)
+        boxes = face_boxes(photo, detect)
         waiting.append((key, photo, boxes))
         faces += len(boxes)
         pixels += photo.width * photo.height
@@ -198,15 +206,15 @@ def look(
 def _answers(
     clf: "Classifier", waiting: list[tuple[Key, Image.Image, list[Box]]], tta: str
 ) -> Iterator[tuple[Key, Image.Image, list[Face]]]:
-    crops = [_crop(photo, box) for _, photo, boxes in waiting for box in boxes]
+    crops = [crop_face(photo, box) for _, photo, boxes in waiting for box in boxes]
     probabilities = clf.predict(np.stack(crops), tta).probabilities.tolist() if crops else []
     answers = iter(probabilities)
     for key, photo, boxes in waiting:
         yield key, photo, [Face(box, dict(zip(EMOTIONS, next(answers), strict=True))) for box in boxes]
 
 
-def _crop(photo: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
-    """The face in a box as uint8 (FACE_SIZE, FACE_SIZE), grey."""
+def crop_face(photo: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
+    """The face in a box as a network gets it: uint8 (FACE_SIZE, FACE_SIZE), grey."""
     x, y, width, height = box
     face = photo.crop((x, y, x + width, y + height)).convert("L")
     return np.asarray(face.resize((FACE_SIZE, FACE_SIZE), Image.Resampling.BILINEAR))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fer_lightning import plots
+from fer_lightning import photos, plots
 from fer_lightning.__main__ import main
 from fer_lightning.checkpoint import InputSpec
 from fer_lightning.classifier import Classifier
@@ -151,11 +151,25 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_done(ckpt, capsys):
     assert main(["explain", "bad.png", "nowhere.png", "a", "c.png", "--ckpt", ckpt]) == 1
     out, err = capsys.readouterr()
     assert err.splitlines() == [
-        "error: bad.png cannot be read: not an image, or a damaged one.",
+        "error: bad.png cannot be read: not an image, or of a kind that Pillow does not read.",
         "error: nowhere.png cannot be read: No such file or directory.",
         "error: a cannot be read: Is a directory.",
     ]
     assert out.endswith("written: 1 in explanations\n")
+
+
+def test_each_face_of_a_photo_has_a_picture(ckpt, monkeypatch, capsys):
+    boxes = {"two.png": [(0, 0, 60, 60), (60, 20, 50, 50)], "none.png": []}
+    for name in boxes:
+        Image.new("RGB", (120, 100)).save(name)
+    found = iter(boxes.values())
+    monkeypatch.setattr(photos, "find_faces", lambda photo: next(found))
+    assert main(["explain", *boxes, "--ckpt", ckpt]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["two.png", "two-2.png"]
+    assert err == "note: none.png: no face was found; --no-detect takes the whole picture for one.\n"
+    assert main(["explain", "none.png", "--no-detect", "--ckpt", ckpt]) == 0
+    assert "written: 1 in explanations" in capsys.readouterr().out
 
 
 def test_mistakes_are_answered(ckpt, capsys):
