@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from fer_lightning import hardware
@@ -16,7 +16,7 @@ from fer_lightning.checkpoint import InputSpec, net_from, read_checkpoint
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
-from fer_lightning.photos import Face, look, read_photo
+from fer_lightning.photos import Face, look, read_photo, upright_rgb
 from fer_lightning.tta import answer, check_tta
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -167,7 +167,7 @@ def _read(file: str | Path | BinaryIO) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
-    return np.asarray(ImageOps.exif_transpose(image).convert("L"))
+    return np.asarray(upright_rgb(image).convert("L"))
 
 
 def _checked(faces: FaceImages) -> npt.NDArray[np.uint8] | Tensor | list[Image.Image]:

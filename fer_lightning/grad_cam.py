@@ -5,6 +5,7 @@ R. R. Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gr
 Hooks instead of a library, for those bring OpenCV, SciPy or scikit-learn and ask for the layer.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,6 +79,9 @@ def _last_spatial_layer(net: nn.Module, image: Tensor) -> nn.Module:
     finally:
         for hook in hooks:
             hook.remove()
+    # A module that is called several times, as an activation may be, has several outputs.
+    calls = Counter(module for _, module in found)
+    found = [(side, module) for side, module in found if calls[module] == 1]
     if not found:
         raise UserError("This network has no feature maps, which Grad-CAM is about.")
     needed = min(MIN_SIDE, max(side for side, _ in found))

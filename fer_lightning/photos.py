@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from fer_lightning.data.fer2013 import DAMAGED, IMAGE_FORMATS
 from fer_lightning.emotions import COLOURS, EMOTIONS
 from fer_lightning.errors import UserError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the upright photo
 Key = TypeVar("Key")
+
+_FORMATS = (*IMAGE_FORMATS, "PPM", "JPEG2000")  # not all of Pillow's: an EPS would start Ghostscript
 
 FACE_SIZE = 48  # of FER-2013: a sharper face would be one that no network here was trained on
 WHOLE = 96  # pixels of the longer side: a picture up to this is a face already, for there is no room for more
@@ -66,7 +69,7 @@ class Face:
 
 
 def read_photo(file: str | Path | BinaryIO) -> Image.Image:
-    """The upright photo in RGB, of any size and kind that Pillow reads; the first picture of an animation.
+    """The upright photo in RGB, of any size; the first picture of an animation.
 
     Transparent parts become white, and 16 bits a pixel 8.
 
@@ -77,19 +80,25 @@ def read_photo(file: str | Path | BinaryIO) -> Image.Image:
         with warnings.catch_warnings():
             # Up to twice Pillow's limit is a large photo; beyond, it raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                return _rgb(ImageOps.exif_transpose(image))
+            with Image.open(file, formats=_FORMATS) as image:
+                return upright_rgb(image)
     except UnidentifiedImageError as error:
-        raise UserError("not an image, or of a kind that Pillow does not read") from error
+        raise UserError(f"not an image, or none of {', '.join(_FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise UserError("too large: more than 178 million pixels") from error
     except OSError as error:
         raise UserError(error.strerror or f"damaged: {error}") from error
-    except (SyntaxError, ValueError, EOFError, IndexError, MemoryError) as error:  # of Pillow's decoders
+    except (*DAMAGED, ArithmeticError, MemoryError) as error:
         raise UserError(f"damaged: {error}") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Any image turned as its EXIF says, in RGB: transparent parts white, 16 bits a pixel brought to 8.
+
+    Raises:
+        UserError: 32 bits a pixel.
+    """
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -193,7 +202,11 @@ def look(
     waiting: list[tuple[Key, Image.Image, list[Box]]] = []
     faces = pixels = 0
     for key, photo in photos:
-        boxes = face_boxes(photo, detect)
+        try:
+            boxes = face_boxes(photo, detect)
+        except UserError:  # without the detector: those that need none are answered all the same
+            yield from _answers(clf, waiting, tta)
+            raise
         waiting.append((key, photo, boxes))
         faces += len(boxes)
         pixels += photo.width * photo.height

@@ -14,6 +14,8 @@ from PIL import Image
 
 from fer_lightning.errors import UserError
 
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3), blue first as in OpenCV
+
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 _CAMERA_FPS = 15  # of the video written from a camera, whose frames come when the network is ready for them
@@ -54,7 +56,7 @@ class Video:
             raise UserError(why)
         self._milliseconds = cv2.CAP_PROP_POS_MSEC
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = _CAMERA_FPS if self.is_camera or not 1 <= fps <= 1000 else fps
+        self.fps = _CAMERA_FPS if self.is_camera or not 1 <= fps <= 240 else fps  # 1000 is WebM's clock
         frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.frames = frames if frames > 0 and not self.is_camera else None  # as the file says, if it does
 
@@ -100,6 +102,7 @@ class VideoWriter:
         self._unfinished = Path(self._folder.name) / path.name
         self._writer: Any = None
         self._written = 0
+        self._last: Pixels | None = None
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -111,15 +114,20 @@ class VideoWriter:
             seconds: its time since the first frame.
             frame: of the first one's size.
         """
-        bgr: npt.NDArray[np.uint8] = np.ascontiguousarray(np.asarray(frame)[:, :, ::-1])
+        bgr: Pixels = np.ascontiguousarray(np.asarray(frame)[:, :, ::-1])
         if self._writer is None:
             codec = self._cv2.VideoWriter_fourcc(*"VP80")
             self._writer = self._cv2.VideoWriter(str(self._unfinished), codec, self.fps, frame.size)
             if not self._writer.isOpened():
                 raise UserError(f"{self.path} cannot be written: this build of OpenCV has no VP8 encoder.")
-        while self._written <= seconds * self.fps + 0.5:
+        due = round(seconds * self.fps)
+        while self._last is not None and self._written < due:  # the one before is shown until this one's time
+            self._writer.write(self._last)
+            self._written += 1
+        if self._written <= due:
             self._writer.write(bgr)
             self._written += 1
+        self._last = bgr
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

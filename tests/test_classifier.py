@@ -167,3 +167,11 @@ def test_importing_the_package_imports_nothing_heavy_and_predicting_not_lightnin
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_deep_or_transparent_face_is_read_as_in_a_photo(clf):
+    grey = np.linspace(0, 255, 48 * 48).astype(np.uint8).reshape(48, 48)
+    expected = clf.predict(grey).probabilities
+    see_through = Image.merge("LA", (Image.new("L", (48, 48)), Image.fromarray(255 - grey)))  # on white: grey
+    for face in (Image.fromarray(grey.astype(np.uint16) << 8), see_through):
+        np.testing.assert_allclose(clf.predict(face).probabilities, expected, atol=1e-6)

@@ -15,6 +15,7 @@ from fer_lightning.__main__ import main
 from fer_lightning.checkpoint import InputSpec
 from fer_lightning.classifier import Classifier, load_checkpoint
 from fer_lightning.commands.export import configure
+from fer_lightning.data.faces import TRAIN
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
@@ -35,11 +36,11 @@ def network(image_size: int = INPUTS.image_size, **model) -> Classifier:
     """With weights and batch-norm statistics of its own, so that no two faces get the same answer."""
     torch.manual_seed(0)
     net = build_model(image_size=image_size, **(model or MODEL))
-    for name, tensor in net.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2)
-        elif tensor.is_floating_point():
-            tensor.normal_(std=0.3)
+    with torch.no_grad():
+        net(torch.randn(64, 1, image_size, image_size))  # in training mode: the statistics
+        for name, tensor in net.state_dict().items():
+            if name.endswith("running_var"):
+                tensor *= 0.1 + torch.rand_like(tensor) / 10
     return Classifier(net, InputSpec(image_size, INPUTS.mean, INPUTS.std), "cpu")
 
 
@@ -174,6 +175,12 @@ def test_int8_tells_its_accuracy_on_the_test_split(ckpt, tmp_path, capsys):
     assert (whole[0], small[0], whole[2]) == ("float32", "int8", "100.00%")
     assert out.endswith("written: mine.int8.onnx\n")
     assert [path.name for path in tmp_path.glob("*.onnx")] == ["mine.int8.onnx"]
+
+
+def test_without_test_images_there_is_nothing_to_check_with(ckpt, tmp_path, capsys):
+    training = [face for face in fake_faces() if face.usage == TRAIN]
+    data = write_zip(tmp_path / "fer2013.zip", training)
+    assert "lacks test images" in complaint(capsys, str(ckpt), "--data", str(data), "--format", "pt2")
 
 
 def test_a_file_that_disagrees_is_not_written(ckpt, monkeypatch, capsys):

@@ -60,7 +60,7 @@ def test_maps_by_hand():
     assert heat.any(axis=(1, 2)).tolist() == [True, False, False, True, True, False, True]
 
 
-@pytest.mark.parametrize("name", [*MODELS, "vit_b_32", "swin_t"])
+@pytest.mark.parametrize("name", [*MODELS, "resnet50", "vit_b_32", "swin_t"])
 def test_every_network_is_explained_and_left_as_it_was(name, faces):
     small = {
         "fer_model0": {"channels": [4, 8]},
@@ -151,7 +151,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_done(ckpt, capsys):
     assert main(["explain", "bad.png", "nowhere.png", "a", "c.png", "--ckpt", ckpt]) == 1
     out, err = capsys.readouterr()
     assert err.splitlines() == [
-        "error: bad.png cannot be read: not an image, or of a kind that Pillow does not read.",
+        "error: bad.png cannot be read: not an image, or none of JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM, JPEG2000.",
         "error: nowhere.png cannot be read: No such file or directory.",
         "error: a cannot be read: Is a directory.",
     ]

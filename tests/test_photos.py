@@ -1,6 +1,7 @@
 """Photos of every kind are read upright, faces found and cut out as in FER-2013, and drawn so as to be read."""
 
 import io
+import zlib
 from pathlib import Path
 
 import matplotlib
@@ -77,10 +78,19 @@ def test_every_kind_of_pixels_becomes_rgb():
     assert cmyk.min() > 250
 
 
+def with_exif(png, exif):
+    """A PNG with this content of its eXIf chunk."""
+    chunk = b"eXIf" + exif
+    framed = len(exif).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    return png[:33] + framed + png[33:]  # after the header
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (with_exif(saved(Image.new("L", (4, 4))).getvalue(), b"II*\0"), "damaged"),
         (b"hello", "not an image"),
         (GRACE.read_bytes()[:20_000], "damaged: image file is truncated"),
         (saved(Image.new("RGB", (300, 300))).getvalue()[:200], "damaged"),
@@ -130,6 +140,10 @@ def test_without_the_detector_the_remedy_is_named(monkeypatch, clf):
     with pytest.raises(UserError, match=r'pip install -e "\.\[photo\]"'):
         find_faces(Image.new("RGB", (400, 300)))
     small = Image.new("RGB", (96, 60), "white")
+    answers = look(clf, [("a", small), ("b", Image.new("RGB", (400, 300)))])
+    assert next(answers)[0] == "a"  # what needs no detector is not lost
+    with pytest.raises(UserError, match="dlib"):
+        next(answers)
     ((key, photo, (face,)),) = look(clf, [("a", small)])
     assert (key, photo, face.box, face.emotion) == ("a", small, (0, 0, 96, 60), "happy")
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 
 from fer_lightning import plots
 from fer_lightning.callbacks.dashboard import show
@@ -34,7 +35,11 @@ class GradCAM(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (predictions := validation_predictions(trainer, pl_module, self.every_n_epochs)) is not None:
-            self._draw(trainer, pl_module, predictions, "predictions", "grad_cam_val.png")
+            # With EMA the answers are those of the averaged weights, which pl_module has only while it validates.
+            averages = [c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+            answered = averages[0].module if averages and averages[0] is not None else pl_module
+            assert isinstance(answered, LightningModule)
+            self._draw(trainer, answered, predictions, "predictions", "grad_cam_val.png")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (predictions := test_predictions(trainer, pl_module)) is not None:

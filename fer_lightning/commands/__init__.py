@@ -23,9 +23,7 @@ def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = Fa
     `device` it is always the CPU.
     """
     source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--model", default="best", metavar="NAME", help="a network that ships: best or tiny; default %(default)s"
-    )
+    source.add_argument("--model", default="best", metavar="NAME", help="a network that ships; default %(default)s")
     source.add_argument("--ckpt", metavar="PATH", help="a run's checkpoints/best.ckpt instead")
     if positional:
         # Without SUPPRESS its absence would overwrite what --ckpt has set.
@@ -52,6 +50,39 @@ def load_network(args: argparse.Namespace) -> "Classifier":
     if args.ckpt is not None:
         return fer_lightning.load_checkpoint(args.ckpt, args.device)
     return fer_lightning.load_pretrained(args.model, args.device)
+
+
+def load_named(name: str, device: str) -> "Classifier":
+    """A shipped network by its name, or else a checkpoint by its path.
+
+    Raises:
+        UserError: neither; no such device.
+    """
+    import fer_lightning
+    from fer_lightning.classifier import pretrained_names
+
+    load = fer_lightning.load_pretrained if name in pretrained_names() else fer_lightning.load_checkpoint
+    return load(name, device)
+
+
+def untaken(stem: str, taken: set[str]) -> str:
+    """The stem, numbered from the second file of that name on; taken from now on."""
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name)
+    return name
+
+
+def add_tta_argument(parser: argparse.ArgumentParser) -> None:
+    """Which views of a face are averaged."""
+    parser.add_argument(
+        "--tta",
+        default="none",
+        metavar="NAME",
+        help="test-time augmentation: none, mirror, shifts or ten_crop; default %(default)s",
+    )
 
 
 def tell(line: str) -> None:

@@ -5,13 +5,13 @@ It can be reached from this machine alone, and no picture leaves it or is stored
 
 import argparse
 
-from fer_lightning.commands import add_network_arguments, load_network
+from fer_lightning.commands import add_network_arguments, add_tta_argument, load_network
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``fer-lightning demo``."""
     add_network_arguments(parser)
-    parser.add_argument("--tta", default="none", metavar="NAME", help="none, mirror, shifts or ten_crop")
+    add_tta_argument(parser)
     parser.add_argument("--port", type=int, default=8000, help="of 127.0.0.1; default %(default)s, 0 takes any")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
 

@@ -8,7 +8,14 @@ checkpoint. The page also has the curves, the confusion matrix and the most conf
 import argparse
 from pathlib import Path
 
-from fer_lightning.commands import add_network_arguments, load_network, tell, write_file
+from fer_lightning.commands import (
+    add_network_arguments,
+    add_tta_argument,
+    load_named,
+    load_network,
+    tell,
+    write_file,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,19 +25,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="HTML", help="a page with curves, matrix and mistakes")
     parser.add_argument("--json", type=Path, metavar="JSON", help="every number")
     parser.add_argument(
-        "--against", metavar="CKPT", help="another checkpoint: whether the two differ by more than chance"
+        "--against",
+        metavar="CKPT",
+        help="another checkpoint, or a network that ships: whether the two differ by more than chance",
     )
-    parser.add_argument(
-        "--tta",
-        default="none",
-        metavar="NAME",
-        help="test-time augmentation: none, mirror, shifts or ten_crop; default %(default)s",
-    )
+    add_tta_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the numbers and writes the files that were asked for."""
-    from fer_lightning.classifier import load_checkpoint
     from fer_lightning.data.fer2013 import load_faces
     from fer_lightning.evaluation import evaluate, format_evaluation, to_json
     from fer_lightning.evaluation_page import evaluation_page
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_tta(args.tta)
     clf = load_network(args)
-    against = (args.against, load_checkpoint(args.against, args.device)) if args.against else None
+    against = (args.against, load_named(args.against, args.device)) if args.against else None
     faces = load_faces(args.data, download=False)
     found = evaluate(args.ckpt or args.model, clf, faces, tell, args.tta, against)
     told = to_json(found)

@@ -7,7 +7,7 @@ network gets it, the parts that speak for the emotion (Selvaraju et al. 2017) an
 import argparse
 from pathlib import Path
 
-from fer_lightning.commands import add_network_arguments, load_network, tell
+from fer_lightning.commands import add_network_arguments, load_network, tell, untaken
 from fer_lightning.errors import UserError
 
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
                 emotion,
                 f"{path.name}: {predicted.names[0]}, {confidence:.0%}",
             )
-            picture = args.save / f"{_untaken(path.stem, taken)}.png"
+            picture = args.save / f"{untaken(path.stem, taken)}.png"
             try:
                 plots.write_png(plots.pixels(figure), picture)
             except OSError as error:
@@ -75,13 +75,3 @@ def run(args: argparse.Namespace) -> int:
         print(format_table(["picture", "emotion", "confidence"], rows))
         print(f"written: {len(rows)} in {args.save}")
     return 1 if failed else 0
-
-
-def _untaken(stem: str, taken: set[str]) -> str:
-    """The stem, numbered from the second picture of that name on, and taken from now on."""
-    name, number = stem, 1
-    while name in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    taken.add(name)
-    return name

@@ -64,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     tested = faces.usage == TEST
     split = faces.split_names[TEST]
 
+    if not tested.any() or (args.int8 and not (faces.usage == TRAIN).any()):
+        raise UserError(f"{faces.source} lacks test images for the check, or training images for --int8.")
+
     tell(f"exporting to {args.format}, which takes some seconds")
     content = export(clf, args.format)
     exported = load_exported(content, args.format)

@@ -10,6 +10,7 @@ import csv
 import glob
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fer_lightning.commands import add_network_arguments, load_network
+from fer_lightning.commands import add_network_arguments, add_tta_argument, load_network, untaken
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.output import format_table, write_atomically
@@ -49,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="photo, folder, pattern, video, camera index or -")
     add_network_arguments(parser)
     parser.add_argument("--no-detect", action="store_true", help="every picture is one face, cut out already")
-    parser.add_argument("--tta", default="none", metavar="NAME", help="none, mirror, shifts or ten_crop")
+    add_tta_argument(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of the table")
     form.add_argument("--csv", action="store_true", help="print a line of CSV for each face instead of the table")
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         if sources:
             _predict(args, sources, answers)
+    except OSError as error:  # what cannot be read is an answer of its own
+        raise UserError(f"{error.filename or args.save} cannot be written: {error.strerror}.") from error
     finally:
         _print(args, answers)
     return 1 if any(answer.error for answer in answers) else 0
@@ -84,16 +87,16 @@ def run(args: argparse.Namespace) -> int:
 def _sources(paths: Iterable[str], answers: list[Answer]) -> Iterator[str | int]:
     """Photos, videos, "-" and cameras' indices; what does not exist becomes an answer with an error."""
     for path in paths:
-        if path == "-" or Path(path).is_file():
+        if path == "-" or os.path.isfile(path):
             yield path
-        elif Path(path).is_dir():
+        elif os.path.isdir(path):
             yield from _photos_in(Path(path), answers)
         elif path.isdecimal():
             yield int(path)
-        elif found := sorted(glob.glob(path, recursive=True)):
-            yield from (file for file in found if Path(file).is_file())
+        elif found := [file for file in sorted(glob.glob(path, recursive=True)) if os.path.isfile(file)]:
+            yield from found
         else:
-            answers.append(Answer(path, error="no such file or folder, and no pattern that fits any"))
+            answers.append(Answer(path, error="no such file or folder, and no pattern that fits any file"))
 
 
 def _photos_in(folder: Path, answers: list[Answer]) -> Iterator[str]:
@@ -131,13 +134,7 @@ class _Names:
         self._taken: set[str] = set()
 
     def stem(self, path: str) -> str:
-        stem = name = "stdin" if path == "-" else Path(path).stem
-        number = 1
-        while name in self._taken:
-            number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name)
-        return name
+        return untaken("stdin" if path == "-" else Path(path).stem, self._taken)
 
 
 def _progress(items: Any, total: int | None, unit: str, name: str) -> Any:
@@ -167,14 +164,7 @@ def _photos(
         if names.folder:
             jpeg = io.BytesIO()
             annotate(photo, faces).save(jpeg, "JPEG", quality=92)
-            _save(names.folder / f"{names.stem(answer.path)}.emotions.jpg", jpeg.getvalue())
-
-
-def _save(path: Path, content: bytes) -> None:
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+            write_atomically(names.folder / f"{names.stem(answer.path)}.emotions.jpg", jpeg.getvalue())
 
 
 def _video(

@@ -58,7 +58,7 @@ _MAX_CSV_LINE = 2**20  # characters; a row of FER-2013 has at most 9,300
 _SHOWN = 10  # offenders listed by name before only their number is given
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-_IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 _SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "dev", "publictest"), VAL),
@@ -68,7 +68,7 @@ _USAGES = {name.lower(): usage for usage, name in enumerate(FER2013_SPLITS)}
 _PREFIX = re.compile(r"(Training|PublicTest|PrivateTest)_", re.IGNORECASE)
 _HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
 # What PIL raises on damaged images, beside OSError (UnidentifiedImageError is one).
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 # What zipfile raises on a damaged member or one packed in a way that it does not know; of a plain file OSError.
 _DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 
@@ -577,7 +577,7 @@ def _decode(store: _Store, path: str, into: _Gathered) -> bytes:
     except _DAMAGED_MEMBER as error:
         raise _RowError("unreadable file", f"cannot be read ({error})") from error
     try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
         if image.mode != "L" or image.size != (SIZE, SIZE):
             image = _to_grey_48(image, into)
         return image.tobytes()
@@ -585,7 +585,7 @@ def _decode(store: _Store, path: str, into: _Gathered) -> bytes:
         raise _RowError("oversized image", "more pixels than PIL takes for a real image") from error
     except UnidentifiedImageError as error:
         raise _RowError("damaged image", "not an image, whatever its name says") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _RowError("damaged image", f"damaged image ({error})") from error
 
 

@@ -18,7 +18,7 @@ class FERModel0(nn.Module):
         image_size: height and width in pixels of the input.
     """
 
-    def __init__(self, channels: Sequence[int] = (16, 32, 64), image_size: int = 128) -> None:
+    def __init__(self, channels: Sequence[int] = (16, 32, 128), image_size: int = 128) -> None:
         super().__init__()
         side = image_size >> len(channels)
         if not channels or min(channels) < 1:

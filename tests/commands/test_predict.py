@@ -19,6 +19,7 @@ from fer_lightning.classifier import Classifier
 from fer_lightning.commands import predict
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import Stopped
+from fer_lightning.video import VideoWriter
 
 
 class Brightness(nn.Module):
@@ -101,6 +102,39 @@ def test_what_fails_is_named_and_stops_nothing(capsys):
     lines = err.splitlines()
     assert len(lines) == 3
     assert lines[2].startswith("error: broken.jpg: not an image")
+
+
+@pytest.mark.parametrize("argument", ["x" * 300, "folders/*"])
+def test_names_that_fit_no_file(argument, capsys):
+    Path("folders/one").mkdir(parents=True)
+    face("a.png")
+    answers, code, err = printed(capsys, argument, "a.png")
+    assert code == 1
+    assert [bool(answer["error"]) for answer in answers] == [True, False]
+    assert err == f"error: {argument}: no such file or folder, and no pattern that fits any file\n"
+
+
+def test_a_folder_that_cannot_be_written(capsys, monkeypatch):
+    face("a.png")
+
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(predict, "write_atomically", full)
+    assert main(["predict", "a.png", "--save", "out"]) == 1
+    out, err = capsys.readouterr()
+    assert "a.png" in out  # the answer is told all the same
+    assert err.splitlines()[-1] == "error: out/a.emotions.jpg cannot be written: No space left on device."
+
+
+def test_a_late_frame_shows_from_its_own_time_on():
+    cv2 = pytest.importorskip("cv2")
+    with VideoWriter(Path("v.webm"), 10) as writer:
+        for seconds, shade in ((0.0, 0), (1.0, 255), (1.02, 0), (1.1, 255)):
+            writer.write(seconds, Image.new("RGB", (64, 64), (shade,) * 3))
+    capture = cv2.VideoCapture("v.webm")
+    frames = [frame.mean() for there, frame in (capture.read() for _ in range(20)) if there]
+    assert [bool(shade > 127) for shade in frames] == [False] * 10 + [True] * 2
 
 
 def test_table_and_csv(capsys):
