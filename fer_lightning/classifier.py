@@ -143,7 +143,7 @@ def load_pretrained(name: str = "best", device: str = "auto") -> Classifier:
     """A trained network that ships with the package; weights/README.md is its card.
 
     Args:
-        name: "best" or "tiny".
+        name: one of `pretrained_names`, e.g. "best".
         device: where it runs, e.g. "cpu" or "cuda:1"; "auto" takes the GPU if there is one.
 
     Raises:
