@@ -139,6 +139,11 @@ def pretrained_names() -> list[str]:
     return sorted(path.stem for path in WEIGHTS.glob("*.pt"))
 
 
+def checkpoint_path(name: str) -> str:
+    """The file of a shipped network that is called by its name; any other name is a path already."""
+    return str(WEIGHTS / f"{name}.pt") if name in pretrained_names() else name
+
+
 def load_pretrained(name: str = "best", device: str = "auto") -> Classifier:
     """A trained network that ships with the package; weights/README.md is its card.
 

@@ -20,7 +20,7 @@ from fer_lightning.errors import UserError
 from fer_lightning.module import Predictions
 from fer_lightning.output import format_table
 from fer_lightning.pretrained import held_out_predictions
-from fer_lightning.results import score_classes, score_splits, select
+from fer_lightning.results import confident_mistakes, score_classes, score_splits, select
 
 Json = dict[str, Any]
 
@@ -120,14 +120,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return exp((low + high) / 2)
 
 
-def confident_mistakes(probabilities: Tensor, labels: Tensor) -> npt.NDArray[np.int64]:
-    """Positions of the wrong answers in (N, 7), the most confident first."""
-    confidence, predicted = probabilities.max(dim=1)
-    wrong = (predicted != labels).nonzero()[:, 0]
-    order: npt.NDArray[np.int64] = wrong[confidence[wrong].argsort(descending=True, stable=True)].numpy()
-    return order
-
-
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """A network's answers; `to_json` has what follows from them."""
@@ -219,7 +211,7 @@ def to_json(found: Evaluation) -> Json:
     precisions = multiclass_average_precision(probabilities, labels, NUM_CLASSES, average="none").tolist()
     for scores, average_precision in zip(per_class.values(), precisions, strict=True):
         scores["average_precision"] = average_precision if scores["n"] else None
-    mistakes = confident_mistakes(probabilities, labels)
+    mistakes = confident_mistakes(labels.numpy(), probabilities.numpy())
     return {
         "network": found.network,
         "parameters": found.parameters,

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import Logger
 from fer_lightning import hardware
 from fer_lightning.callbacks.history import History
 from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from, read_checkpoint
-from fer_lightning.classifier import WEIGHTS, pretrained_names
+from fer_lightning.classifier import checkpoint_path
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.distillation import Teacher
 from fer_lightning.errors import Stopped, UserError, did_you_mean
@@ -55,7 +55,7 @@ def checkpoint_paths(ckpt: object) -> list[str]:
     if ckpt is None or ckpt == "":
         return []
     names = [str(path) for path in ckpt] if isinstance(ckpt, list) else [str(ckpt)]
-    return [str(WEIGHTS / f"{name}.pt") if name in pretrained_names() else name for name in names]
+    return [checkpoint_path(name) for name in names]
 
 
 def teacher(cfg: Mapping[str, Any], checkpoints: Sequence[Checkpoint], inputs: InputSpec) -> Teacher | None:

@@ -88,6 +88,15 @@ def select(predictions: Predictions, faces: Faces, usages: Sequence[int]) -> tup
     return predictions.logits[keep], predictions.labels[keep], torch.from_numpy(clean)
 
 
+def confident_mistakes(
+    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.floating[Any]], n: int | None = None
+) -> npt.NDArray[np.int64]:
+    """Positions (up to n,) of wrong answers among labels (N,) and probabilities (N, 7), the surest first."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    confidence = probabilities.max(axis=1)[wrong]
+    return wrong[np.argsort(-confidence, kind="stable")][:n]
+
+
 def format_results(results: Json) -> str:
     """The tables that a person sees at the end of a run, at most 80 columns wide."""
     members = results["members"] or []

@@ -25,7 +25,6 @@ from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation import (
     calibration,
-    confident_mistakes,
     evaluate,
     fit_temperature,
     format_evaluation,
@@ -35,6 +34,7 @@ from fer_lightning.evaluation import (
 )
 from fer_lightning.evaluation_page import evaluation_page
 from fer_lightning.models import build_model
+from fer_lightning.results import confident_mistakes
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_temperature_has_the_least_loss():
 
 def test_the_most_confident_mistake_comes_first():
     probabilities = torch.tensor([sure(0, 0.5), sure(1, 0.9), sure(2, 0.8), sure(3, 0.99)]).exp()
-    assert confident_mistakes(probabilities, torch.tensor([6, 6, 6, 3])).tolist() == [1, 2, 0]
+    assert confident_mistakes(np.array([6, 6, 6, 3]), probabilities.numpy()).tolist() == [1, 2, 0]
 
 
 class ByCorner(torch.nn.Module):

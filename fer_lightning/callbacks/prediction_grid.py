@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
 from fer_lightning.module import EmotionClassifier
+from fer_lightning.results import confident_mistakes
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,12 +139,3 @@ def balanced_sample(labels: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int
     share = Counter(index for _, index in deal)
     chosen = [by_class[index][turn * len(by_class[index]) // share[index]] for turn, index in deal]
     return np.array(chosen, dtype=np.int64)
-
-
-def confident_mistakes(
-    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.floating[Any]], n: int
-) -> npt.NDArray[np.int64]:
-    """Positions (up to n,) of wrong answers among labels (N,) and probabilities (N, 7), the surest first."""
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    confidence = probabilities.max(axis=1)[wrong]
-    return wrong[np.argsort(-confidence, kind="stable")][:n]

@@ -52,19 +52,6 @@ def load_network(args: argparse.Namespace) -> "Classifier":
     return fer_lightning.load_pretrained(args.model, args.device)
 
 
-def load_named(name: str, device: str) -> "Classifier":
-    """A shipped network by its name, or else a checkpoint by its path.
-
-    Raises:
-        UserError: neither; no such device.
-    """
-    import fer_lightning
-    from fer_lightning.classifier import pretrained_names
-
-    load = fer_lightning.load_pretrained if name in pretrained_names() else fer_lightning.load_checkpoint
-    return load(name, device)
-
-
 def untaken(stem: str, taken: set[str]) -> str:
     """The stem, numbered from the second file of that name on; taken from now on."""
     name, number = stem, 1

@@ -11,7 +11,6 @@ from pathlib import Path
 from fer_lightning.commands import (
     add_network_arguments,
     add_tta_argument,
-    load_named,
     load_network,
     tell,
     write_file,
@@ -34,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the numbers and writes the files that were asked for."""
+    from fer_lightning.classifier import checkpoint_path, load_checkpoint
     from fer_lightning.data.fer2013 import load_faces
     from fer_lightning.evaluation import evaluate, format_evaluation, to_json
     from fer_lightning.evaluation_page import evaluation_page
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_tta(args.tta)
     clf = load_network(args)
-    against = (args.against, load_named(args.against, args.device)) if args.against else None
+    against = (args.against, load_checkpoint(checkpoint_path(args.against), args.device)) if args.against else None
     faces = load_faces(args.data, download=False)
     found = evaluate(args.ckpt or args.model, clf, faces, tell, args.tta, against)
     told = to_json(found)
