@@ -257,7 +257,7 @@ def _check(overrides: list[Override]) -> list[str]:
 
 
 # Packages of these groups reach into the whole configuration, so what they may set is what the others define.
-_GLOBAL_GROUPS = ("experiment", "sweep")
+_GLOBAL_GROUPS = ("experiment", "sweep", "ablation")
 
 
 def _is_group(key: str) -> bool:
