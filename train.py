@@ -66,7 +66,7 @@ def job(cfg: Config, run_dir: Path) -> None:
             cfg["compile"],
             cfg["label_smoothing"],
             cfg["tta"],
-            experiment.teacher(cfg["distill"], teachers, inputs),
+            experiment.teacher(cfg["distill"], teachers, inputs, data),
         )
         for start in starts:  # one at most
             load_weights(net, start)

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
-from fer_lightning.tta import mean_answer
+from fer_lightning.tta import answer, check_tta, mean_answer
 
 
 class Teacher:
@@ -20,36 +21,66 @@ class Teacher:
         nets: float (B, 1, H, W) -> logits (B, 7) each; their answer is the mean of their probabilities.
         weight: part of the loss that is the distance from the teacher's answer; the rest is that from the labels.
         temperature: what both answers' logits are divided by; above 1 the less likely emotions count more.
+        tta: the views of an image that the teacher's answer is the mean of, a key of tta.VIEWS.
+        augment_epochs: after so many epochs the same images come again, and the answers are remembered.
+        n_images: how many there are, where they are remembered.
 
     Raises:
         UserError: a value out of range.
     """
 
-    def __init__(self, nets: Sequence[nn.Module], weight: float = 0.5, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        nets: Sequence[nn.Module],
+        weight: float = 0.5,
+        temperature: float = 1.0,
+        tta: str = "none",
+        augment_epochs: int | None = None,
+        n_images: int = 0,
+    ) -> None:
         if not 0 < weight <= 1:
             raise UserError(f"distill.weight={weight} is out of range: it goes from above 0 to 1.")
         if temperature <= 0:
             raise UserError(f"distill.temperature={temperature} must be above 0.")
+        check_tta(tta)
         self.nets = [net.eval().requires_grad_(False) for net in nets]
         self.weight = weight
         self.temperature = temperature
+        self.tta = tta
+        self._remembered = torch.full((augment_epochs or 0, n_images, NUM_CLASSES), torch.nan)
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
         """Moves the networks to where the student is."""
         for net in self.nets:
             net.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+        self._remembered = self._remembered.to(device)
 
-    def loss(self, images: Tensor, logits: Tensor, label_loss: Tensor) -> Tensor:
+    @torch.no_grad()
+    def answer(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """What the student shall learn: the logarithm of the mean of the probabilities, float32 (B, 7).
+
+        Args:
+            images: float (B, 1, H, W), what the student sees.
+            index: int64 (B,), which images they are.
+            epoch: of the student's training.
+        """
+        known = self._remembered[epoch % len(self._remembered), index] if len(self._remembered) else None
+        if known is not None and not known.isnan().any():
+            return known
+        said = mean_answer(torch.stack([answer(net, images, self.tta) for net in self.nets]))
+        if known is not None:
+            self._remembered[epoch % len(self._remembered), index] = said
+        return said
+
+    def loss(self, said: Tensor, logits: Tensor, label_loss: Tensor) -> Tensor:
         """The student's whole loss.
 
         Args:
-            images: float (B, 1, H, W), what the student saw.
+            said: what `answer` gave for the images (B, 7).
             logits: the student's answer (B, 7).
             label_loss: its mean loss on the labels, a scalar.
         """
-        with torch.no_grad():
-            answer = mean_answer(torch.stack([net(images) for net in self.nets]))
-        target = F.log_softmax(answer / self.temperature, dim=1)
+        target = F.log_softmax(said / self.temperature, dim=1)
         student = F.log_softmax(logits.float() / self.temperature, dim=1)
         distance = F.kl_div(student, target, reduction="batchmean", log_target=True)
         # The square keeps the gradient's size where the temperature changes (section 2 of the paper).

@@ -58,7 +58,9 @@ def checkpoint_paths(ckpt: object) -> list[str]:
     return [checkpoint_path(name) for name in names]
 
 
-def teacher(cfg: Mapping[str, Any], checkpoints: Sequence[Checkpoint], inputs: InputSpec) -> Teacher | None:
+def teacher(
+    cfg: Mapping[str, Any], checkpoints: Sequence[Checkpoint], inputs: InputSpec, data: FaceDataModule
+) -> Teacher | None:
     """The networks that the one in training shall learn from, or None.
 
     Raises:
@@ -71,7 +73,8 @@ def teacher(cfg: Mapping[str, Any], checkpoints: Sequence[Checkpoint], inputs: I
                 "sees the student's images. Set data.image_size, data.mean and data.std to the teacher's."
             )
     nets = [net_from(checkpoint) for checkpoint in checkpoints]
-    return Teacher(nets, cfg["weight"], cfg["temperature"]) if nets else None
+    how = {key: cfg[key] for key in ("weight", "temperature", "tta")}
+    return Teacher(nets, **how, augment_epochs=data.augment_epochs, n_images=len(data.faces)) if nets else None
 
 
 def selected_on(checkpoints: Sequence[Checkpoint]) -> str | None:

@@ -14,6 +14,7 @@ from fer_lightning.errors import UserError
 from train import job
 
 IMAGES = torch.zeros(2, 1, 4, 4)
+INDEX = torch.tensor([3, 1])
 
 
 class Says(nn.Module):
@@ -30,7 +31,8 @@ class Says(nn.Module):
 def test_the_loss_by_hand():
     torch.manual_seed(0)
     first, second, student = (torch.randn(2, 7) for _ in range(3))
-    loss = Teacher([Says(first), Says(second)], weight=0.25).loss(IMAGES, student, torch.tensor(3.0))
+    teacher = Teacher([Says(first), Says(second)], weight=0.25)
+    loss = teacher.loss(teacher.answer(IMAGES, INDEX, 0), student, torch.tensor(3.0))
     target = (first.softmax(1) + second.softmax(1)) / 2
     divergence = (target * (target.log() - student.log_softmax(1))).sum(1).mean()
     torch.testing.assert_close(loss, 0.75 * 3.0 + 0.25 * divergence)
@@ -39,7 +41,7 @@ def test_the_loss_by_hand():
 def test_the_temperature_softens_and_keeps_the_gradients_size():
     torch.manual_seed(0)
     says, student = torch.randn(2, 7), torch.randn(2, 7)
-    loss = Teacher([Says(says)], weight=1.0, temperature=4.0).loss(IMAGES, student, torch.tensor(3.0))
+    loss = Teacher([Says(says)], weight=1.0, temperature=4.0).loss(says, student, torch.tensor(3.0))
     target = (says / 4).softmax(1)
     torch.testing.assert_close(loss, 16 * (target * (target.log() - (student / 4).log_softmax(1))).sum(1).mean())
 
@@ -48,7 +50,7 @@ def test_a_perfect_student_has_nothing_to_learn_and_the_teacher_never_does():
     says = torch.randn(2, 7)
     student = says.clone().requires_grad_()
     teacher = Teacher([Says(says)], weight=1.0)
-    loss = teacher.loss(IMAGES, student, F.cross_entropy(student, torch.tensor([0, 1])))
+    loss = teacher.loss(teacher.answer(IMAGES, INDEX, 0), student, F.cross_entropy(student, torch.tensor([0, 1])))
     loss.backward()
     torch.testing.assert_close((loss.detach(), student.grad), (torch.tensor(0.0), torch.zeros(2, 7)))
     assert not any(parameter.requires_grad or parameter.grad for parameter in teacher.nets[0].parameters())
@@ -58,6 +60,40 @@ def test_a_perfect_student_has_nothing_to_learn_and_the_teacher_never_does():
 def test_values_out_of_range(weight, temperature):
     with pytest.raises(UserError, match="distill"):
         Teacher([Says(torch.zeros(1, 7))], weight, temperature)
+
+
+class Counts(nn.Module):
+    """Answers with the image's own first pixels, and counts how often it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, images):
+        self.asked += 1
+        return images.flatten(1)[:, :7]
+
+
+def test_answers_that_come_again_are_remembered():
+    images = torch.randn(5, 1, 4, 4)
+    net = Counts()
+    teacher = Teacher([net], augment_epochs=2, n_images=5)
+    first, second = torch.tensor([4, 0, 2]), torch.tensor([3, 1])
+    for epoch in (0, 1):
+        for index in (first, second):
+            says = teacher.answer(images[index] + epoch, index, epoch)
+            torch.testing.assert_close(says, (images[index] + epoch).flatten(1)[:, :7].log_softmax(1))
+    assert net.asked == 4
+    mixed = torch.tensor([0, 1, 2, 3, 4])  # in another order, and of batches that never were
+    torch.testing.assert_close(teacher.answer(IMAGES, mixed, 3), (images + 1).flatten(1)[:, :7].log_softmax(1))
+    assert net.asked == 4
+
+
+def test_a_teacher_may_look_at_the_mirror_image_too():
+    images = torch.randn(2, 1, 4, 4)
+    says = Teacher([Counts()], tta="mirror").answer(images, INDEX, 0)
+    both = [view.flatten(1)[:, :7].softmax(1) for view in (images, images.flip(-1))]
+    torch.testing.assert_close(says.exp(), (both[0] + both[1]) / 2)
 
 
 SMALL = (

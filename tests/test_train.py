@@ -398,7 +398,7 @@ def test_a_checkpoint_cannot_run_code_and_a_wrong_one_is_named(tmp_path):
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF_DIR.glob("*/*.yaml"))
-    if path.parent.name not in ("experiment", "sweep")
+    if path.parent.name not in ("experiment", "sweep", "ablation")
 ]
 
 
@@ -412,6 +412,13 @@ def test_every_choice_runs(choice, monkeypatch, tmp_path):
     once = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu")
     assert main(job, [*few, choice, "name=a", *once]) == 0
     assert results_of("runs/default/a")["status"] == "finished"
+
+
+@pytest.mark.parametrize("ablation", [path.stem for path in sorted(CONF_DIR.glob("ablation/*.yaml"))])
+def test_every_ablation_runs(ablation):
+    once = ("name=a", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    assert main(job, [*SMALL, "experiment=fast", f"ablation={ablation}", *once]) == 0
+    assert results_of("runs/fast/a")["status"] == "finished"
 
 
 def test_a_gpu_that_is_not_there_is_one_line(monkeypatch, capsys, tmp_path):

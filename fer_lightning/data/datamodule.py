@@ -92,12 +92,14 @@ class FaceDataModule(LightningDataModule):
             images themselves).
         seed: of the epochs' order and of the augmentation.
         eval_batch_size: images a validation or test batch.
+        augment_epochs: epochs after which the augmentation's draws come again (the order of the images does not);
+            None for never.
 
     Raises:
         UserError: a value out of range, or a split without images.
     """
 
-    SETTINGS = ("batch_size", "eval_batch_size", "image_size", "mean", "std", "split")
+    SETTINGS = ("batch_size", "eval_batch_size", "image_size", "mean", "std", "split", "augment_epochs")
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class FaceDataModule(LightningDataModule):
         split: str = "official",
         seed: int = 0,
         eval_batch_size: int = 128,
+        augment_epochs: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -119,6 +122,8 @@ class FaceDataModule(LightningDataModule):
         ):
             if value < 1:
                 raise UserError(f"data.{name}={value} must be at least 1.")
+        if augment_epochs is not None and (not isinstance(augment_epochs, int) or augment_epochs < 1):
+            raise UserError(f"data.augment_epochs={augment_epochs} must be a whole number of at least 1, or null.")
         if std <= 0:
             raise UserError(f"data.std={std} must be above 0.")
         if split not in SPLITS:
@@ -131,6 +136,7 @@ class FaceDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.seed = seed
+        self.augment_epochs = augment_epochs
         both = (VAL, TEST)
         self.train_usages: tuple[int, ...] = (TRAIN,)
         self.val_usages: tuple[int, ...] = both if split == "kaggle_folder" else (VAL,)
@@ -183,7 +189,10 @@ class FaceDataModule(LightningDataModule):
         """On the device: uint8 images -> float32 (B, 1, image_size, image_size), normalised."""
         images = batch["images"]
         if self.trainer is not None and self.trainer.training:
-            images = self.augment(images, batch["index"], self.seed, self.trainer.current_epoch, self.image_size)
+            epoch = self.trainer.current_epoch
+            if self.augment_epochs is not None:
+                epoch %= self.augment_epochs
+            images = self.augment(images, batch["index"], self.seed, epoch, self.image_size)
         else:
             images = resize(images, self.image_size)
         return {**batch, "images": normalise(images, self.mean, self.std)}

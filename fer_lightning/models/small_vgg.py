@@ -8,10 +8,13 @@ from fer_lightning.emotions import NUM_CLASSES
 
 
 class Shortcut(nn.Sequential):
-    """Layers whose output is added to their input (He et al. 2015, "Deep residual learning for image recognition")."""
+    """Layers whose output is added to their input.
+
+    After He et al. 2015, "Deep residual learning for image recognition".
+    """
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
-        out: Tensor = super().forward(x)
+        out: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return x + out
 
 

@@ -112,6 +112,17 @@ def test_each_epoch_has_an_order_of_its_own_and_every_image_once():
     assert torch.cat(list(batches)).tolist() == second
 
 
+def test_augmentation_repeats_its_draws_and_not_the_order():
+    augment = BatchAugment(flip_prob=0.5, rotation_deg=10.0)
+    got = watch(FaceDataModule(some_faces(), augment, image_size=48, augment_epochs=2), epochs=4)["train"]
+    orders = got["index"].view(4, 20)
+    epochs = [images[order.argsort()] for images, order in zip(got["images"].chunk(4), orders, strict=True)]
+    assert torch.equal(epochs[0], epochs[2])
+    assert torch.equal(epochs[1], epochs[3])
+    assert not torch.equal(epochs[0], epochs[1])
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+
+
 @pytest.mark.parametrize("n", [20, 21])
 def test_processes_share_each_batch_of_one(n):
     rows = torch.arange(n)
@@ -127,6 +138,7 @@ def test_processes_share_each_batch_of_one(n):
         ({"batch_size": 0}, "data.batch_size=0"),
         ({"image_size": 0}, "data.image_size=0"),
         ({"std": 0.0}, "data.std=0.0"),
+        ({"augment_epochs": 0}, "data.augment_epochs=0"),
         ({"split": "private"}, "data.split=private"),
     ],
 )
