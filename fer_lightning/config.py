@@ -6,6 +6,7 @@ in about a second.
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -107,12 +108,14 @@ def _run(job: Job, arguments: list[str]) -> int:
         _alone(job, cfg, Path(resume))
         return 0
 
-    rewritten, params = _check(overrides)
+    rewritten, sweeper = _check(overrides)
     folder, sweep = None, None
     if not any((flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)):
         folder = _folder(overrides, flags.multirun)
         rewritten += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
         if flags.multirun:
+            _check_search(sweeper, overrides)
+            params = [f"{key}={values}" for key, values in (sweeper.params or {}).items()]
             runs.begin_sweep(folder, params + [str(o.input_line) for o in overrides if _numbers_runs(o)])
             sweep = runs.Sweep(folder)
     failed: list[str] = []
@@ -251,13 +254,12 @@ def _values(override: Override) -> list[Any]:
             return list(override.sweep_iterator())
         except HydraException as error:
             raise UserError(f"{override.input_line}: list the choices instead, separated by commas.") from error
-    return [override.value()]
+    value = override.value()
+    return [value.start, value.end] if isinstance(value, IntervalSweep) else [value]
 
 
-def _check(overrides: list[Override]) -> tuple[list[str], list[str]]:
-    """The overrides as Hydra shall see them, and the settings that a file of conf/ sweeps, as NAME=values.
-
-    Hydra shall see Trainer's arguments without the need of a plus sign.
+def _check(overrides: list[Override]) -> tuple[list[str], DictConfig]:
+    """The overrides as Hydra shall see them, Trainer's arguments without the need of a plus sign; hydra.sweeper.
 
     Raises:
         UserError: a name or value that does not exist, with the nearest one that does.
@@ -271,7 +273,7 @@ def _check(overrides: list[Override]) -> tuple[list[str], list[str]]:
                     known = ", ".join(sorted(options - {"null", "None"}))
                     near = did_you_mean(str(option), options)
                     raise UserError(f"{o.key_or_group}={option} does not exist.{near} There are: {known}.")
-    cfg = _compose([_first(o) for o in groups])
+    cfg = _compose([_first(o) for o in overrides if o in groups or o.key_or_group.startswith("hydra/")])
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
     _check_keys(cfg, _compose([f"{group}={choices[group]}" for group in choices if group not in _GLOBAL_GROUPS]))
     rewritten = []
@@ -283,7 +285,19 @@ def _check(overrides: list[Override]) -> tuple[list[str], list[str]]:
                 text = "++" + text.lstrip("+")
             _check_value(o, cfg)
         rewritten.append(text)
-    return rewritten, [f"{key}={values}" for key, values in (cfg.hydra.sweeper.get("params") or {}).items()]
+    return rewritten, cfg.hydra.sweeper
+
+
+def _check_search(sweeper: DictConfig, overrides: list[Override]) -> None:
+    """Finds what a sweep's values and its sweeper cannot do together."""
+    if sweeper._target_ != "hydra_plugins.optuna_sweeper.OptunaSweeper":
+        for o in overrides:
+            if o.is_interval_sweep():
+                raise UserError(f"{o.input_line}: a sweep needs its values listed; or search, by sweep=optuna.")
+    elif not importlib.util.find_spec("optuna"):
+        raise UserError('sweep=optuna needs Optuna: pip install -e ".[sweep]".')
+    elif not sweeper.params and not any(o.is_sweep_override() for o in overrides):
+        raise UserError("sweep=optuna has nothing to search: give it e.g. 'optim.lr=tag(log,interval(1e-4,1e-2))'.")
 
 
 # Packages of these groups reach into the whole configuration, so what they may set is what the others define.

@@ -10,10 +10,11 @@ import shlex
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fer_lightning.errors import UserError
@@ -94,7 +95,7 @@ def begin_sweep(folder: Path, settings: Sequence[str]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _SWEEP
-    with lock(folder / _SWEEP_LOCK):
+    with lock_sweep(folder):
         if not path.exists():
             write_json(path, {"settings": list(settings)})
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]
@@ -106,6 +107,11 @@ def begin_sweep(folder: Path, settings: Sequence[str]) -> None:
             f"{folder} holds another sweep: this one is {' and '.join(differences) or 'in another order'}. "
             "Give the same command to go on with it, or choose another name."
         )
+
+
+def lock_sweep(folder: Path) -> AbstractContextManager[bool]:
+    """For the moments in which one process at a time decides something about a sweep."""
+    return lock(folder / _SWEEP_LOCK)
 
 
 class Sweep:
@@ -120,7 +126,7 @@ class Sweep:
         self._passed_over: list[Path] = []
         # A failed run is tried again by the next command, not by each of several that run at once.
         self._records = {run_dir: _stamp(run_dir) for run_dir in run_folders(folder)}
-        self._again: frozenset[Path] = frozenset()
+        self._told: set[Path] = set()
 
     def is_open(self, run_dir: Path) -> bool:
         """Whether there is something left to do that no process is doing."""
@@ -142,8 +148,6 @@ class Sweep:
             command: what results.json shall name if the run fails before it writes one.
             job: does the run.
         """
-        if self._again and run_dir not in self._again:
-            return
         with claim(run_dir) as ours:
             if not ours:
                 print(f"job {run_dir.name}: another process does it, passed over")
@@ -151,8 +155,11 @@ class Sweep:
             elif self._is_settled(run_dir):
                 results = read_results(run_dir)
                 assert results is not None
-                print(f"job {run_dir.name}: {results['status']} before, skipped")
+                if run_dir not in self._told:
+                    print(f"job {run_dir.name}: {results['status']} before, skipped")
+                self._told.add(run_dir)
             else:
+                self._told.add(run_dir)
                 try:
                     job()
                 except Exception as error:  # noqa: BLE001
@@ -165,16 +172,18 @@ class Sweep:
                     write_json(run_dir / "results.json", results | {"status": "failed", "error": error_line(error)})
 
     def look_again(self) -> bool:
-        """Whether another process left a run undone that was passed over; only such runs are attempted then."""
-        self._again = frozenset(filter(self.is_open, self._passed_over))
+        """Whether another process left a run undone that this one had passed over."""
+        left = any(map(self.is_open, self._passed_over))
         self._passed_over.clear()
-        return bool(self._again)
+        return left
 
     def report(self) -> int:
         """Ranks the runs, says what is left and what failed, and returns the exit code: 1 if a run failed."""
         runs = rank_runs(self.folder)
         if runs:
             print(f"\n{format_runs(self.folder, runs)}")
+            if paths := draw_runs(self.folder, runs):
+                print(f"\nfigures: {paths[0].parent}")
         states = [run.status for run in runs]
         if running := states.count("running"):
             print(f"{running} of {len(states)} runs are still going on in other processes.")
@@ -231,7 +240,7 @@ def rank_runs(folder: Path) -> list[Run]:
     told = [own for own in settings if own]  # a run that was killed at its very beginning tells nothing
     keys = dict.fromkeys(key for own in told for key in own)
     differ = [key for key in keys if len({own.get(key) for own in told}) > 1]
-    by_loss = all(results.get("monitor") == "loss/val" for _, results in found if results.get("history"))
+    by_loss = {results.get("monitor") for _, results in found if results.get("history")} == {"loss/val"}
     metric, sign = ("val_loss", -1) if by_loss else ("val_accuracy", 1)
     ranked = []
     for (run_dir, results), own in zip(found, settings, strict=True):
@@ -267,6 +276,82 @@ def _settings(run_dir: Path, results: Json) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def importance(runs: Sequence[Run]) -> dict[str, float]:
+    """Which share of the differences between runs each setting explains alone, 0 to 1.
+
+    That is Kelley's epsilon squared ("An unbiased correlation ratio measure", 1935) of the runs' best values in
+    groups with the same setting: the share of the variance between the groups, less what chance would give so many
+    groups; 0 where that is less than nothing. Numbers with more than four values make four groups of equal size.
+    """
+    scored = [(run.settings, run.best) for run in runs if run.best is not None]
+    values = [best for _, best in scored]
+    total = sum((value - fmean(values)) ** 2 for value in values)
+    shares = {}
+    for key in dict.fromkeys(key for settings, _ in scored for key in settings):
+        of_group: dict[object, list[float]] = {}
+        for group, value in zip(_groups([settings.get(key, "") for settings, _ in scored]), values, strict=True):
+            of_group.setdefault(group, []).append(value)
+        within = sum((value - fmean(group)) ** 2 for group in of_group.values() for value in group)
+        free = len(values) - len(of_group)
+        shares[key] = max(0.0, 1 - within / free * (len(values) - 1) / total) if free and total else 0.0
+    return shares
+
+
+def _groups(values: Sequence[str]) -> Sequence[object]:
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        return values
+    distinct = sorted(set(numbers))
+    if len(distinct) <= 4:
+        return numbers
+    return [4 * distinct.index(number) // len(distinct) for number in numbers]
+
+
+def draw_runs(folder: Path, runs: Sequence[Run]) -> list[Path]:
+    """Draws the runs' histories, their settings as parallel coordinates, and what each setting is worth.
+
+    Returns:
+        The pictures, in `folder`/figures; none where there are not two runs to compare.
+    """
+    from fer_lightning import plots
+
+    scored = [run for run in runs if run.best is not None]
+    if len(scored) < 2:
+        return []
+    names = [" ".join([run.name, *_told(run.settings)]) for run in scored]
+    metric = scored[0].metric
+    val_split = " and ".join(sorted({str(run.val_split) for run in scored}))
+    title = f"{len(scored)} runs, {metric.removeprefix('val_')} on {val_split}"
+    histories = {name: run.history for name, run in zip(names, scored, strict=True)}
+    figures = {"history": plots.run_histories(histories, metric, title)}
+    keys = dict.fromkeys(key for run in scored for key in run.settings)
+    if keys:
+        columns = {key: [run.settings.get(key, "") for run in scored] for key in keys}
+        scores = [run.best for run in scored if run.best is not None]
+        figures["parallel"] = plots.parallel_coordinates(
+            columns, scores, metric.removeprefix("val_"), title, metric == "val_accuracy"
+        )
+        figures["importance"] = plots.importances(importance(scored), title)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / "figures" / f"{name}.png")
+        plots.write_png(plots.pixels(figure), paths[-1])
+    return paths
+
+
+def _told(settings: Mapping[str, str]) -> list[str]:
+    """Settings as NAME=value, numbers with four digits: a search gives them with seventeen."""
+    told = []
+    for key, value in settings.items():
+        try:
+            short = f"{float(value):.4g}" if len(value) > 8 else value
+        except ValueError:
+            short = value
+        told.append(f"{key}={short}")
+    return told
+
+
 def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     """The ranking as a table of at most 80 columns, with the failed runs' errors below."""
     numbers = [
@@ -284,7 +369,7 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     width = 80 - sum(2 + max(map(len, column)) for column in zip(header, *numbers, strict=True))
     rows = []
     for run, own in zip(runs, numbers, strict=True):
-        told = " ".join([run.name, *(f"{key}={value}" for key, value in run.settings.items())])
+        told = " ".join([run.name, *_told(run.settings)])
         first, *more = textwrap.wrap(told, width, subsequent_indent="  ", break_on_hyphens=False)
         rows += [[first, *own], *([line, "", "", "", "", ""] for line in more)]
     val_splits = ", ".join(sorted({run.val_split for run in runs if run.val_split and run.best is not None}))
@@ -298,7 +383,9 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     failed = [run for run in runs if run.status == "failed"]
     if failed:
         lines.append("")
-        lines += [textwrap.shorten(f"{run.name} failed: {run.error or 'not recorded'}", 80) for run in failed]
+        for run in failed:
+            told = f"{run.name} failed: {run.error or 'not recorded'}"
+            lines += textwrap.wrap(told, 80, subsequent_indent="  ", max_lines=3)
     return "\n".join(lines)
 
 

@@ -336,7 +336,8 @@ def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):
     assert "Traceback" not in err
     assert err.endswith("error: 2 of 4 runs failed; the same command tries them again.\n")
     assert "4 runs in runs/default/s, ranked by accuracy on validation" in out
-    assert out.count(" failed: UserError: The network fer_model0 cannot be built with channels=[4, 0]") == 2
+    for n in (2, 3):
+        assert f"{n} failed: UserError: The network fer_model0 cannot be built with channels=[4,\n" in out
     runs = [results_of(f"runs/default/s/{n}") for n in range(4)]
     assert [run["status"] for run in runs] == ["finished", "finished", "failed", "failed"]
     assert runs[2]["error"].startswith("UserError: The network fer_model0 cannot be built with channels=[4, 0]")
@@ -358,14 +359,13 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(capsys):
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "1/results.json").exists()
-    done = (folder / "0/results.json").read_bytes()
+    done, events = (folder / "0/results.json").read_bytes(), set(folder.glob("0/events.*"))
 
     assert main(job, arguments) == 0
     assert "job 0: finished before, skipped" in capsys.readouterr().out
     assert (folder / "0/results.json").read_bytes() == done
     assert [len(results_of(folder / str(n))["history"]) for n in range(3)] == [3, 3, 3]
-    # The killed run has two files of events, the others, which were done once, one.
-    assert [len(list(folder.glob(f"{n}/events.*"))) for n in range(3)] == [1, 2, 1]
+    assert set(folder.glob("0/events.*")) == events
     assert [event.step for event in EventAccumulator(str(folder / "1")).Reload().Scalars("loss/train")] == [0, 1, 2]
 
 
@@ -377,7 +377,6 @@ def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_go_on(monkeypatc
             raise RuntimeError("out of luck\nand of memory")
         return whole(self)
 
-    monkeypatch.setattr(FaceDataModule, "train_dataloader", broken)
     arguments = (
         "-m",
         "name=s",
@@ -387,14 +386,14 @@ def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_go_on(monkeypatc
         "logger=none",
         "stages=[fit]",
     )
-    run(*arguments, code=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(FaceDataModule, "train_dataloader", broken)
+        run(*arguments, code=1)
     failed, finished = (results_of(f"runs/default/s/{n}") for n in (0, 1))
     assert (failed["status"], failed["error"]) == ("failed", "RuntimeError: out of luck")
     assert (finished["status"], finished["error"]) == ("finished", None)
     assert "RuntimeError: out of luck" in capsys.readouterr().err
 
-    monkeypatch.undo()
-    monkeypatch.chdir(Path("runs").resolve().parent)
     run(*arguments)
     assert results_of("runs/default/s/0")["status"] == "finished"
     assert "job 1: finished before, skipped" in capsys.readouterr().out
@@ -504,7 +503,11 @@ def test_every_experiment_runs_on_files_in_the_real_format(experiment, tmp_path)
         assert np.isfinite(results["loss"])
 
 
-@pytest.mark.parametrize("sweep", [path.stem for path in sorted(CONF_DIR.glob("sweep/*.yaml"))])
+# But optuna.yaml, which has its own tests in test_search.py.
+SWEEPS = [path.stem for path in sorted(CONF_DIR.glob("sweep/*.yaml")) if path.stem != "optuna"]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_sweep_composes(sweep):
     jobs = []
     assert main(lambda cfg, run_dir: jobs.append(cfg["overrides"]), ["-m", f"sweep={sweep}"]) == 0
