@@ -11,7 +11,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -43,14 +43,14 @@ def claim(run_dir: Path) -> Iterator[bool]:
 
 def remove_unbegun(folder: Path) -> None:
     """Removes the folder of a run or sweep that never began, and those above it that are empty then."""
-    begun = {path.name for path in folder.iterdir()} - {_LOCK, _SWEEP_LOCK, _SWEEP, "multirun.yaml"}
-    if begun:
+    if {path.name for path in folder.iterdir()} - {_LOCK, _SWEEP_LOCK, _SWEEP, "multirun.yaml"}:
         return
     for path in folder.iterdir():
         path.unlink()
-    while folder.name and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
+    with suppress(OSError):  # "not empty" ends it
+        while folder.name:
+            folder.rmdir()
+            folder = folder.parent
 
 
 def read_results(run_dir: Path) -> Json | None:
@@ -119,14 +119,21 @@ class Sweep:
 
     Args:
         folder: of the sweep.
+
+    Raises:
+        UserError: a run's results.json is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._told: set[Path] = set()
         self._passed_over: list[Path] = []
         # A failed run is tried again by the next command, not by each of several that run at once.
-        self._records = {run_dir: _stamp(run_dir) for run_dir in run_folders(folder)}
-        self._told: set[Path] = set()
+        self._failed_before = {
+            run_dir: _stamp(run_dir)
+            for run_dir in run_folders(folder)
+            if (read_results(run_dir) or {}).get("status") == "failed"
+        }
 
     def is_open(self, run_dir: Path) -> bool:
         """Whether there is something left to do that no process is doing."""
@@ -137,7 +144,7 @@ class Sweep:
         if results is None:
             return False
         if results["status"] == "failed":
-            return _stamp(run_dir) != self._records.get(run_dir)
+            return _stamp(run_dir) != self._failed_before.get(run_dir)
         return results["status"] in _DONE
 
     def attempt(self, run_dir: Path, command: str, job: Callable[[], None]) -> None:
@@ -194,9 +201,8 @@ class Sweep:
         return 1 if failed else 0
 
 
-def _stamp(run_dir: Path) -> int | None:
-    path = run_dir / "results.json"
-    return path.stat().st_mtime_ns if path.exists() else None
+def _stamp(run_dir: Path) -> int:
+    return (run_dir / "results.json").stat().st_mtime_ns
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Sweeps that are killed, shared and repeated, with a run that takes no time; and the ranking of runs."""
 
+import csv
 import json
 import os
 import signal
@@ -9,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fer_lightning import runs
+from fer_lightning.__main__ import main as command
 from fer_lightning.config import main
 from fer_lightning.errors import Stopped, UserError
 from fer_lightning.lock import is_locked, lock
@@ -65,7 +68,7 @@ def begun():
 
 
 def wait_for(what):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -94,7 +97,7 @@ def test_a_sweep_killed_at_any_moment_goes_on(moment):
 
     Path("go").touch()
     with start() as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "job 0: finished before, skipped\n" in output
     resumed = "runs/default/s/1" if moment == "before results.json" else None
@@ -111,7 +114,7 @@ def test_processes_share_a_sweep_and_take_up_what_a_killed_one_left():
             first.kill()
             first.wait()
             Path("go").touch()
-            output, _ = second.communicate(timeout=60)
+            output, _ = second.communicate(timeout=120)
     assert second.returncode == 0, output
     assert "job 0: another process does it, passed over\n" in output
     assert begun() == ["0 5 None", "1 6 None", "2 7 None", "0 5 None"]
@@ -257,6 +260,49 @@ def test_the_ranking_puts_the_best_first_and_shows_what_differs(tmp_path):
     assert rows[4] == ["s/11", "b=5", "-", "-", "-", "-", "interrupted"]
     assert lines[1].startswith("s/10 failed: OutOfMemoryError: CUDA out of memory.")
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_command_prints_the_table_json_and_csv_and_draws(tmp_path, capsys):
+    some_runs(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert command(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == runs.format_runs(tmp_path, runs.rank_runs(tmp_path)) + "\n"
+    assert sorted(tmp_path.rglob("*")) == before
+    assert command(["runs", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told[0]["name"], told[0]["best"], told[0]["settings"], told[0]["epochs"]) == ("s/1", 0.6, {"b": "2"}, 2)
+    assert command(["runs", str(tmp_path), "--csv", "--plots"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["b"] for row in rows] == ["2", "3", "1", "4", "5"]
+    assert rows[3]["error"].startswith("OutOfMemoryError")
+    pictures = {path.name: Image.open(path).size for path in (tmp_path / "figures").iterdir()}
+    assert pictures.keys() == {"history.png", "parallel.png", "importance.png"}
+    assert min(min(size) for size in pictures.values()) > 200
+    assert command(["runs", str(tmp_path / "s/11/nothing")]) == 1
+    assert "there is no run below" in capsys.readouterr().err
+
+
+def test_importance_by_hand():
+    def one(best, **settings):
+        return runs.Run("", "finished", None, settings, "val_accuracy", best, 0, [], None, None, None, None)
+
+    # Means 0.2 and 0.6 about 0.4, within each a spread of 0.1: sums of squares 0.16 between, 0.04 within.
+    ranked = [one(0.1, a="x", c="1"), one(0.3, a="x", c="2"), one(0.5, a="y", c="1"), one(0.7, a="y", c="2")]
+    shares = runs.importance([*ranked, one(None, a="z", c="9")])
+    assert shares["a"] == pytest.approx(1 - (0.04 / 2) / (0.2 / 3))
+    assert shares["c"] == 0.0
+    # As many values as runs would explain everything: numbers make four groups, texts nothing.
+    eight = [one(n // 2 / 10, lr=f"{n}e-3", text=f"t{n}") for n in range(8)]
+    assert runs.importance(eight) == {"lr": 1.0, "text": 0.0}
+
+
+def test_damaged_results_are_named(capsys):
+    assert main(lambda cfg, run_dir: finish(run_dir), SWEEP) == 0
+    Path("runs/default/s/1/results.json").write_text("{")
+    capsys.readouterr()
+    assert main(lambda cfg, run_dir: pytest.fail("done"), SWEEP) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "runs/default/s/1/results.json is damaged" in line
 
 
 def test_runs_that_chose_their_epoch_by_the_loss_are_ranked_by_it(tmp_path):
