@@ -337,7 +337,7 @@ def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):
     assert err.endswith("error: 2 of 4 runs failed; the same command tries them again.\n")
     assert "4 runs in runs/default/s, ranked by accuracy on validation" in out
     for n in (2, 3):
-        assert f"{n} failed: UserError: The network fer_model0 cannot be built with channels=[4,\n" in out
+        assert f"{n} failed: UserError: The network fer_model0 cannot be built with channels=[4, 0]\n  at 48" in out
     runs = [results_of(f"runs/default/s/{n}") for n in range(4)]
     assert [run["status"] for run in runs] == ["finished", "finished", "failed", "failed"]
     assert runs[2]["error"].startswith("UserError: The network fer_model0 cannot be built with channels=[4, 0]")
@@ -366,7 +366,9 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(capsys):
     assert (folder / "0/results.json").read_bytes() == done
     assert [len(results_of(folder / str(n))["history"]) for n in range(3)] == [3, 3, 3]
     assert set(folder.glob("0/events.*")) == events
-    assert [event.step for event in EventAccumulator(str(folder / "1")).Reload().Scalars("loss/train")] == [0, 1, 2]
+    # No epoch twice. The first one's point may be lost: the kill can come between its checkpoint and the flush.
+    steps = [event.step for event in EventAccumulator(str(folder / "1")).Reload().Scalars("loss/train")]
+    assert steps in ([0, 1, 2], [1, 2])
 
 
 def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_go_on(monkeypatch, capsys):

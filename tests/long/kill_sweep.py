@@ -61,6 +61,7 @@ def main() -> int:
             found[kind] = torment(Path(folder), settings, args.kills, random.Random(args.seed))
             if kind == "grid":
                 compare(Path(folder), settings, found[kind])
+        print(kind, found[kind], file=sys.stderr, flush=True)
     columns = list(found["grid"])
     rows = [[kind, *(str(row.get(key, "-")) for key in columns)] for kind, row in found.items()]
     print(format_table(["", *columns], rows))
