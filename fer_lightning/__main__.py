@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fer_lightning.commands import audit, demo, evaluate, explain, export, predict
+from fer_lightning.commands import audit, demo, evaluate, explain, export, predict, runs
 from fer_lightning.errors import UserError, did_you_mean, exit_code
 
 COMMANDS = {
@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "audit": audit,
     "export": export,
+    "runs": runs,
 }
 
 

@@ -6,11 +6,12 @@ in about a second.
 """
 
 import argparse
+import importlib.util
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,11 +21,12 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fer_lightning import runs
 from fer_lightning.errors import UserError, did_you_mean, exit_code
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
@@ -102,14 +104,20 @@ def _run(job: Job, arguments: list[str]) -> int:
     if resume is not None:
         if flags.multirun or flags.cfg or flags.info:
             raise UserError("resume takes one run's folder and goes on with it: leave out -m, --cfg and --info.")
-        job(_resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"]), Path(resume))
+        cfg = _resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"])
+        _alone(job, cfg, Path(resume))
         return 0
 
-    rewritten = _check(overrides)
-    folder = None
+    rewritten, sweeper = _check(overrides)
+    folder, sweep = None, None
     if not any((flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)):
-        folder = _folder(overrides)
+        folder = _folder(overrides, flags.multirun)
         rewritten += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+        if flags.multirun:
+            _check_search(sweeper, overrides)
+            params = [f"{key}={values}" for key, values in (sweeper.params or {}).items()]
+            runs.begin_sweep(folder, params + [str(o.input_line) for o in overrides if _numbers_runs(o)])
+            sweep = runs.Sweep(folder)
     failed: list[str] = []
 
     def task(cfg: DictConfig) -> None:
@@ -119,26 +127,51 @@ def _run(job: Job, arguments: list[str]) -> int:
         # As the person may write them: the pluses are `_check`'s.
         plain["overrides"] = [text.removeprefix("++") for text in hydra_cfg.overrides.task]
         run_dir = Path(os.path.relpath(hydra_cfg.runtime.output_dir))
+        if sweep is not None:
+            command = shlex.join(["python", "train.py", *plain["overrides"]])
+            sweep.attempt(run_dir, command, lambda: job(_begun(run_dir) or plain, run_dir))
+            return
         try:
-            job(plain, run_dir)
+            _alone(job, plain, run_dir)
         except UserError as error:
             # Not raised further: Hydra would print a traceback for what one line says.
             print(f"error: {error}", file=sys.stderr)
             failed.append(str(error))
-            _remove_empty(run_dir)
+            runs.remove_unbegun(run_dir)
 
     # Hydra reads the process's own command line.
     sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + rewritten
     try:
-        hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(task)()
+        hydra_main = hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(task)
+        hydra_main()
+        while sweep is not None and sweep.look_again():
+            hydra_main()
     except SystemExit as left:  # how Hydra leaves after printing what went wrong
         if left.code:
             failed.append(str(left.code))
-    if flags.multirun and folder is not None:
-        from fer_lightning.results import print_ranking
-
-        print_ranking(folder)
+            if sweep is not None:
+                runs.remove_unbegun(sweep.folder)
+    if sweep is not None:
+        return 1 if sweep.report() or failed else 0
     return 1 if failed else 0
+
+
+def _alone(job: Job, cfg: Config, run_dir: Path) -> None:
+    with runs.claim(run_dir) as ours:
+        if not ours:
+            raise UserError(f"{run_dir}: another process works on this run. Wait for it, or stop it first.")
+        job(cfg, run_dir)
+
+
+def _begun(run_dir: Path) -> Config | None:
+    """The configuration to go on with, where a run of a sweep has a checkpoint: the one that it began with."""
+    return _resumed(run_dir, []) if (run_dir / "checkpoints" / "last.ckpt").exists() else None
+
+
+def _numbers_runs(override: Override) -> bool:
+    """Whether an override of a sweep has a say in what its run number 3 is."""
+    key = override.key_or_group
+    return key != "name" and (not override.is_hydra_override() or key.startswith("hydra.sweeper.params"))
 
 
 def build(node: Any, **arguments: Any) -> Any:
@@ -190,7 +223,7 @@ def _parse(text: str) -> Override:
         ) from None
 
 
-def _folder(overrides: list[Override]) -> Path:
+def _folder(overrides: list[Override], multirun: bool) -> Path:
     """runs/<experiment>/<name>, where everything that this command writes will be."""
     values = {o.key_or_group: "+".join(str(value) for value in _values(o)) for o in overrides}
     name = values.get("name", "null")
@@ -200,7 +233,9 @@ def _folder(overrides: list[Override]) -> Path:
         raise UserError(f"name={name} becomes a folder: use letters, digits, '_', '-', '+' and '.' only.")
     experiment = values.get("experiment", "default")
     folder = Path("runs") / ("default" if experiment in ("null", "None") else experiment) / name
-    if next(folder.glob("**/config.yaml"), None):
+    if multirun and (folder / "sweep.json").exists():
+        return folder  # whether it is the same sweep is runs.begin_sweep's to say
+    if any(next(folder.glob(f"**/{name}"), None) for name in ("config.yaml", "results.json", "sweep.json")):
         raise UserError(
             f"{folder} already holds a run, which would be overwritten: choose another name, or go on with a run "
             f"by resume=RUN_FOLDER."
@@ -208,26 +243,23 @@ def _folder(overrides: list[Override]) -> Path:
     return folder
 
 
-def _remove_empty(folder: Path) -> None:
-    """Hydra makes the run's folder before the run begins; one that never began should leave nothing behind."""
-    with suppress(OSError):  # "not empty" ends it
-        while folder.name:
-            folder.rmdir()
-            folder = folder.parent
-
-
 def _values(override: Override) -> list[Any]:
     """Every value that an override stands for: several for a sweep."""
     if override.is_sweep_override() and override.is_discrete_sweep():
+        if getattr(override.value(), "shuffle", False):
+            raise UserError(
+                f"{override.input_line}: a sweep has an order, by which it is continued: leave out shuffle."
+            )
         try:
             return list(override.sweep_iterator())
         except HydraException as error:
             raise UserError(f"{override.input_line}: list the choices instead, separated by commas.") from error
-    return [override.value()]
+    value = override.value()
+    return [value.start, value.end] if isinstance(value, IntervalSweep) else [value]
 
 
-def _check(overrides: list[Override]) -> list[str]:
-    """The overrides as Hydra shall see them: Trainer's arguments without the need of a plus sign.
+def _check(overrides: list[Override]) -> tuple[list[str], DictConfig]:
+    """The overrides as Hydra shall see them, Trainer's arguments without the need of a plus sign; hydra.sweeper.
 
     Raises:
         UserError: a name or value that does not exist, with the nearest one that does.
@@ -241,7 +273,7 @@ def _check(overrides: list[Override]) -> list[str]:
                     known = ", ".join(sorted(options - {"null", "None"}))
                     near = did_you_mean(str(option), options)
                     raise UserError(f"{o.key_or_group}={option} does not exist.{near} There are: {known}.")
-    cfg = _compose([_first(o) for o in groups])
+    cfg = _compose([_first(o) for o in overrides if o in groups or o.key_or_group.startswith("hydra/")])
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
     _check_keys(cfg, _compose([f"{group}={choices[group]}" for group in choices if group not in _GLOBAL_GROUPS]))
     rewritten = []
@@ -253,7 +285,19 @@ def _check(overrides: list[Override]) -> list[str]:
                 text = "++" + text.lstrip("+")
             _check_value(o, cfg)
         rewritten.append(text)
-    return rewritten
+    return rewritten, cfg.hydra.sweeper
+
+
+def _check_search(sweeper: DictConfig, overrides: list[Override]) -> None:
+    """Finds what a sweep's values and its sweeper cannot do together."""
+    if sweeper._target_ != "hydra_plugins.optuna_sweeper.OptunaSweeper":
+        for o in overrides:
+            if o.is_interval_sweep():
+                raise UserError(f"{o.input_line}: a sweep needs its values listed; or search, by sweep=optuna.")
+    elif not importlib.util.find_spec("optuna"):
+        raise UserError('sweep=optuna needs Optuna: pip install -e ".[sweep]".')
+    elif not sweeper.params and not any(o.is_sweep_override() for o in overrides):
+        raise UserError("sweep=optuna has nothing to search: give it e.g. 'optim.lr=tag(log,interval(1e-4,1e-2))'.")
 
 
 # Packages of these groups reach into the whole configuration, so what they may set is what the others define.

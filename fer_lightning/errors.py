@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class Pruned(Exception):
+    """A search gave this run up as hopeless: an end as good as any other."""
+
+
 class Stopped(BaseException):
     """SIGINT or SIGTERM arrived. Not an Exception, so that nothing swallows it on the way out."""
 

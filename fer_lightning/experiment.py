@@ -25,10 +25,11 @@ from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from, read_check
 from fer_lightning.classifier import checkpoint_path
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.distillation import Teacher
-from fer_lightning.errors import Stopped, UserError, did_you_mean
+from fer_lightning.errors import Pruned, Stopped, UserError, did_you_mean
 from fer_lightning.module import LOGGED, EmotionClassifier, Predictions, ensemble, gather
 from fer_lightning.output import write_atomically, write_json
 from fer_lightning.results import Json, score_classes, score_splits, select
+from fer_lightning.runs import error_line
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -227,6 +228,7 @@ def new_results(
     layout = "channels_last" if cfg["channels_last"] else "contiguous"
     return {
         "status": "failed",
+        "error": None,
         "stages": list(cfg["stages"]),
         "experiment": cfg["experiment"],
         "command": shlex.join(["python", "train.py", *cfg["overrides"]]),
@@ -248,6 +250,7 @@ def new_results(
         "last_epoch": None,
         "history": [],
         "best_epoch": None,
+        "best_value": None,
         "monitor": cfg["monitor"],
         "seed": cfg["seed"],
         "parameters": sum(map(_n_parameters, modules)),
@@ -299,7 +302,7 @@ def recorded(run_dir: Path, settings: str, results: Json, started: float) -> Ite
     Args:
         run_dir: the run's folder.
         settings: the configuration as YAML.
-        results: what results.json will hold; "status" and "total_seconds" are filled in here.
+        results: what results.json will hold; "status", "error" and "total_seconds" are filled in here.
         started: ``time.perf_counter()`` at the beginning.
     """
     write_atomically(run_dir / "config.yaml", settings)
@@ -309,6 +312,11 @@ def recorded(run_dir: Path, settings: str, results: Json, started: float) -> Ite
         results["status"] = "finished"
     except Stopped:
         results["status"] = "interrupted"
+        raise
+    except Pruned:
+        results["status"] = "pruned"
+    except Exception as error:
+        results["error"] = error_line(error)
         raise
     finally:
         results["total_seconds"] = time.perf_counter() - started
@@ -367,7 +375,8 @@ def train(
         data: the faces.
         trainer: with `history` and a ModelCheckpoint among its callbacks.
         history: what the epochs' records are taken from.
-        results: gains "history", "best_epoch", "train_seconds" and "images_per_second".
+        results: gains "history", "best_epoch", "best_value" (the monitor's), "train_seconds" and
+            "images_per_second".
         resume_from: a checkpoint to go on from.
 
     Raises:
@@ -390,6 +399,7 @@ def train(
         best = best_checkpoint(trainer)
         if best is not None:
             results["best_epoch"] = read_checkpoint(best).epoch
+            results["best_value"] = best_value(trainer)
 
 
 def test(module: EmotionClassifier, data: FaceDataModule, trainer: Trainer, results: Json) -> None:
@@ -459,9 +469,21 @@ def headline(predictions: Predictions, data: FaceDataModule) -> Json:
 
 def best_checkpoint(trainer: Trainer) -> str | None:
     """The path of the best checkpoint of this fit, or None where there was none."""
+    keeper = _best_keeper(trainer)
+    return keeper.best_model_path if keeper else None
+
+
+def best_value(trainer: Trainer) -> float | None:
+    """The monitor's value at the best checkpoint, or None where there is none or it is no number."""
+    keeper = _best_keeper(trainer)
+    score = keeper.best_model_score if keeper else None
+    return score.item() if score is not None and score.isfinite() else None
+
+
+def _best_keeper(trainer: Trainer) -> ModelCheckpoint | None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
-            return callback.best_model_path
+            return callback
     return None
 
 

@@ -1,7 +1,5 @@
 """What a run comes to: scores of every split, and how results.json is told in the terminal."""
 
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,42 +157,6 @@ def _distinct(paths: Sequence[str]) -> list[str]:
     common = set.intersection(*map(set, parts))
     names = ["/".join(part for part in own if part not in common) for own in parts]
     return [f"{number} {name[-27:]}".rstrip() for number, name in enumerate(names, start=1)]
-
-
-def print_ranking(folder: Path) -> None:
-    """Ranks the runs of a sweep by their accuracy on the validation split, best first.
-
-    The test split is left out: choosing among runs by it would make it a validation split.
-
-    Args:
-        folder: holds one folder a run, each with its results.json.
-    """
-    runs = []
-    for path in sorted(folder.glob("*/results.json")):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        history = [epoch for epoch in results["history"] if "val_accuracy" in epoch]
-        best = max(history, key=lambda epoch: epoch["val_accuracy"], default=None)
-        runs.append((best["val_accuracy"] if best else -1.0, best, path.parent.name, results))
-    if not runs:
-        return
-    runs.sort(key=lambda run: -run[0])
-    # What every run has in common says nothing in a ranking.
-    settings = [shlex.split(results["command"])[2:] for *_, results in runs]
-    common = set.intersection(*map(set, settings)) if len(runs) > 1 else set()
-    rows = [
-        [
-            name,
-            _percent(best["val_accuracy"] if best else None),
-            f"{best['epoch']:.0f}" if best else "-",
-            f"{results['train_seconds']:.0f}",
-            results["status"],
-            " ".join(setting for setting in own if setting not in common) or "-",
-        ]
-        for (_, best, name, results), own in zip(runs, settings, strict=True)
-    ]
-    names = {results["val_split"] for _, best, _, results in runs if best}
-    print(f"\n{len(runs)} runs in {folder}, ranked by accuracy on {', '.join(sorted(names)) or '-'}\n")
-    print(format_table(["run", "accuracy", "epoch", "seconds", "status", "settings"], rows))
 
 
 def _percent(value: float | None) -> str:

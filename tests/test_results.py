@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fer_lightning.emotions import COLOURS, EMOTIONS, emotion_index
-from fer_lightning.output import write_json
-from fer_lightning.results import format_results, print_ranking, score, score_classes
+from fer_lightning.results import format_results, score, score_classes
 
 
 def one_hot(predicted, sure=4.0):
@@ -104,18 +103,3 @@ def test_the_final_table_has_a_row_for_each_member_of_an_ensemble():
     assert "PrivateTest (ckpts)" in text
     assert headline.endswith("74.00%, ensemble of 3")
     assert max(map(len, text.splitlines())) <= 80
-
-
-def test_the_ranking_puts_the_best_first_and_shows_what_differs(tmp_path, capsys):
-    runs = (("0", 0.4, "a=1 b=1"), ("1", 0.6, "a=1 b=2"), ("2", 0.5, "a=1 b=3"))
-    for name, accuracy, settings in runs:
-        write_json(tmp_path / name / "results.json", some_results(accuracy, command=f"python train.py {settings}"))
-    failed = some_results(history=[], val_split=None, status="failed", command="python train.py a=1 b=4")
-    write_json(tmp_path / "3" / "results.json", failed)
-    print_ranking(tmp_path)
-    out = capsys.readouterr().out
-    rows = [line.split() for line in out.splitlines()[5:]]
-    assert [row[0] for row in rows] == ["1", "2", "0", "3"]
-    assert rows[0] == ["1", "60.00%", "1", "12", "finished", "b=2"]
-    assert rows[3] == ["3", "-", "-", "12", "failed", "b=4"]
-    assert "ranked by accuracy on PublicTest" in out

@@ -66,6 +66,7 @@ def test_what_a_run_leaves(capsys):
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     events = {name for name in files if name.startswith("events.out.tfevents")}
     assert files - events - {"hparams.yaml"} == {
+        ".lock",
         "config.yaml",
         "command.txt",
         "results.json",
@@ -331,10 +332,73 @@ def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):
         code=1,
     )
     out, err = capsys.readouterr()
-    assert err.count("cannot be built with channels=[4, 0]") == 2
-    assert "2 runs in runs/default/s, ranked by accuracy on validation" in out
-    assert sorted(path.parent.name for path in Path("runs/default/s").glob("*/results.json")) == ["0", "1"]
-    assert [results_of(f"runs/default/s/{n}")["status"] for n in (0, 1)] == ["finished", "finished"]
+    assert err.count("error: The network fer_model0 cannot be built with channels=[4, 0]") == 2
+    assert "Traceback" not in err
+    assert err.endswith("error: 2 of 4 runs failed; the same command tries them again.\n")
+    assert "4 runs in runs/default/s, ranked by accuracy on validation" in out
+    for n in (2, 3):
+        assert f"{n} failed: UserError: The network fer_model0 cannot be built with channels=[4, 0]\n  at 48" in out
+    runs = [results_of(f"runs/default/s/{n}") for n in range(4)]
+    assert [run["status"] for run in runs] == ["finished", "finished", "failed", "failed"]
+    assert runs[2]["error"].startswith("UserError: The network fer_model0 cannot be built with channels=[4, 0]")
+
+
+def test_a_sweep_that_was_killed_goes_on_where_it_was(capsys):
+    """kill -9 in the middle of the second of three runs; the same command ends as if it had never happened."""
+    arguments = [*SMALL, "data.n_train=700", "trainer.max_epochs=3", "callbacks=none", "stages=[fit]"]
+    arguments += ["-m", "name=s", "seed=0,1,2"]
+    folder = Path("runs/default/s")
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        while not (folder / "1/checkpoints/last.ckpt").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "1/results.json").exists()
+    done, events = (folder / "0/results.json").read_bytes(), set(folder.glob("0/events.*"))
+
+    assert main(job, arguments) == 0
+    assert "job 0: finished before, skipped" in capsys.readouterr().out
+    assert (folder / "0/results.json").read_bytes() == done
+    assert [len(results_of(folder / str(n))["history"]) for n in range(3)] == [3, 3, 3]
+    assert set(folder.glob("0/events.*")) == events
+    # No epoch twice. The first one's point may be lost: the kill can come between its checkpoint and the flush.
+    steps = [event.step for event in EventAccumulator(str(folder / "1")).Reload().Scalars("loss/train")]
+    assert steps in ([0, 1, 2], [1, 2])
+
+
+def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_go_on(monkeypatch, capsys):
+    whole = FaceDataModule.train_dataloader
+
+    def broken(self):
+        if self.seed == 0:
+            raise RuntimeError("out of luck\nand of memory")
+        return whole(self)
+
+    arguments = (
+        "-m",
+        "name=s",
+        "seed=0,1",
+        "trainer.max_epochs=1",
+        "callbacks=none",
+        "logger=none",
+        "stages=[fit]",
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(FaceDataModule, "train_dataloader", broken)
+        run(*arguments, code=1)
+    failed, finished = (results_of(f"runs/default/s/{n}") for n in (0, 1))
+    assert (failed["status"], failed["error"]) == ("failed", "RuntimeError: out of luck")
+    assert (finished["status"], finished["error"]) == ("finished", None)
+    assert "RuntimeError: out of luck" in capsys.readouterr().err
+
+    run(*arguments)
+    assert results_of("runs/default/s/0")["status"] == "finished"
+    assert "job 1: finished before, skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -450,7 +514,11 @@ def test_every_experiment_runs_on_files_in_the_real_format(experiment, tmp_path)
         assert np.isfinite(results["loss"])
 
 
-@pytest.mark.parametrize("sweep", [path.stem for path in sorted(CONF_DIR.glob("sweep/*.yaml"))])
+# But optuna.yaml, which has its own tests in test_search.py.
+SWEEPS = [path.stem for path in sorted(CONF_DIR.glob("sweep/*.yaml")) if path.stem != "optuna"]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_sweep_composes(sweep):
     jobs = []
     assert main(lambda cfg, run_dir: jobs.append(cfg["overrides"]), ["-m", f"sweep={sweep}"]) == 0

@@ -52,6 +52,11 @@ class Dashboard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._announce(trainer)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The writer keeps two minutes in memory, which a killed process would lose, and its resumed run too.
+        if (logger := tensorboard(trainer)) is not None:
+            logger.experiment.flush()
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._announce(trainer)  # for a run that only tests
 

@@ -1,0 +1,162 @@
+"""Kills the processes of a sweep at random moments, over and over, and looks for anything lost or done twice.
+
+Two processes at a time work on a grid of seeds, then on a search with Optuna; one after the other is killed with
+kill -9 at a random moment, from its start-up to the end of a run, and started again by the same command. When the
+kills are over and all is done, every run must have finished with every epoch once, no results.json may have changed
+after it had said "finished", and every epoch of the grid must have the numbers of a sweep that nobody disturbed.
+The runs are of seconds on drawn faces, on the CPU.
+
+    python tests/long/kill_sweep.py --kills 20 --out results/reliability/kill_sweep.json
+
+About ten seconds a kill on two idle cores.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fer_lightning.output import format_table, write_json
+from fer_lightning.runs import read_results, run_folders, status
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCHS = 4
+SMALL = [
+    "data=synthetic",
+    "data.n_train=280",
+    "data.n_val=70",
+    "data.n_test=14",
+    "data.batch_size=16",
+    "model.channels=[4,8]",
+    "trainer.accelerator=cpu",
+    "trainer.enable_model_summary=false",
+    f"trainer.max_epochs={EPOCHS}",
+    "callbacks=none",
+]
+KEPT = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images")  # without the clock's
+
+
+def main() -> int:
+    """Runs both experiments, prints a table and writes the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10, help="of each kind of sweep; default %(default)s")
+    parser.add_argument("--runs", type=int, default=8, help="of each sweep; default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments; default %(default)s")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    args = parser.parse_args()
+    seeds = ",".join(map(str, range(args.runs)))
+    kinds = {
+        "grid": [f"seed={seeds}"],
+        "search": ["sweep=optuna", "optim.lr=tag(log,interval(1e-5,1e-1))", f"hydra.sweeper.n_trials={args.runs}"],
+    }
+    found = {}
+    for kind, settings in kinds.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[kind] = torment(Path(folder), settings, args.kills, random.Random(args.seed))
+            if kind == "grid":
+                compare(Path(folder), settings, found[kind])
+        print(kind, found[kind], file=sys.stderr, flush=True)
+    columns = list(found["grid"])
+    rows = [[kind, *(str(row.get(key, "-")) for key in columns)] for kind, row in found.items()]
+    print(format_table(["", *columns], rows))
+    if args.out:
+        write_json(args.out, {"kills_each": args.kills, "seed": args.seed, **found})
+    return (
+        1 if any(row[key] for row in found.values() for key in ("lost", "twice", "different") if key in row) else 0
+    )
+
+
+def start(folder: Path, settings: list[str], name: str = "s") -> subprocess.Popen[bytes]:
+    """The sweep's command, its output added to a file."""
+    command = [sys.executable, str(ROOT / "train.py"), "-m", f"name={name}", *SMALL, *settings]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (folder / "output").open("ab") as output:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def torment(folder: Path, settings: list[str], kills: int, moments: random.Random) -> dict[str, Any]:
+    """Has two processes work on a sweep, kills and starts them again, then lets the sweep end.
+
+    Returns:
+        How many runs there are, how many kills met a process in a run, and what was "lost" or done "twice".
+    """
+    sweep = folder / "runs/default/s"
+    began = time.monotonic()
+    finished: dict[str, bytes] = {}
+    twice = in_a_run = done = 0
+
+    def look() -> None:
+        nonlocal twice
+        for run_dir in run_folders(sweep):
+            if (read_results(run_dir) or {}).get("status") in ("finished", "pruned"):
+                content = (run_dir / "results.json").read_bytes()
+                twice += finished.setdefault(run_dir.name, content) != content
+
+    processes: list[subprocess.Popen[bytes]] = []
+    while done < kills:
+        processes = [process for process in processes if process.poll() is None]
+        while len(processes) < 2:
+            processes.append(start(folder, settings))
+        if moments.random() < 0.8:  # the rest is killed in its start-up
+            while not any(status(run_dir) == "running" for run_dir in run_folders(sweep)):
+                if all(process.poll() is not None for process in processes):
+                    break
+                time.sleep(0.01)
+        time.sleep(moments.uniform(0, 2.5))
+        before = sum(status(run_dir) == "running" for run_dir in run_folders(sweep))
+        victim = processes.pop(moments.randrange(2))
+        alive = victim.poll() is None
+        victim.kill()
+        victim.wait()
+        look()
+        in_a_run += before > sum(status(run_dir) == "running" for run_dir in run_folders(sweep))
+        done += 1
+        if not alive and all(process.poll() is not None for process in processes):
+            break  # all was done before all kills were
+    for process in processes:
+        process.wait()
+    code = start(folder, settings).wait()
+    look()
+    results = [read_results(run_dir) or {} for run_dir in run_folders(sweep)]
+    whole = sum(
+        run.get("status") in ("finished", "pruned")
+        and [epoch["epoch"] for epoch in run["history"]] == list(range(len(run["history"])))
+        and (run["status"] == "pruned" or len(run["history"]) == EPOCHS)
+        for run in results
+    )
+    asked = len(settings[0].split(",")) if settings[0].startswith("seed") else int(settings[-1].partition("=")[2])
+    return {
+        "runs": len(results),
+        "kills": done,
+        "in a run": in_a_run,
+        "exit code": code,
+        "lost": abs(asked - whole),
+        "twice": twice,
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def compare(folder: Path, settings: list[str], found: dict[str, Any]) -> None:
+    """Adds how many runs are "different" from those of a sweep that nobody disturbed."""
+    start(folder, settings, name="undisturbed").wait()
+
+    def numbers(name: str) -> dict[str, Any]:
+        folders = run_folders(folder / "runs/default" / name)
+        results = {run_dir.name: json.loads((run_dir / "results.json").read_text()) for run_dir in folders}
+        return {
+            number: ([[epoch[key] for key in KEPT] for epoch in run["history"]], run["splits"], run["best_epoch"])
+            for number, run in results.items()
+        }
+
+    disturbed, undisturbed = numbers("s"), numbers("undisturbed")
+    found["different"] = sum(disturbed.get(number) != told for number, told in undisturbed.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""Sweeps that are killed, shared and repeated, with a run that takes no time; and the ranking of runs."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fer_lightning import runs
+from fer_lightning.__main__ import main as command
+from fer_lightning.config import main
+from fer_lightning.errors import Stopped, UserError
+from fer_lightning.lock import is_locked, lock
+from fer_lightning.output import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A run of three steps, each of which waits until a file of its name is there, unless there is one named "go".
+# Every run that begins adds a line to the file "begun".
+SLOW_SWEEP = """
+import sys, time
+from pathlib import Path
+from fer_lightning.config import main, to_yaml
+from fer_lightning.output import write_atomically, write_json
+
+def job(cfg, run_dir):
+    with open("begun", "a") as file:
+        print(run_dir.name, cfg["seed"], cfg["resume"], file=file)
+    for step in ("config", "checkpoint", "results"):
+        while not (Path(f"{step}{run_dir.name}").exists() or Path("go").exists()):
+            time.sleep(0.005)
+        if step == "config":
+            write_atomically(run_dir / "config.yaml", to_yaml(cfg))
+        elif step == "checkpoint":
+            write_atomically(run_dir / "checkpoints" / "last.ckpt", "")
+        else:
+            write_json(run_dir / "results.json", {"status": "finished", "command": "python train.py"})
+
+sys.exit(main(job))
+"""
+SWEEP = ("-m", "name=s", "seed=5,6,7")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def start():
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW_SWEEP, *SWEEP],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def begun():
+    return Path("begun").read_text().splitlines() if Path("begun").exists() else []
+
+
+def wait_for(what):
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def finish(run_dir):
+    write_json(run_dir / "results.json", {"status": "finished", "command": "python train.py"})
+
+
+@pytest.mark.parametrize("moment", ["before config.yaml", "before a checkpoint", "before results.json"])
+def test_a_sweep_killed_at_any_moment_goes_on(moment):
+    Path("config0").touch()
+    Path("checkpoint0").touch()
+    Path("results0").touch()
+    if moment != "before config.yaml":
+        Path("config1").touch()
+    if moment == "before results.json":
+        Path("checkpoint1").touch()
+    step = {"before a checkpoint": "config.yaml", "before results.json": "checkpoints/last.ckpt"}.get(
+        moment, ".lock"
+    )
+    with start() as process:
+        wait_for(lambda: len(begun()) == 2 and Path("runs/default/s/1", step).exists())
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+    Path("go").touch()
+    with start() as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "job 0: finished before, skipped\n" in output
+    resumed = "runs/default/s/1" if moment == "before results.json" else None
+    assert begun() == ["0 5 None", "1 6 None", f"1 6 {resumed}", "2 7 None"]
+    assert [runs.status(folder) for folder in runs.run_folders(Path("runs"))] == ["finished"] * 3
+
+
+def test_processes_share_a_sweep_and_take_up_what_a_killed_one_left():
+    with start() as first:
+        wait_for(lambda: len(begun()) == 1)
+        with start() as second:
+            wait_for(lambda: len(begun()) == 2)
+            assert [runs.status(Path("runs/default/s", str(n))) for n in (0, 1)] == ["running", "running"]
+            first.kill()
+            first.wait()
+            Path("go").touch()
+            output, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, output
+    assert "job 0: another process does it, passed over\n" in output
+    assert begun() == ["0 5 None", "1 6 None", "2 7 None", "0 5 None"]
+    assert "3 runs in runs/default/s" in output
+
+
+def test_runs_that_others_still_do_are_left_to_them(capsys):
+    run_dir = Path("runs/default/s/1")
+    run_dir.mkdir(parents=True)
+    runs.begin_sweep(run_dir.parent, ["seed=5,6,7"])
+    done = []
+    with runs.claim(run_dir) as ours:
+        assert ours
+        assert main(lambda cfg, folder: (done.append(cfg["seed"]), finish(folder)), SWEEP) == 0
+    assert done == [5, 7]
+    assert "1 of 3 runs are still going on in other processes." in capsys.readouterr().out
+
+
+def test_a_failed_run_is_tried_by_the_next_command_and_not_by_a_neighbour(capsys):
+    tried = []
+
+    def job(cfg, run_dir):
+        tried.append(cfg["seed"])
+        if cfg["seed"] == 5:
+            # A neighbour fails at the next run meanwhile.
+            write_json(run_dir.with_name("1") / "results.json", {"status": "failed", "command": "python train.py"})
+            raise UserError("no luck")
+        finish(run_dir)
+
+    assert main(job, SWEEP) == 1
+    assert tried == [5, 7]
+    assert "2 of 3 runs failed" in capsys.readouterr().err
+    assert json.loads(Path("runs/default/s/0/results.json").read_text())["error"] == "UserError: no luck"
+    tried.clear()
+    assert main(lambda cfg, run_dir: (tried.append(cfg["seed"]), finish(run_dir)), SWEEP) == 0
+    assert tried == [5, 6]
+
+
+def test_a_signal_stops_the_whole_sweep():
+    def job(cfg, run_dir):
+        raise Stopped(signal.SIGTERM)
+
+    assert main(job, SWEEP) == 143
+    assert [runs.status(folder) for folder in runs.run_folders(Path("runs"))] == ["interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("seed=1,2", "augment=none"), "this one is without augment=none,light and with augment=none."),
+        (("seed=1,2", "augment=none,light", "tta=mirror"), "this one is with tta=mirror."),
+        (("seed=1,2",), "this one is without augment=none,light."),
+        (("augment=none,light", "seed=1,2"), "this one is in another order."),
+        (("seed=shuffle(1,2)",), "leave out shuffle"),
+    ],
+)
+def test_another_sweep_in_the_same_folder_is_refused(arguments, said, capsys):
+    runs.begin_sweep(Path("runs/default/s"), ["seed=1,2", "augment=none,light"])
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    assert main(lambda cfg, run_dir: finish(run_dir), ("-m", "name=s", *arguments)) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("arguments", [("name=s",), ("-m", "name=one", "seed=1,2")])
+def test_one_run_does_not_enter_a_sweep_nor_a_sweep_a_run(arguments, capsys):
+    runs.begin_sweep(Path("runs/default/s"), ["seed=1,2"])
+    finish(Path("runs/default/one"))
+    assert main(lambda cfg, run_dir: finish(run_dir), arguments) == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_works_on_is_not_resumed(capsys):
+    run_dir = Path("runs/default/a")
+    with runs.claim(run_dir):
+        (run_dir / "config.yaml").write_text("overrides: []\n")
+        assert main(lambda cfg, folder: None, (f"resume={run_dir}",)) == 1
+    assert "another process works on this run" in capsys.readouterr().err
+
+
+def test_a_lock_goes_with_its_process(tmp_path):
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    code = (
+        "import sys, time; from pathlib import Path; from fer_lightning.lock import lock\n"
+        "with lock(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.readline()
+        assert is_locked(path)
+        with lock(path, wait=False) as ours:
+            assert not ours
+        process.kill()
+        process.wait()
+        assert not is_locked(path)
+        with lock(path, wait=False) as ours:
+            assert ours
+
+
+def some_run(folder, settings, accuracies, status="finished", **more):
+    results = {
+        "status": status,
+        "error": None,
+        "command": f"python train.py {settings}",
+        "monitor": "accuracy/val",
+        "val_split": "PublicTest",
+        "split": "PrivateTest",
+        "accuracy": 0.5 if status == "finished" else None,
+        "train_seconds": 12.3,
+        "history": [
+            {"epoch": epoch, "val_accuracy": accuracy, "val_loss": 2 - accuracy, "train_loss": 1.0}
+            for epoch, accuracy in enumerate(accuracies)
+        ],
+    }
+    write_json(folder / "results.json", results | more)
+
+
+def some_runs(folder):
+    some_run(folder / "s/0", "a=1 b=1", [0.1, 0.4])
+    some_run(folder / "s/1", "a=1 b=2", [0.6, 0.3])
+    some_run(folder / "s/2", "a=1 b=3 c='x y'", [0.2, 0.5], status="interrupted")
+    some_run(
+        folder / "s/10", "a=1 b=4", [], status="failed", error="OutOfMemoryError: CUDA out of memory. " + "x" * 99
+    )
+    (folder / "s/11").mkdir()
+    (folder / "s/11/command.txt").write_text("python train.py a=1 b=5\n")
+    (folder / "s/11/.lock").touch()
+
+
+def test_the_ranking_puts_the_best_first_and_shows_what_differs(tmp_path):
+    some_runs(tmp_path)
+    ranked = runs.rank_runs(tmp_path)
+    assert [run.name for run in ranked] == ["s/1", "s/2", "s/0", "s/10", "s/11"]
+    assert ranked[1].settings == {"b": "3", "c": "x y"}
+    text = runs.format_runs(tmp_path, ranked)
+    title, *lines = text.split("\n\n")
+    assert " ".join(title.split()) == f"5 runs in {tmp_path}, ranked by accuracy on PublicTest"
+    rows = [line.split() for line in lines[0].splitlines()[2:]]
+    assert rows[0] == ["s/1", "b=2", "60.00%", "50.00%", "0/2", "12", "finished"]
+    assert rows[1][-3:] == ["1/2", "12", "interrupted"]
+    assert rows[3] == ["s/10", "b=4", "-", "-", "-", "12", "failed"]
+    assert rows[4] == ["s/11", "b=5", "-", "-", "-", "-", "interrupted"]
+    assert lines[1].startswith("s/10 failed: OutOfMemoryError: CUDA out of memory.")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_command_prints_the_table_json_and_csv_and_draws(tmp_path, capsys):
+    some_runs(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert command(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == runs.format_runs(tmp_path, runs.rank_runs(tmp_path)) + "\n"
+    assert sorted(tmp_path.rglob("*")) == before
+    assert command(["runs", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told[0]["name"], told[0]["best"], told[0]["settings"], told[0]["epochs"]) == ("s/1", 0.6, {"b": "2"}, 2)
+    assert command(["runs", str(tmp_path), "--csv", "--plots"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["b"] for row in rows] == ["2", "3", "1", "4", "5"]
+    assert rows[3]["error"].startswith("OutOfMemoryError")
+    pictures = {path.name: Image.open(path).size for path in (tmp_path / "figures").iterdir()}
+    assert pictures.keys() == {"history.png", "parallel.png", "importance.png"}
+    assert min(min(size) for size in pictures.values()) > 200
+    assert command(["runs", str(tmp_path / "s/11/nothing")]) == 1
+    assert "there is no run below" in capsys.readouterr().err
+
+
+def test_importance_by_hand():
+    def one(best, **settings):
+        return runs.Run("", "finished", None, settings, "val_accuracy", best, 0, [], None, None, None, None)
+
+    # Means 0.2 and 0.6 about 0.4, within each a spread of 0.1: sums of squares 0.16 between, 0.04 within.
+    ranked = [one(0.1, a="x", c="1"), one(0.3, a="x", c="2"), one(0.5, a="y", c="1"), one(0.7, a="y", c="2")]
+    shares = runs.importance([*ranked, one(None, a="z", c="9")])
+    assert shares["a"] == pytest.approx(1 - (0.04 / 2) / (0.2 / 3))
+    assert shares["c"] == 0.0
+    # As many values as runs would explain everything: numbers make four groups, texts nothing.
+    eight = [one(n // 2 / 10, lr=f"{n}e-3", text=f"t{n}") for n in range(8)]
+    assert runs.importance(eight) == {"lr": 1.0, "text": 0.0}
+
+
+def test_damaged_results_are_named(capsys):
+    assert main(lambda cfg, run_dir: finish(run_dir), SWEEP) == 0
+    Path("runs/default/s/1/results.json").write_text("{")
+    capsys.readouterr()
+    assert main(lambda cfg, run_dir: pytest.fail("done"), SWEEP) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "runs/default/s/1/results.json is damaged" in line
+
+
+def test_runs_that_chose_their_epoch_by_the_loss_are_ranked_by_it(tmp_path):
+    some_run(tmp_path / "0", "a=1", [0.1, 0.4], monitor="loss/val")
+    some_run(tmp_path / "1", "a=2", [0.6, 0.3], monitor="loss/val")
+    first, second = runs.rank_runs(tmp_path)
+    assert (first.name, first.metric, first.best, first.best_epoch) == ("1", "val_loss", 1.4, 0)
+    assert (second.name, second.best, second.best_epoch) == ("0", 1.6, 1)
+    assert "ranked by loss on PublicTest" in " ".join(runs.format_runs(Path("x"), [first, second]).split())
+
+
+def test_long_settings_are_broken_into_lines(tmp_path):
+    for number in range(2):
+        some_run(tmp_path / str(number), " ".join(f"model.setting{k}=value{number}" for k in range(9)), [0.5])
+    text = runs.format_runs(Path("x"), runs.rank_runs(tmp_path))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("model.setting8=value1") == 1

@@ -1,0 +1,249 @@
+"""Searches with Optuna: what they choose, how they go on when killed, and when a run is given up."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fer_lightning import runs
+from fer_lightning.config import main
+from fer_lightning.errors import Stopped, UserError
+from fer_lightning.output import write_json
+
+optuna = pytest.importorskip("optuna", reason='searches need pip install -e ".[sweep]"')
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path("runs/default/s")
+SEARCH = ("-m", "sweep=optuna", "name=s", "optim.lr=tag(log,interval(1e-5,1e-1))", "augment=none,light")
+
+# A run that takes no time but waits for the file "go"; each that begins adds a line to the file "begun".
+SLOW_SEARCH = """
+import sys, time
+from pathlib import Path
+from fer_lightning.config import main, to_yaml
+from fer_lightning.output import write_atomically, write_json
+
+def job(cfg, run_dir):
+    with open("begun", "a") as file:
+        print(run_dir.name, cfg["resume"], file=file)
+    write_atomically(run_dir / "config.yaml", to_yaml(cfg))
+    write_atomically(run_dir / "checkpoints" / "last.ckpt", "")
+    while run_dir.name == "1" and not Path("go").exists():
+        time.sleep(0.005)
+    results = {"status": "finished", "command": "python train.py", "best_value": cfg["optim"]["lr"]}
+    write_json(run_dir / "results.json", results)
+
+sys.exit(main(job))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def finish(cfg, run_dir, **results):
+    told = {"status": "finished", "command": "python train.py", "best_value": cfg["optim"]["lr"]}
+    write_json(run_dir / "results.json", told | results)
+
+
+def study_of(folder=FOLDER):
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "optuna.journal"))
+    return optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(backend))
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+@pytest.mark.parametrize(
+    ("override", "given", "distribution", "setting"),
+    [
+        ("a.b=interval(0,2)", 0.5, optuna.distributions.FloatDistribution(0, 2), "a.b=0.5"),
+        ("a=int(interval(2,9))", 3, optuna.distributions.IntDistribution(2, 9), "a=3"),
+        ("a=tag(log,interval(1e-4,1))", 0.1, optuna.distributions.FloatDistribution(1e-4, 1, log=True), "a=0.1"),
+        ("a=range(1,10,4)", 5, optuna.distributions.IntDistribution(1, 9, step=4), "a=5"),
+        ("a=range(0.5,2.0,0.5)", 1.0, optuna.distributions.FloatDistribution(0.5, 1.5, step=0.5), "a=1.0"),
+        ("a=[1,2],[3]", "[3]", optuna.distributions.CategoricalDistribution(["[1,2]", "[3]"]), "a=[3]"),
+        ("++a=choice(x,y)", "y", optuna.distributions.CategoricalDistribution(["x", "y"]), "++a=y"),
+    ],
+)
+def test_hydras_grammar_is_the_search_space(override, given, distribution, setting):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from hydra_plugins.optuna_sweeper import _setting
+
+    parsed = OverridesParser.create().parse_override(override)
+    trial = optuna.trial.FixedTrial({parsed.key_or_group: given})
+    assert _setting(trial, parsed) == setting
+    assert trial.distributions == {parsed.key_or_group: distribution}
+    assert _setting(trial, OverridesParser.create().parse_override("c=1")) == "c=1"
+
+
+def test_a_search_tells_what_came_of_its_runs_and_can_be_continued(capsys):
+    def job(cfg, run_dir):
+        if run_dir.name == "1":
+            raise UserError("no luck")
+        finish(cfg, run_dir, status="pruned" if run_dir.name == "2" else "finished")
+
+    assert main(job, (*SEARCH, "hydra.sweeper.n_trials=4")) == 1
+    study = study_of()
+    assert states(study) == ["COMPLETE", "RUNNING", "PRUNED", "COMPLETE"]
+    assert study.direction.name == "MAXIMIZE"
+    rates = [trial.params["optim.lr"] for trial in study.trials]
+    assert len(set(rates)) == 4
+    assert all(1e-5 <= rate <= 1e-1 for rate in rates)
+    assert [study.trials[number].value for number in (0, 3)] == [rates[0], rates[3]]
+    assert "1 of 4 runs failed" in capsys.readouterr().err
+
+    tried = []
+    assert main(lambda cfg, folder: (tried.append(folder.name), finish(cfg, folder)), SEARCH[:-1]) == 1
+    assert "without augment=none,light" in capsys.readouterr().err
+    again = lambda cfg, folder: (tried.append(folder.name), finish(cfg, folder))  # noqa: E731
+    assert main(again, (*SEARCH, "hydra.sweeper.n_trials=5")) == 0
+    assert tried == ["1", "4"]
+    assert states(study_of()) == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE", "COMPLETE"]
+    assert [trial.params["optim.lr"] for trial in study_of().trials][:4] == rates
+
+
+def test_a_loss_is_searched_for_its_lowest():
+    assert main(finish, (*SEARCH, "monitor=loss/val", "hydra.sweeper.n_trials=1")) == 0
+    assert study_of().direction.name == "MINIMIZE"
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW_SEARCH, *SEARCH, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def begun():
+    return [line.split() for line in Path("begun").read_text().splitlines()] if Path("begun").exists() else []
+
+
+def wait_for(what):
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_killed_search_resumes_the_trial_in_flight_and_chooses_as_if_never_killed():
+    three = (*SEARCH[:2], "name=never", *SEARCH[3:], "hydra.sweeper.n_trials=3")
+    assert main(finish, three) == 0
+    with start("hydra.sweeper.n_trials=3") as process:
+        wait_for(lambda: len(begun()) == 2 and (FOLDER / "1/checkpoints/last.ckpt").exists())
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert states(study_of()) == ["COMPLETE", "RUNNING"]
+    Path("go").touch()
+    with start("hydra.sweeper.n_trials=3") as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert begun() == [["0", "None"], ["1", "None"], ["1", str(FOLDER / "1")], ["2", "None"]]
+    study, never = study_of(), study_of(Path("runs/default/never"))
+    assert states(study) == ["COMPLETE"] * 3
+    assert [trial.params for trial in study.trials] == [trial.params for trial in never.trials]
+    assert [trial.value for trial in study.trials] == [trial.value for trial in never.trials]
+
+
+def test_processes_share_a_search():
+    with start("hydra.sweeper.n_trials=5") as first:
+        wait_for(lambda: len(begun()) == 2)
+        with start("hydra.sweeper.n_trials=5") as second:
+            wait_for(lambda: len(begun()) == 5)
+            output, _ = second.communicate(timeout=120)
+            assert second.returncode == 0, output
+            assert "1 of 5 runs are still going on in other processes." in output
+        Path("go").touch()
+        output, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, output
+    assert [number for number, *_ in begun()] == ["0", "1", "2", "3", "4"]
+    assert states(study_of()) == ["COMPLETE"] * 5
+
+
+def test_a_search_stops_on_a_signal_and_tells_a_trial_that_had_finished_unknown_to_it():
+    def job(cfg, run_dir):
+        finish(cfg, run_dir)
+        raise Stopped(signal.SIGTERM)
+
+    assert main(job, (*SEARCH, "hydra.sweeper.n_trials=1")) == 143
+    assert states(study_of()) == ["RUNNING"]
+    assert main(lambda cfg, run_dir: pytest.fail("done twice"), (*SEARCH, "hydra.sweeper.n_trials=1")) == 0
+    assert states(study_of()) == ["COMPLETE"]
+
+
+def test_half_a_line_at_the_end_of_the_journal_is_dropped():
+    assert main(finish, (*SEARCH, "hydra.sweeper.n_trials=1")) == 0
+    with (FOLDER / "optuna.journal").open("a") as file:
+        file.write('{"op_code":')
+    assert main(finish, (*SEARCH, "hydra.sweeper.n_trials=2")) == 0
+    assert states(study_of()) == ["COMPLETE"] * 2
+
+
+def test_a_hopeless_run_is_given_up(capsys):
+    """The trial before had 100% after the second epoch, which this one's steps are much too small for."""
+    from train import job
+
+    small = ("data=synthetic", "data.n_train=28", "data.n_val=14", "data.n_test=14", "model.channels=[4]")
+    small += ("trainer.accelerator=cpu", "trainer.max_epochs=4", "callbacks=none", "logger=none", "stages=[fit]")
+    small += ("trainer.enable_model_summary=false", "callbacks.pruning.startup_trials=1", *SEARCH[1:3])
+
+    def done(cfg, run_dir):
+        from fer_lightning.search import report, trial_of
+
+        report(trial_of(run_dir, 1, 2), 1.0, 1)
+        report(trial_of(run_dir, 1, 2), 1.0, 2)
+        report(trial_of(run_dir, 1, 2), 0.0, 2)  # told before: the first one stands
+        finish(cfg, run_dir)
+
+    given = ("-m", *small, "optim.lr=tag(log,interval(1e-9,1e-8))")
+    assert main(done, (*given, "hydra.sweeper.n_trials=1")) == 0
+    assert study_of().trials[0].intermediate_values == {1: 1.0, 2: 1.0}
+    assert main(job, (*given, "hydra.sweeper.n_trials=2")) == 0
+    results = json.loads((FOLDER / "1/results.json").read_text())
+    assert (results["status"], results["error"]) == ("pruned", None)
+    assert [epoch["epoch"] for epoch in results["history"]] == [0, 1, 2]
+    assert results["best_value"] == max(epoch["val_accuracy"] for epoch in results["history"])
+    assert states(study_of()) == ["COMPLETE", "PRUNED"]
+    reported = study_of().trials[1].intermediate_values
+    assert reported == {epoch["epoch"]: epoch["val_accuracy"] for epoch in results["history"]}
+    assert "given up: accuracy/val" in capsys.readouterr().out
+    assert [run.status for run in runs.rank_runs(FOLDER)] == ["pruned", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sweep=optuna",), "sweep=optuna has nothing to search"),
+        (("optim.lr=interval(1e-4,1e-2)",), "a sweep needs its values listed; or search, by sweep=optuna"),
+        (("sweep=optuna", "data.batch_size=interval(8,64)"), "it takes a whole number"),
+        (("sweep=optuna", "optim.lr=interval(low,high)"), "cannot read"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line(arguments, said, capsys, tmp_path):
+    assert main(finish, ("-m", *arguments)) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_optuna_it_is_one_line(monkeypatch, capsys, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "optuna" else find(name, *rest)
+    )
+    assert main(finish, SEARCH) == 1
+    assert capsys.readouterr().err == 'error: sweep=optuna needs Optuna: pip install -e ".[sweep]".\n'
+    assert list(tmp_path.iterdir()) == []
