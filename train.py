@@ -88,9 +88,10 @@ def job(cfg: Config, run_dir: Path) -> None:
     # History comes after what draws, so that its clock leaves drawing out.
     callbacks = [*(build(node) for node in cfg["callbacks"].values()), history, dashboard, *keep]
     trainer = experiment.make_trainer(logger or False, callbacks, run_dir, trainer_arguments)
+    results["processes"] = trainer.world_size
 
     experiment.announce(data, modules, results, run_dir)
-    with experiment.recorded(run_dir, to_yaml(cfg), results, started):
+    with experiment.recorded(trainer, run_dir, to_yaml(cfg), results, started):
         if fit:
             experiment.train(modules[0], data, trainer, history, results, resume_from)
         if test:

@@ -6,11 +6,13 @@ in about a second.
 """
 
 import argparse
+import ctypes
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -96,13 +98,16 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(job: Job, arguments: list[str]) -> int:
+    if _RUN_OF in os.environ:
+        return _join_run(job, *os.environ[_RUN_OF].split(":", 1))
     flags = _flags(arguments)
     overrides = [_parse(text) for text in flags.overrides]
     resume = next((str(o.value()) for o in overrides if o.key_or_group == "resume" and o.value()), None)
     if resume is not None:
         if flags.multirun or flags.cfg or flags.info:
             raise UserError("resume takes one run's folder and goes on with it: leave out -m, --cfg and --info.")
-        job(_resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"]), Path(resume))
+        with _told_to_processes(Path(resume)):
+            job(_resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"]), Path(resume))
         return 0
 
     rewritten = _check(overrides)
@@ -120,7 +125,8 @@ def _run(job: Job, arguments: list[str]) -> int:
         plain["overrides"] = [text.removeprefix("++") for text in hydra_cfg.overrides.task]
         run_dir = Path(os.path.relpath(hydra_cfg.runtime.output_dir))
         try:
-            job(plain, run_dir)
+            with _told_to_processes(run_dir):
+                job(plain, run_dir)
         except UserError as error:
             # Not raised further: Hydra would print a traceback for what one line says.
             print(f"error: {error}", file=sys.stderr)
@@ -139,6 +145,40 @@ def _run(job: Job, arguments: list[str]) -> int:
 
         print_ranking(folder)
     return 1 if failed else 0
+
+
+# Lightning runs this program again for each further process of a run on several GPUs (trainer=ddp). Such a process
+# finds here whose run it is part of, "PROCESS:FOLDER", and needs no command line: a sweep's, or a folder named by the
+# time, would lead it elsewhere.
+_RUN_OF = "FER_LIGHTNING_RUN_OF"
+
+
+@contextmanager
+def _told_to_processes(run_dir: Path) -> Iterator[None]:
+    os.environ[_RUN_OF] = f"{os.getpid()}:{run_dir}"
+    try:
+        yield
+    finally:
+        del os.environ[_RUN_OF]
+
+
+def _join_run(job: Job, process: str, folder: str) -> int:
+    """Works on the run of another process, in silence, and as long as that one lives."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches every process; the first one answers
+        signal.signal(signum, signal.SIG_IGN)
+    if sys.platform == "linux":
+        parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.getppid() != int(process):
+        return 1
+    saved = OmegaConf.load(Path(folder) / "config.yaml")
+    assert isinstance(saved, DictConfig)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            job(_plain(saved), Path(folder))
+        except UserError as error:
+            raise UserError(f"process {os.environ.get('LOCAL_RANK')}: {error}") from error
+    return 0
 
 
 def build(node: Any, **arguments: Any) -> Any:
