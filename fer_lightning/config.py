@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +24,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -110,12 +111,17 @@ def _run(job: Job, arguments: list[str]) -> int:
             job(_resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"]), Path(resume))
         return 0
 
+    if any(o.key_or_group == "hydra/launcher" for o in overrides) and not flags.multirun:
+        raise UserError(
+            "hydra/launcher says where the runs of a sweep go: add -m, or leave it out for a single run."
+        )
     rewritten = _check(overrides)
     folder = None
     if not any((flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)):
         folder = _folder(overrides)
         rewritten += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
     failed: list[str] = []
+    this_process = os.getpid()
 
     def task(cfg: DictConfig) -> None:
         hydra_cfg = HydraConfig.get()
@@ -124,6 +130,8 @@ def _run(job: Job, arguments: list[str]) -> int:
         # As the person may write them: the pluses are `_check`'s.
         plain["overrides"] = [text.removeprefix("++") for text in hydra_cfg.overrides.task]
         run_dir = Path(os.path.relpath(hydra_cfg.runtime.output_dir))
+        if (run_dir / "config.yaml").exists():  # `_folder` was new: the run was preempted, and is launched again
+            plain["resume"] = str(run_dir)
         try:
             with _told_to_processes(run_dir):
                 job(plain, run_dir)
@@ -132,6 +140,10 @@ def _run(job: Job, arguments: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
             failed.append(str(error))
             _remove_empty(run_dir)
+            if (
+                os.getpid() != this_process
+            ):  # a launcher's: there `failed` is a copy, but this comes back in one line
+                raise CompactHydraException(f"error: {run_dir} failed: {error}") from None
 
     # Hydra reads the process's own command line.
     sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + rewritten
@@ -148,8 +160,8 @@ def _run(job: Job, arguments: list[str]) -> int:
 
 
 # Lightning runs this program again for each further process of a run on several GPUs (trainer=ddp). Such a process
-# finds here whose run it is part of, "PROCESS:FOLDER", and needs no command line: a sweep's, or a folder named by the
-# time, would lead it elsewhere.
+# finds here whose run it is part of, "PROCESS:FOLDER", and does not look at the command line: a sweep's, or a folder
+# named by the time, would lead it elsewhere.
 _RUN_OF = "FER_LIGHTNING_RUN_OF"
 
 
@@ -282,6 +294,7 @@ def _check(overrides: list[Override]) -> list[str]:
                     near = did_you_mean(str(option), options)
                     raise UserError(f"{o.key_or_group}={option} does not exist.{near} There are: {known}.")
     cfg = _compose([_first(o) for o in groups])
+    _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
     _check_keys(cfg, _compose([f"{group}={choices[group]}" for group in choices if group not in _GLOBAL_GROUPS]))
     rewritten = []
@@ -296,6 +309,13 @@ def _check(overrides: list[Override]) -> list[str]:
     return rewritten
 
 
+def _check_launcher(name: str, target: str) -> None:
+    try:
+        import_module(target.rpartition(".")[0])
+    except ImportError:
+        raise UserError(f'hydra/launcher={name} is not installed: pip install -e ".[launchers]".') from None
+
+
 # Packages of these groups reach into the whole configuration, so what they may set is what the others define.
 _GLOBAL_GROUPS = ("experiment", "sweep")
 
@@ -306,6 +326,8 @@ def _is_group(key: str) -> bool:
 
 def _options(group: str) -> set[str]:
     options = {path.stem for path in (CONF_DIR / group.partition("@")[0]).glob("*.yaml")}
+    if group == "hydra/launcher":
+        options.add("basic")  # Hydra's own: one run after the other
     return options | {"null", "None"} if group in _GLOBAL_GROUPS else options
 
 

@@ -215,15 +215,14 @@ def make_trainer(
 def _prepare_processes(trainer: Trainer) -> None:
     """Raises UserError where Lightning would start the run's further processes by another program than train.py."""
     launcher = trainer.strategy.launcher
-    if (
-        isinstance(launcher, _SubprocessScriptLauncher)
-        and not launcher.cluster_environment.creates_processes_externally
-    ):
-        if sys.modules["__main__"].__spec__ is not None:
-            raise UserError(
-                f"trainer.devices={trainer.num_devices}: a run in several processes is started by python train.py itself, "
-                "not by hydra/launcher or from another program. Leave the launcher out, or take trainer.devices=1."
-            )
+    external = not isinstance(launcher, _SubprocessScriptLauncher) or (
+        launcher.cluster_environment.creates_processes_externally
+    )
+    if not external and sys.modules["__main__"].__spec__ is not None:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: only python train.py starts the processes of a run, not "
+            "hydra/launcher and no other program. Leave the launcher out, or take trainer.devices=1."
+        )
     # Lightning's handler of SIGTERM broadcasts in the middle of whatever the processes exchange, and can wait for
     # ever. Ours ends this process, and with it the others.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -360,7 +359,7 @@ def recorded(trainer: Trainer, run_dir: Path, settings: str, results: Json, star
     try:
         yield
         results["status"] = "finished"
-    except (Stopped, SystemExit):  # by a signal: ours, or that of the launcher that the run is a job of
+    except (Stopped, SystemExit, KeyboardInterrupt):  # by a signal to this command, or to the launcher's job
         results["status"] = "interrupted"
         raise
     finally:

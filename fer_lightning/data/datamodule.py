@@ -59,8 +59,8 @@ class EpochBatches(Sampler[Tensor]):
     ) -> None:
         if min(batch_size, len(rows)) < world_size:
             raise UserError(
-                f"{world_size} processes share each batch, of {batch_size} images out of {len(rows)}: set "
-                "data.batch_size and data.eval_batch_size to no less than their number, or take fewer by trainer.devices."
+                f"{world_size} processes share each batch, of {batch_size} images out of {len(rows)}: leave each "
+                "process one at least, by data.batch_size and data.eval_batch_size or by fewer trainer.devices."
             )
         self.rows = rows
         self.batch_size = batch_size
