@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import datetime
@@ -31,6 +32,10 @@ from omegaconf.errors import OmegaConfBaseException
 from fer_lightning.errors import UserError, did_you_mean, exit_code
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+# Hydra checks our choices of hydra/launcher against those of the same names in the launchers' packages, and warns that
+# a later Hydra will not.
+warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
 
 Config = dict[str, Any]
 Job = Callable[[Config, Path], None]
@@ -112,9 +117,7 @@ def _run(job: Job, arguments: list[str]) -> int:
         return 0
 
     if any(o.key_or_group == "hydra/launcher" for o in overrides) and not flags.multirun:
-        raise UserError(
-            "hydra/launcher says where the runs of a sweep go: add -m, or leave it out for a single run."
-        )
+        raise UserError("hydra/launcher is for the runs of a sweep: add -m, or leave it out for a single run.")
     rewritten = _check(overrides)
     folder = None
     if not any((flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)):
@@ -140,9 +143,7 @@ def _run(job: Job, arguments: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
             failed.append(str(error))
             _remove_empty(run_dir)
-            if (
-                os.getpid() != this_process
-            ):  # a launcher's: there `failed` is a copy, but this comes back in one line
+            if os.getpid() != this_process:  # a launcher's, where `failed` is a copy: this comes back from there
                 raise CompactHydraException(f"error: {run_dir} failed: {error}") from None
 
     # Hydra reads the process's own command line.
@@ -160,8 +161,8 @@ def _run(job: Job, arguments: list[str]) -> int:
 
 
 # Lightning runs this program again for each further process of a run on several GPUs (trainer=ddp). Such a process
-# finds here whose run it is part of, "PROCESS:FOLDER", and does not look at the command line: a sweep's, or a folder
-# named by the time, would lead it elsewhere.
+# finds here whose run it is part of, "PROCESS:FOLDER", and leaves the command line unread: a sweep's, or a folder named
+# by the time, would lead it elsewhere.
 _RUN_OF = "FER_LIGHTNING_RUN_OF"
 
 
@@ -294,6 +295,10 @@ def _check(overrides: list[Override]) -> list[str]:
                     near = did_you_mean(str(option), options)
                     raise UserError(f"{o.key_or_group}={option} does not exist.{near} There are: {known}.")
     cfg = _compose([_first(o) for o in groups])
+    known_groups = cfg.hydra.runtime.choices
+    for o in overrides:
+        if o.key_or_group.startswith("hydra/") and o.key_or_group not in known_groups:
+            raise UserError(f"{o.key_or_group} does not exist.{did_you_mean(o.key_or_group, known_groups)}")
     _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
     _check_keys(cfg, _compose([f"{group}={choices[group]}" for group in choices if group not in _GLOBAL_GROUPS]))
