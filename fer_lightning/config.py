@@ -33,8 +33,8 @@ from fer_lightning.errors import UserError, did_you_mean, exit_code
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
-# Hydra checks our choices of hydra/launcher against those of the same names in the launchers' packages, and warns that
-# a later Hydra will not.
+# Hydra checks our choices of hydra/launcher against those of the same names in the launchers' packages, and warns
+# that a later Hydra will not.
 warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
 
 Config = dict[str, Any]
@@ -161,8 +161,8 @@ def _run(job: Job, arguments: list[str]) -> int:
 
 
 # Lightning runs this program again for each further process of a run on several GPUs (trainer=ddp). Such a process
-# finds here whose run it is part of, "PROCESS:FOLDER", and leaves the command line unread: a sweep's, or a folder named
-# by the time, would lead it elsewhere.
+# finds here whose run it is part of, "PROCESS:FOLDER", and leaves the command line unread: that of a sweep, or one
+# with a folder named by the time, would lead it elsewhere.
 _RUN_OF = "FER_LIGHTNING_RUN_OF"
 
 

@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torchmetrics.metric import jit_distributed_available
 
 from fer_lightning import hardware
 from fer_lightning.callbacks.history import History
@@ -228,24 +229,29 @@ def _prepare_processes(trainer: Trainer) -> None:
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
-def _end_processes(trainer: Trainer, *, kill: bool) -> None:
-    """Ends the processes that Lightning started for a run, so that none is left and another run can follow."""
-    launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher):
-        return
-    processes = list(launcher.procs)
-    if kill:
-        launcher.procs.clear()  # or Lightning's watch over them would kill this process for the death of one
-    for process in processes:
-        if kill:
-            process.kill()
-        process.wait()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if processes:
+@contextmanager
+def _processes(trainer: Trainer) -> Iterator[None]:
+    """Ends the processes that Lightning starts for a run, so that none is left and another run can follow."""
+    before = set(os.environ)
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        procs: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
+        ended = list(procs)
+        if failed:
+            procs.clear()  # or Lightning's watch over them would kill this process for the death of one
+        for process in ended:
+            if failed:
+                process.kill()
+            process.wait()
+        if jit_distributed_available():
+            torch.distributed.destroy_process_group()
         # By these the next Trainer of this process would believe that its processes are there already.
         for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
-            os.environ.pop(name, None)
+            if name not in before:
+                os.environ.pop(name, None)
 
 
 def new_results(
@@ -353,20 +359,20 @@ def recorded(trainer: Trainer, run_dir: Path, settings: str, results: Json, star
         results: what results.json will hold; "status" and "total_seconds" are filled in here.
         started: ``time.perf_counter()`` at the beginning.
     """
-    if trainer.is_global_zero:
-        write_atomically(run_dir / "config.yaml", settings)
-        write_atomically(run_dir / "command.txt", results["command"] + "\n")
-    try:
-        yield
-        results["status"] = "finished"
-    except (Stopped, SystemExit, KeyboardInterrupt):  # by a signal to this command, or to the launcher's job
-        results["status"] = "interrupted"
-        raise
-    finally:
-        results["total_seconds"] = time.perf_counter() - started
+    with _processes(trainer):
         if trainer.is_global_zero:
-            write_json(run_dir / "results.json", results)
-        _end_processes(trainer, kill=results["status"] != "finished")
+            write_atomically(run_dir / "config.yaml", settings)
+            write_atomically(run_dir / "command.txt", results["command"] + "\n")
+        try:
+            yield
+            results["status"] = "finished"
+        except (Stopped, SystemExit, KeyboardInterrupt):  # by a signal to this command, or to the launcher's job
+            results["status"] = "interrupted"
+            raise
+        finally:
+            results["total_seconds"] = time.perf_counter() - started
+            if trainer.is_global_zero:
+                write_json(run_dir / "results.json", results)
 
 
 def texts(settings: str, results: Json) -> dict[str, str]:
