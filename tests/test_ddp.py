@@ -78,7 +78,7 @@ def runs(tmp_path_factory):
     with subprocess.Popen([*command, *sweep], **where) as process:
         further = children(held(process, folder))
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=600)
     stopped = (folder / "runs/default/two/1/results.json").read_text()
     (folder / "hold").unlink()
     resumed = subprocess.run([*command, "resume=runs/default/two/1"], check=False, **where)
@@ -169,13 +169,8 @@ def test_everything_is_written_and_said_once(runs):
     ]
     assert sum("2 processes share each batch" in line for line in lines) == 2
     # The second run was stopped in its second epoch.
-    assert [line.split()[0] for line in lines if re.match(r"epoch|    \d ", line)] == [
-        "epoch",
-        "0",
-        "1",
-        "epoch",
-        "0",
-    ]
+    rows = [line.split()[0] for line in lines if re.match(r"epoch|    \d ", line)]
+    assert rows == ["epoch", "0", "1", "epoch", "0"]
     assert lines.count("results: runs/default/two/0/results.json") == 1
     assert "Warning" not in runs.output
 

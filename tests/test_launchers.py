@@ -48,7 +48,7 @@ def test_joblib_runs_a_sweep_in_other_processes_and_a_failed_run_shows_in_the_ex
     (tmp_path / "program.py").write_text(PROGRAM)
     command = ["program.py", "-m", "hydra/launcher=joblib", "name=s", "seed=0,1,2"]
     with start(tmp_path, *command, threads="") as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     assert process.returncode == 1, out + err
     told = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("runs/default/s/*/told.json")}
     assert told.keys() == {"0", "2"}
@@ -81,10 +81,10 @@ def test_a_preempted_job_is_requeued_and_goes_on_from_its_last_checkpoint(tmp_pa
         first = held(process, tmp_path)
         (tmp_path / "hold").unlink()
         os.kill(first, signal.SIGUSR2)  # as Slurm does when the time is nearly up or the place is needed
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     log = "".join(path.read_text() for path in tmp_path.glob("runs/default/s/.submitit/*/*_log.*"))
     assert process.returncode == 0, out + err + log
-    assert "this job is preempted" in log
+    assert log.count("Starting with JobEnvironment") == 2
     results = json.loads((tmp_path / "runs/default/s/0/results.json").read_text())
     assert results["status"] == "finished"
     assert [epoch["epoch"] for epoch in results["history"]] == [0, 1]
