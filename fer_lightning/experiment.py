@@ -194,7 +194,7 @@ def make_trainer(
     # What is logged is that of all processes already.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.15
-    # What Lightning would announce is said by `announce` already, but for the network's layers, and for a process that
+    # `announce` has said what Lightning would, but for the network's layers, and for a process that
     # died and takes the run's others with it.
     for package in ("fabric", "pytorch"):
         logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
