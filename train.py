@@ -4,16 +4,14 @@ import sys
 import time
 from pathlib import Path
 
-from fer_lightning import STARTED
+import fer_lightning
 from fer_lightning.config import Config, build, main, to_yaml
-
-# The first run of a sweep began with the process, imports included; the others begin when they begin.
-process_start = [STARTED]
 
 
 def job(cfg: Config, run_dir: Path) -> None:
     """One run: builds what the configuration names, fits, tests, reports."""
-    started = process_start.pop() if process_start else time.perf_counter()
+    # Not a name of this module's: a launcher's process gets copies of those.
+    started = fer_lightning.process_start.pop() if fer_lightning.process_start else time.perf_counter()
     # Imported here, so that --help and a typo need not wait for torch and lightning.
     from functools import partial
 
@@ -88,9 +86,10 @@ def job(cfg: Config, run_dir: Path) -> None:
     # History comes after what draws, so that its clock leaves drawing out.
     callbacks = [*(build(node) for node in cfg["callbacks"].values()), history, dashboard, *keep]
     trainer = experiment.make_trainer(logger or False, callbacks, run_dir, trainer_arguments)
+    results["processes"] = trainer.world_size
 
     experiment.announce(data, modules, results, run_dir)
-    with experiment.recorded(run_dir, to_yaml(cfg), results, started):
+    with experiment.recorded(trainer, run_dir, to_yaml(cfg), results, started):
         if fit:
             experiment.train(modules[0], data, trainer, history, results, resume_from)
         if test:

@@ -3,7 +3,9 @@
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-STARTED = perf_counter()  # as near to the process's start as train.py gets: importing this is its first act
+# As near to the process's start as train.py gets: importing this is its first act. The first run of a process began
+# with it, imports included, and takes this away; the others begin when they begin.
+process_start = [perf_counter()]
 
 __all__ = ["Classifier", "Prediction", "load_checkpoint", "load_pretrained"]
 

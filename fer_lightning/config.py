@@ -6,13 +6,18 @@ in about a second.
 """
 
 import argparse
+import ctypes
 import importlib.util
 import os
 import re
 import shlex
+import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +35,10 @@ from fer_lightning import runs
 from fer_lightning.errors import UserError, did_you_mean, exit_code
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+# Hydra checks our choices of hydra/launcher against those of the same names in the launchers' packages, and warns
+# that a later Hydra will not.
+warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
 
 Config = dict[str, Any]
 Job = Callable[[Config, Path], None]
@@ -98,16 +107,19 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(job: Job, arguments: list[str]) -> int:
+    if _RUN_OF in os.environ:
+        return _join_run(job, *os.environ[_RUN_OF].split(":", 1))
     flags = _flags(arguments)
     overrides = [_parse(text) for text in flags.overrides]
     resume = next((str(o.value()) for o in overrides if o.key_or_group == "resume" and o.value()), None)
     if resume is not None:
         if flags.multirun or flags.cfg or flags.info:
             raise UserError("resume takes one run's folder and goes on with it: leave out -m, --cfg and --info.")
-        cfg = _resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"])
-        _alone(job, cfg, Path(resume))
+        _alone(job, _resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"]), Path(resume))
         return 0
 
+    if any(o.key_or_group == "hydra/launcher" for o in overrides) and not flags.multirun:
+        raise UserError("hydra/launcher is for the runs of a sweep: add -m, or leave it out for a single run.")
     rewritten, sweeper = _check(overrides)
     folder, sweep = None, None
     if not any((flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)):
@@ -129,7 +141,7 @@ def _run(job: Job, arguments: list[str]) -> int:
         run_dir = Path(os.path.relpath(hydra_cfg.runtime.output_dir))
         if sweep is not None:
             command = shlex.join(["python", "train.py", *plain["overrides"]])
-            sweep.attempt(run_dir, command, lambda: job(_begun(run_dir) or plain, run_dir))
+            sweep.attempt(run_dir, command, lambda: _work(job, _begun(run_dir) or plain, run_dir))
             return
         try:
             _alone(job, plain, run_dir)
@@ -160,7 +172,7 @@ def _alone(job: Job, cfg: Config, run_dir: Path) -> None:
     with runs.claim(run_dir) as ours:
         if not ours:
             raise UserError(f"{run_dir}: another process works on this run. Wait for it, or stop it first.")
-        job(cfg, run_dir)
+        _work(job, cfg, run_dir)
 
 
 def _begun(run_dir: Path) -> Config | None:
@@ -172,6 +184,39 @@ def _numbers_runs(override: Override) -> bool:
     """Whether an override of a sweep has a say in what its run number 3 is."""
     key = override.key_or_group
     return key != "name" and (not override.is_hydra_override() or key.startswith("hydra.sweeper.params"))
+
+
+# Lightning runs this program again for each further process of a run on several GPUs (trainer=ddp). Such a process
+# finds here whose run it is part of, "PROCESS:FOLDER", and leaves the command line unread: that of a sweep, or one
+# with a folder named by the time, would lead it elsewhere.
+_RUN_OF = "FER_LIGHTNING_RUN_OF"
+
+
+def _work(job: Job, cfg: Config, run_dir: Path) -> None:
+    os.environ[_RUN_OF] = f"{os.getpid()}:{run_dir}"
+    try:
+        job(cfg, run_dir)
+    finally:
+        del os.environ[_RUN_OF]
+
+
+def _join_run(job: Job, process: str, folder: str) -> int:
+    """Works on the run of another process, in silence, and as long as that one lives."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches every process; the first one answers
+        signal.signal(signum, signal.SIG_IGN)
+    if sys.platform == "linux":
+        parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.getppid() != int(process):
+        return 1
+    saved = OmegaConf.load(Path(folder) / "config.yaml")
+    assert isinstance(saved, DictConfig)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            job(_plain(saved), Path(folder))
+        except UserError as error:
+            raise UserError(f"process {os.environ.get('LOCAL_RANK')}: {error}") from error
+    return 0
 
 
 def build(node: Any, **arguments: Any) -> Any:
@@ -273,7 +318,15 @@ def _check(overrides: list[Override]) -> tuple[list[str], DictConfig]:
                     known = ", ".join(sorted(options - {"null", "None"}))
                     near = did_you_mean(str(option), options)
                     raise UserError(f"{o.key_or_group}={option} does not exist.{near} There are: {known}.")
-    cfg = _compose([_first(o) for o in overrides if o in groups or o.key_or_group.startswith("hydra/")])
+    cfg = _compose([_first(o) for o in groups])
+    others = [o for o in overrides if o.key_or_group.startswith("hydra/") and o not in groups]
+    known_groups = cfg.hydra.runtime.choices
+    for o in others:
+        if o.key_or_group not in known_groups:
+            raise UserError(f"{o.key_or_group} does not exist.{did_you_mean(o.key_or_group, known_groups)}")
+    if others:
+        cfg = _compose([_first(o) for o in [*groups, *others]])
+    _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
     _check_keys(cfg, _compose([f"{group}={choices[group]}" for group in choices if group not in _GLOBAL_GROUPS]))
     rewritten = []
@@ -300,6 +353,13 @@ def _check_search(sweeper: DictConfig, overrides: list[Override]) -> None:
         raise UserError("sweep=optuna has nothing to search: give it e.g. 'optim.lr=tag(log,interval(1e-4,1e-2))'.")
 
 
+def _check_launcher(name: str, target: str) -> None:
+    try:
+        import_module(target.rpartition(".")[0])
+    except ImportError:
+        raise UserError(f'hydra/launcher={name} is not installed: pip install -e ".[launchers]".') from None
+
+
 # Packages of these groups reach into the whole configuration, so what they may set is what the others define.
 _GLOBAL_GROUPS = ("experiment", "sweep", "ablation")
 
@@ -310,6 +370,8 @@ def _is_group(key: str) -> bool:
 
 def _options(group: str) -> set[str]:
     options = {path.stem for path in (CONF_DIR / group.partition("@")[0]).glob("*.yaml")}
+    if group == "hydra/launcher":
+        options.add("basic")  # Hydra's own: one run after the other
     return options | {"null", "None"} if group in _GLOBAL_GROUPS else options
 
 

@@ -1,6 +1,7 @@
 """A run from its objects to its results: fit, test of the best and the last weights, results.json."""
 
 import logging
+import os
 import platform
 import shlex
 import subprocess
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torchmetrics.metric import jit_distributed_available
 
 from fer_lightning import hardware
 from fer_lightning.callbacks.history import History
@@ -26,7 +30,7 @@ from fer_lightning.classifier import checkpoint_path
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.distillation import Teacher
 from fer_lightning.errors import Pruned, Stopped, UserError, did_you_mean
-from fer_lightning.module import LOGGED, EmotionClassifier, Predictions, ensemble, gather
+from fer_lightning.module import LOGGED, EmotionClassifier, Predictions, ensemble
 from fer_lightning.output import write_atomically, write_json
 from fer_lightning.results import Json, score_classes, score_splits, select
 from fer_lightning.runs import error_line
@@ -170,6 +174,8 @@ def for_this_machine(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]
         chosen["precision"], why = hardware.choose_precision(kind)
     if chosen["enable_progress_bar"] is None:
         chosen["enable_progress_bar"] = sys.stderr.isatty()
+    if chosen.get("sync_batchnorm") == "auto":
+        chosen["sync_batchnorm"] = kind == "cuda"
     return chosen, f"{hardware.describe(kind)}; precision {chosen['precision']} ({why})"
 
 
@@ -189,10 +195,15 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
+    # What is logged is that of all processes already.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.15
-    # What Lightning would announce is said by `announce` already, but for the network's layers.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)
+    # `announce` has said what Lightning would, but for the network's layers, and for a process that
+    # died and takes the run's others with it.
+    for package in ("fabric", "pytorch"):
+        logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
+    for module in ("pytorch.callbacks.model_summary", "fabric.strategies.launchers.subprocess_script"):
+        logging.getLogger(f"lightning.{module}").setLevel(logging.INFO)
     ours: dict[str, Any] = {
         "logger": logger,
         "callbacks": callbacks,
@@ -200,9 +211,53 @@ def make_trainer(
         "use_distributed_sampler": False,  # EpochBatches deals the images out itself
     }
     try:
-        return Trainer(**(ours | arguments))
+        trainer = Trainer(**(ours | arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"Lightning's Trainer does not take this: {str(error).splitlines()[0]}") from error
+    if trainer.world_size > 1:
+        _prepare_processes(trainer)
+    return trainer
+
+
+def _prepare_processes(trainer: Trainer) -> None:
+    """Raises UserError where Lightning would start the run's further processes by another program than train.py."""
+    launcher = trainer.strategy.launcher
+    external = not isinstance(launcher, _SubprocessScriptLauncher) or (
+        launcher.cluster_environment.creates_processes_externally
+    )
+    if not external and sys.modules["__main__"].__spec__ is not None:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: only python train.py starts the processes of a run, not "
+            "hydra/launcher and no other program. Leave the launcher out, or take trainer.devices=1."
+        )
+    # Lightning's handler of SIGTERM broadcasts in the middle of whatever the processes exchange, and can wait for
+    # ever. Ours ends this process, and with it the others.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+
+@contextmanager
+def _processes(trainer: Trainer) -> Iterator[None]:
+    """Ends the processes that Lightning starts for a run, so that none is left and another run can follow."""
+    before = set(os.environ)
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        procs: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
+        ended = list(procs)
+        if failed:
+            procs.clear()  # or Lightning's watch over them would kill this process for the death of one
+        for process in ended:
+            if failed:
+                process.kill()
+            process.wait()
+        if jit_distributed_available():
+            torch.distributed.destroy_process_group()
+        # By these the next Trainer of this process would believe that its processes are there already.
+        for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            if name not in before:
+                os.environ.pop(name, None)
 
 
 def new_results(
@@ -255,6 +310,7 @@ def new_results(
         "seed": cfg["seed"],
         "parameters": sum(map(_n_parameters, modules)),
         **provenance(),
+        "processes": 1,
         "hardware": f"{machine}, {layout}, {'compiled' if cfg['compile'] else 'not compiled'}",
         "train_seconds": 0.0,
         "total_seconds": 0.0,
@@ -292,35 +348,44 @@ def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], results
         size = module.inputs.image_size
         print(f"network:  {module.model['name']} {options}, {_n_parameters(module):,} parameters, {size}x{size} px")
     machine, _, precision = results["hardware"].partition("; ")
-    print(f"machine:  {machine}\n          {precision}", flush=True)
+    print(f"machine:  {machine}\n          {precision}")
+    if (n := results["processes"]) > 1:
+        print(f"          {n} processes share each batch: data.batch_size={data.batch_size} in all")
+    sys.stdout.flush()
 
 
 @contextmanager
-def recorded(run_dir: Path, settings: str, results: Json, started: float) -> Iterator[None]:
+def recorded(trainer: Trainer, run_dir: Path, settings: str, results: Json, started: float) -> Iterator[None]:
     """Keeps a run's config.yaml and command.txt, and writes its results.json however it ends.
 
+    Of a run in several processes the first one writes, and none outlives it.
+
     Args:
+        trainer: the run's.
         run_dir: the run's folder.
         settings: the configuration as YAML.
         results: what results.json will hold; "status", "error" and "total_seconds" are filled in here.
         started: ``time.perf_counter()`` at the beginning.
     """
-    write_atomically(run_dir / "config.yaml", settings)
-    write_atomically(run_dir / "command.txt", results["command"] + "\n")
-    try:
-        yield
-        results["status"] = "finished"
-    except Stopped:
-        results["status"] = "interrupted"
-        raise
-    except Pruned:
-        results["status"] = "pruned"
-    except Exception as error:
-        results["error"] = error_line(error)
-        raise
-    finally:
-        results["total_seconds"] = time.perf_counter() - started
-        write_json(run_dir / "results.json", results)
+    with _processes(trainer):
+        if trainer.is_global_zero:
+            write_atomically(run_dir / "config.yaml", settings)
+            write_atomically(run_dir / "command.txt", results["command"] + "\n")
+        try:
+            yield
+            results["status"] = "finished"
+        except (Stopped, SystemExit, KeyboardInterrupt):  # by a signal to this command, or to the launcher's job
+            results["status"] = "interrupted"
+            raise
+        except Pruned:
+            results["status"] = "pruned"
+        except Exception as error:
+            results["error"] = error_line(error)
+            raise
+        finally:
+            results["total_seconds"] = time.perf_counter() - started
+            if trainer.is_global_zero:
+                write_json(run_dir / "results.json", results)
 
 
 def texts(settings: str, results: Json) -> dict[str, str]:
@@ -414,16 +479,21 @@ def test(module: EmotionClassifier, data: FaceDataModule, trainer: Trainer, resu
     best = best_checkpoint(trainer)
     if best is not None:
         # First, for the best weights take the place of the last ones in `module`.
-        answers: Any = trainer.predict(module, datamodule=data)
-        results["last_epoch"] = score_splits(gather(answers), data.faces)
+        results["last_epoch"] = score_splits(predict(module, data, trainer), data.faces)
     trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
     assert module.held_out is not None
     results |= headline(module.held_out, data)
     if module.tta != "none":
         module.tta = "none"
-        answers = trainer.predict(module, datamodule=data)
-        results["without_tta"] = score_splits(gather(answers), data.faces)
+        results["without_tta"] = score_splits(predict(module, data, trainer), data.faces)
         module.tta = results["tta"]
+
+
+def predict(module: EmotionClassifier, data: FaceDataModule, trainer: Trainer) -> Predictions:
+    """The answers to every held-out image, whichever process they come from."""
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    assert module.held_out is not None
+    return module.held_out
 
 
 def test_ensemble(
@@ -438,21 +508,20 @@ def test_ensemble(
         results: gains all that results.json says of the test.
     """
 
-    def predict(tta: str) -> list[Predictions]:
+    def predict_all(tta: str) -> list[Predictions]:
         predictions = []
         for module, data in zip(modules, datas, strict=True):
             module.tta = tta
-            answers: Any = trainer.predict(module, datamodule=data)
-            predictions.append(gather(answers))
+            predictions.append(predict(module, data, trainer))
         return predictions
 
     faces = datas[0].faces
-    predictions = predict(results["tta"])
+    predictions = predict_all(results["tta"])
     results |= headline(ensemble(predictions), datas[0])
     for member, own in zip(results["members"], predictions, strict=True):
         member["splits"] = score_splits(own, faces)
     if results["tta"] != "none":
-        results["without_tta"] = score_splits(ensemble(predict("none")), faces)
+        results["without_tta"] = score_splits(ensemble(predict_all("none")), faces)
 
 
 def headline(predictions: Predictions, data: FaceDataModule) -> Json:

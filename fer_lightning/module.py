@@ -18,6 +18,8 @@ from torchmetrics.classification import (
     MulticlassPrecision,
     MulticlassRecall,
 )
+from torchmetrics.metric import jit_distributed_available
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from
 from fer_lightning.data.datamodule import Batch
@@ -48,10 +50,15 @@ class Predictions:
 
 
 def gather(answers: Iterable[Answer]) -> Predictions:
-    """The batches' answers as one, in the order of the rows."""
-    index, logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    """The batches' answers as one, those of every process together, in the order of the rows."""
+    index, logits, labels = (_everyones(torch.cat(parts)) for parts in zip(*answers, strict=True))
     order = index.argsort()
     return Predictions(index[order].cpu(), logits[order].cpu(), labels[order].cpu())
+
+
+def _everyones(part: Tensor) -> Tensor:
+    """(n, ...) -> (N, ...): this process's rows and those of the others, of which each may have another n."""
+    return torch.cat(gather_all_tensors(part)) if jit_distributed_available() else part
 
 
 def ensemble(members: Sequence[Predictions]) -> Predictions:
@@ -155,6 +162,12 @@ class EmotionClassifier(LightningModule):
             sums = torch.stack([loss.detach().float() * len(labels), right, n])
             self._epoch_sums += sums
             self._window_sums += sums
+        if self.trainer.world_size > 1:
+            # The processes' gradients are averaged, and their shares of a batch can differ by an image: each counts
+            # by its size, so that every image counts the same.
+            total = n.clone()
+            torch.distributed.all_reduce(total)
+            loss = loss * (n * self.trainer.world_size / total)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -162,9 +175,9 @@ class EmotionClassifier(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         step_done = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if self.logger is not None and every and step_done and self.global_step % every == 0:
-            loss_sum, right, n = self._window_sums.tolist()
+            loss, accuracy, _ = self._means(self._window_sums)
             self._window_sums.zero_()
-            self.logger.log_metrics({"step/loss": loss_sum / n, "step/accuracy": right / n}, step=self.global_step)
+            self.logger.log_metrics({"step/loss": loss, "step/accuracy": accuracy}, step=self.global_step)
 
     def on_train_epoch_end(self) -> None:
         loss, accuracy, _ = self.train_metrics()
@@ -172,9 +185,12 @@ class EmotionClassifier(LightningModule):
 
     def train_metrics(self) -> tuple[float, float, int]:
         """Loss, accuracy and number of images of the epoch so far, all processes together."""
-        sums = self.trainer.strategy.reduce(self._epoch_sums.clone(), reduce_op="sum")
-        assert isinstance(sums, Tensor)
-        loss_sum, right, n = sums.tolist()
+        return self._means(self._epoch_sums)
+
+    def _means(self, sums: Tensor) -> tuple[float, float, int]:
+        total = self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        loss_sum, right, n = total.tolist()
         return loss_sum / n, right / n, int(n)
 
     def on_validation_epoch_start(self) -> None:
@@ -206,8 +222,13 @@ class EmotionClassifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.held_out = gather(self._seen)
 
+    # A prediction leaves its answers in `held_out` too, where those of all processes are.
+    on_predict_epoch_start = on_test_epoch_start
+    on_predict_epoch_end = on_test_epoch_end
+
     def predict_step(self, batch: Batch, batch_idx: int) -> Answer:
-        return self._answer(batch, self.tta)
+        self.test_step(batch, batch_idx)
+        return self._seen[-1]
 
     def _answer(self, batch: Batch, tta: str) -> Answer:
         return batch["index"], answer(self, batch["images"], tta), batch["labels"]

@@ -40,7 +40,8 @@ class FaceBatches(Dataset[Batch]):
 class EpochBatches(Sampler[Tensor]):
     """Batches of rows, in an order that is a pure function of (seed, epoch), or in the given one.
 
-    With several processes each takes its part of every batch, so that together they see the batches of one.
+    With several processes each takes its part of every batch, so that together they see the batches of one. Only a
+    last batch with fewer images than processes is other than that of one: the batch before gives it some.
 
     Args:
         rows: int64 (n,), the rows of one split.
@@ -48,11 +49,19 @@ class EpochBatches(Sampler[Tensor]):
         seed: of the order; None keeps the order of `rows`.
         rank: this process.
         world_size: number of processes.
+
+    Raises:
+        UserError: a batch, or the whole split, with fewer images than processes.
     """
 
     def __init__(
         self, rows: Tensor, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
     ) -> None:
+        if min(batch_size, len(rows)) < world_size:
+            raise UserError(
+                f"{world_size} processes share each batch, of {batch_size} images out of {len(rows)}: leave each "
+                "process one at least, by data.batch_size and data.eval_batch_size or by fewer trainer.devices."
+            )
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
@@ -71,8 +80,10 @@ class EpochBatches(Sampler[Tensor]):
         rows = self.rows
         if self.seed is not None:
             rows = rows[permutation(self.seed, self.epoch, len(rows))]
-        for start in range(0, len(rows), self.batch_size):
-            yield rows[start : start + self.batch_size][self.rank :: self.world_size]
+        starts = list(range(0, len(rows), self.batch_size))
+        starts[-1] = min(starts[-1], len(rows) - self.world_size)
+        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+            yield rows[start:end][self.rank :: self.world_size]
 
 
 class FaceDataModule(LightningDataModule):
@@ -83,7 +94,7 @@ class FaceDataModule(LightningDataModule):
     Args:
         faces: every split together.
         augment: what training batches go through, on the device.
-        batch_size: images a training batch.
+        batch_size: images a training batch, all processes together.
         image_size: height and width in pixels that the network gets.
         mean: subtracted after scaling pixels to [0, 1].
         std: divided by after that.
@@ -91,7 +102,7 @@ class FaceDataModule(LightningDataModule):
             as everyone does who takes the Kaggle folder's test/ as it is (so its best epoch is chosen on the test
             images themselves).
         seed: of the epochs' order and of the augmentation.
-        eval_batch_size: images a validation or test batch.
+        eval_batch_size: images a validation or test batch, all processes together.
         augment_epochs: epochs after which the augmentation's draws come again (the order of the images does not);
             None for never.
 

@@ -132,6 +132,21 @@ def test_processes_share_each_batch_of_one(n):
         assert sorted(batch.tolist()) == sorted([*even.tolist(), *odd.tolist()])
 
 
+def test_a_last_batch_smaller_than_the_processes_takes_from_the_one_before():
+    parts = [list(EpochBatches(torch.arange(13), 6, rank=rank, world_size=3)) for rank in range(3)]
+    assert [[batch.tolist() for batch in part] for part in parts] == [
+        [[0, 3], [6, 9], [10]],
+        [[1, 4], [7], [11]],
+        [[2, 5], [8], [12]],
+    ]
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(2, 8), (8, 2)])
+def test_fewer_images_than_processes_are_named(n, batch_size):
+    with pytest.raises(UserError, match="3 processes share each batch, of"):
+        EpochBatches(torch.arange(n), batch_size, world_size=3)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

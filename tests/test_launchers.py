@@ -1,0 +1,149 @@
+"""Sweeps whose runs are in processes of their own: joblib's, and submitit's, preempted as by Slurm."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from watching import held, watched
+
+from fer_lightning import config
+from fer_lightning.config import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A program like train.py, but for what takes long.
+PROGRAM = """
+import json, os, sys
+from fer_lightning.config import main
+from fer_lightning.errors import UserError
+
+def job(cfg, run_dir):
+    if cfg["seed"] == 1:
+        raise UserError("seed=1 is bad luck.")
+    results = {"status": "finished", "process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
+    (run_dir / "told.json").write_text(json.dumps(results))
+
+sys.exit(main(job))
+"""
+
+
+def start(folder, *command, threads="1"):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": threads}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env={name: value for name, value in environment.items() if value},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_joblib_runs_a_sweep_in_other_processes_and_a_failed_run_shows_in_the_exit_code(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = ["program.py", "-m", "hydra/launcher=joblib", "name=s", "seed=0,1,2"]
+    with start(tmp_path, *command, threads="") as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 1, out + err
+    told = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("runs/default/s/*/told.json")}
+    assert told.keys() == {"0", "2"}
+    assert process.pid not in {run["process"] for run in told.values()}
+    assert {run["threads"] for run in told.values()} == {str(max(os.cpu_count() // 2, 1))}
+    assert "error: runs/default/s/1 failed: seed=1 is bad luck." in err
+    assert "Traceback" not in err
+    assert "Warning" not in err
+
+
+def test_a_preempted_job_is_requeued_and_goes_on_from_its_last_checkpoint(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    settings = (
+        "data=synthetic",
+        "data.n_train=35",
+        "data.n_val=7",
+        "data.n_test=7",
+        "data.batch_size=16",
+        "model.channels=[2]",
+        "callbacks=none",
+        "logger=none",
+        "trainer.accelerator=cpu",
+        "trainer.max_epochs=2",
+        "+callbacks.watch._target_=watching.Watch",
+    )
+    (tmp_path / "hold").write_text("0")
+    with start(
+        tmp_path, str(ROOT / "train.py"), "-m", "hydra/launcher=submitit_local", "name=s", "seed=0", *settings
+    ) as process:
+        first = held(process, tmp_path)
+        (tmp_path / "hold").unlink()
+        os.kill(first, signal.SIGUSR2)  # as Slurm does when the time is nearly up or the place is needed
+        out, err = process.communicate(timeout=600)
+    log = "".join(path.read_text() for path in tmp_path.glob("runs/default/s/.submitit/*/*_log.*"))
+    assert process.returncode == 0, out + err + log
+    assert log.count("Starting with JobEnvironment") == 2
+    results = json.loads((tmp_path / "runs/default/s/0/results.json").read_text())
+    assert results["status"] == "finished"
+    assert [epoch["epoch"] for epoch in results["history"]] == [0, 1]
+    # The first process did the first epoch, and the one after the requeueing the second alone.
+    [second] = {process for *_, process in watched(tmp_path, "0")} - {first}
+    assert {epoch for epoch, *_, process in watched(tmp_path, "0") if process == second} == {1}
+    assert "1 runs in runs/default/s" in out
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path, capsys):
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        assert main(lambda cfg, run_dir: pytest.fail("the job ran"), arguments) == 1
+        assert list(tmp_path.iterdir()) == []
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-m", "hydra/launcher=jobib"], "hydra/launcher=jobib does not exist. Did you mean joblib?"),
+        (["-m", "hydra/laucher=joblib"], "hydra/laucher does not exist. Did you mean hydra/launcher?"),
+        (["hydra/launcher=submitit_slurm"], "add -m"),
+    ],
+)
+def test_a_mistake_about_launchers_is_named(arguments, said, refused):
+    assert said in refused(*arguments)
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
+def test_a_launcher_that_is_not_installed_is_told_with_its_remedy(launcher, refused, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(config, "import_module", missing)
+    error = refused("-m", f"hydra/launcher={launcher}", "seed=0,1")
+    assert f'hydra/launcher={launcher} is not installed: pip install -e ".[launchers]"' in error
+
+
+@pytest.mark.parametrize("launcher", [path.stem for path in sorted(config.CONF_DIR.glob("hydra/launcher/*.yaml"))])
+def test_every_launcher_takes_its_configuration(launcher, monkeypatch, tmp_path):
+    plugin = pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    assert plugin.__version__ == "1.2.0"
+    monkeypatch.chdir(tmp_path)
+    cfg = config._compose([f"hydra/launcher={launcher}", "hydra.sweep.dir=runs/x"])
+    built = config.build(cfg.hydra.launcher)
+    assert type(built).__module__.startswith("hydra_plugins.")
+
+
+def test_several_processes_are_started_by_train_py_alone(monkeypatch, tmp_path, capsys):
+    from train import job
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    settings = ["data=synthetic", "data.n_train=14", "data.n_val=7", "data.n_test=7"]
+    assert main(job, [*settings, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: trainer.devices=2: only python train.py starts the processes of a run")
+    assert list(tmp_path.iterdir()) == []
