@@ -1,18 +1,67 @@
-"""Draws the README's curves from the results files beside this script: python results/draw.py."""
+"""Draws the README's curves and its frontier from the results files beside this script: python results/draw.py."""
 
 import json
 from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from fer_lightning import plots
 
 HERE = Path(__file__).resolve().parent
+OURS, THEIRS = ("#0072B2", "o"), ("#D55E00", "D")  # Okabe and Ito's blue and vermillion
 
-ours = json.loads((HERE / "baseline" / "results.json").read_text(encoding="utf-8"))
-original = json.loads((HERE / "original.json").read_text(encoding="utf-8"))
-figure = plots.history_curves(
-    ours["history"],
-    "FERModel0, 20 epochs, against the original's table",
-    references={"original": original["history"]},
-    val_split=ours["val_split"],
-)
-plots.write_png(plots.pixels(figure), HERE / "figures" / "baseline.png")
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((HERE / name).read_text(encoding="utf-8"))
+
+
+def baseline() -> Figure:
+    ours = read("baseline/results.json")
+    return plots.history_curves(
+        ours["history"],
+        "FERModel0, 20 epochs, against the original's table",
+        references={"original": read("original.json")["history"]},
+        val_split=ours["val_split"],
+    )
+
+
+def frontier() -> Figure:
+    """Accuracy on PrivateTest, no test-time augmentation, against size and speed of ours and of measured peers."""
+    networks = read("peers/peers.json")["networks"]
+    accuracies = {name: row["splits"]["PrivateTest"]["accuracy"] for name, row in networks.items() if row["splits"]}
+    # Those that do not ship were timed with fresh weights; their accuracy is that of their runs.
+    accuracies["fast"] = fmean(
+        read(f"fast/seed{seed}.json")["without_tta"]["PrivateTest"]["accuracy"] for seed in range(5)
+    )
+    accuracies["baseline"] = read("baseline/results.json")["last_epoch"]["PrivateTest"]["accuracy"]
+    figure = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, label, number in (
+        (left, "parameters", lambda row: row["parameters"]),
+        (right, "images/s, one at a time on one CPU thread", lambda row: row["images_per_second"]["median"]),
+    ):
+        for name, row in networks.items():
+            peer = name in ("fer", "face-api")
+            colour, marker = THEIRS if peer else OURS
+            axes.plot(number(row), accuracies[name], marker, color=colour, markersize=9)
+            text = f"{name} {accuracies[name]:.1%}"
+            axes.annotate(text, (number(row), accuracies[name]), (0, 9), textcoords="offset points", ha="center")
+        axes.set_xscale("log")
+        axes.margins(x=0.2, y=0.15)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_xlabel(label, size=12)
+        axes.grid(color="#DDDDDD", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_ylabel("accuracy on PrivateTest", size=12)
+    left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    for (colour, marker), label in ((OURS, "ours"), (THEIRS, "other packages")):
+        left.plot([], [], marker, color=colour, label=label)
+    left.legend(loc="lower right", frameon=False)
+    return figure
+
+
+for name, figure in (("baseline", baseline()), ("frontier", frontier())):
+    plots.write_png(plots.pixels(figure), HERE / "figures" / f"{name}.png")
