@@ -54,7 +54,11 @@ def test_joblib_runs_a_sweep_in_other_processes_and_a_failed_run_shows_in_the_ex
     assert told.keys() == {"0", "2"}
     assert process.pid not in {run["process"] for run in told.values()}
     assert {run["threads"] for run in told.values()} == {str(max(os.cpu_count() // 2, 1))}
-    assert "error: runs/default/s/1 failed: seed=1 is bad luck." in err
+    assert err.splitlines()[-2:] == [
+        "error: seed=1 is bad luck.",
+        "error: 1 of 3 runs failed; the same command tries them again.",
+    ]
+    assert "1 failed: UserError: seed=1 is bad luck." in out
     assert "Traceback" not in err
     assert "Warning" not in err
 
@@ -91,7 +95,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_from_its_last_checkpoint(tmp_pa
     # The first process did the first epoch, and the one after the requeueing the second alone.
     [second] = {process for *_, process in watched(tmp_path, "0")} - {first}
     assert {epoch for epoch, *_, process in watched(tmp_path, "0") if process == second} == {1}
-    assert "1 runs in runs/default/s" in out
+    assert "1 run in runs/default/s" in out
 
 
 @pytest.fixture
