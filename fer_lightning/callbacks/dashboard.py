@@ -85,7 +85,7 @@ class Dashboard(Callback):
             return
         for name, value in metrics.items():
             logger.experiment.add_scalar(f"hp/{name}", value, trainer.current_epoch)
-        # Lightning closed it after the test, and this opened it again: a sweep would gather a thread from every run.
+        # Closed after the test, and opened again by this: a sweep would gather a thread from every run.
         logger.finalize("success")
 
 
