@@ -20,12 +20,7 @@ MAX_IMAGE_SIZE = 1024  # pixels; beyond, a checkpoint could ask for any amount o
 
 # All that a checkpoint of plain weights names. What else weights_only allows can take memory without end, as a
 # bytearray of any length does.
-_PLAIN = {
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter",
-    "torch Size",
-}
+_PLAIN = {"collections OrderedDict", "torch Size", "torch._utils _rebuild_tensor_v2"}
 
 
 @dataclass(frozen=True)

@@ -404,21 +404,9 @@ def _check_saved(saved: Any, named: set[str]) -> None:
     ]
     targets = {value for _, content in shipped for key, value in _entries(content) if key.endswith("_target_")}
     settings = {f"{group}.{key}" for group, content in shipped for key, _ in _entries(content)}
-    for group in ("data", "augment", "model", "optim", "trainer", "callbacks", "logger", "distill"):
-        if not isinstance(plain.get(group, {}), dict):
+    for group in ("data", "augment", "model", "optim", "trainer", "callbacks", "logger"):
+        if not isinstance(plain.get(group), dict):
             raise ValueError(f"{group} is not a mapping")
-    for needed in (
-        "data",
-        "augment",
-        "model",
-        "optim",
-        "trainer",
-        "callbacks",
-        "logger",
-        "experiment",
-        "overrides",
-    ):
-        plain[needed]
     if not all(isinstance(text, str) for text in [plain["experiment"], *plain["overrides"]]):
         raise ValueError("experiment or overrides is not text")
     for key, value in _entries(plain):

@@ -151,9 +151,8 @@ def test_folders_without_end(tmp_path, monkeypatch):
             (tmp_path / str(one) / str(other)).symlink_to(tmp_path / str(other))
     with pytest.raises(UserError, match="links lead in circles"):
         load_faces(tmp_path)
+    (tmp_path / "deep" / "/".join("a" * 40)).mkdir(parents=True)
     with pytest.raises(UserError, match="one in the other"):
-        deep = tmp_path / "deep" / "/".join("a" * 40)
-        deep.mkdir(parents=True)
         load_faces(tmp_path / "deep")
 
 
@@ -218,10 +217,12 @@ def test_what_a_checkpoint_claims(claim):
 def test_a_checkpoint_that_would_fill_the_memory(tmp_path):
     refused("pickle", b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R.")
     file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(hostile.checkpoint())) as old:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
-            for name in old.namelist():
-                new.writestr(name, old.read(name) + b"\0" * 10**7)
+    with (
+        zipfile.ZipFile(io.BytesIO(hostile.checkpoint())) as old,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name) + b"\0" * 10**7)
     refused("checkpoint", file.getvalue())
     (tmp_path / "a.ckpt").write_bytes(hostile.checkpoint())
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
@@ -246,13 +247,13 @@ def test_a_checkpoint_names_no_file_but_checkpoints_for_removal(tmp_path):
         ("fer_lightning.callbacks.prediction_grid.PredictionGrid", "os.system", "_target_=os.system is not one"),
         ("fer_lightning.data.synthetic.synthetic_faces", "fer_lightning.processes.subprocess.run", "not one"),
         ("  n_train:", "  cache_dir: /etc\n  n_train:", "data.cache_dir=/etc"),
-        ("  n_faces:", "  path: /etc\n  n_faces:", "callbacks.prediction_grid.path=/etc"),
+        ("    n_faces:", "    path: /etc\n    n_faces:", "callbacks.prediction_grid.path=/etc"),
         ("logger:\n", "logger:\n  sub_dir: /etc\n", "logger.sub_dir=/etc"),
         ("trainer:\n", "trainer:\n  default_root_dir: /etc\n", "trainer.default_root_dir=/etc"),
         ("seed: 0\nname", "seed: ${oc.env:HOME}\nname", "holds"),
         ("seed: 0\nname", "x: &x [1, 2]\nseed: *x\nname", "aliases"),
         ("seed: 0\nname", "seed: " + "[" * 5000 + "\nname", "nested"),
-        ("trainer:\n", "trainers:\n", "trainer is not a mapping"),
+        ("\ntrainer:\n", "\ntrainers:\n", "damaged: .*trainer"),
         ("overrides:", "overruled:", "overrides"),
     ],
 )
@@ -267,7 +268,7 @@ def test_what_a_saved_configuration_may_not_say(old, new, said, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"- a", b"3", b"a: \xff\xfe", b"\0"])
 def test_what_is_no_configuration(content, tmp_path):
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(UserError, match="damaged|no run"):
+    with pytest.raises(UserError, match=r"damaged|no run"):
         _resumed(tmp_path, [])
 
 

@@ -89,7 +89,7 @@ def _load(entry: Path) -> Faces:
             dataset=str(meta["dataset"]),
             source=str(meta["source"]),
             fingerprint=str(meta["fingerprint"]),
-            split_names=tuple(map(str, meta["split_names"])),
+            split_names=_three(meta["split_names"]),
             notes=tuple(map(str, meta["notes"])),
         )
     except (FileNotFoundError, KeyError, TypeError, ValueError, EOFError, AttributeError, RecursionError) as error:
@@ -102,15 +102,19 @@ def _load(entry: Path) -> Faces:
 def _is_sound(faces: Faces) -> bool:
     """Whether an entry is what Faces are: who forges one can forge its checksums."""
     n = len(faces.ids)
+    wanted = {"images": ("uint8", (n, 48, 48)), "labels": ("int64", (n,)), "usage": ("uint8", (n,))}
+    arrays = {name: getattr(faces, name) for name in wanted}
     return (
-        (faces.images.shape, faces.images.dtype) == ((n, 48, 48), np.uint8)
-        and (faces.labels.shape, faces.labels.dtype) == ((n,), np.int64)
-        and (faces.usage.shape, faces.usage.dtype) == ((n,), np.uint8)
+        {name: (str(array.dtype), array.shape) for name, array in arrays.items()} == wanted
         and len(set(faces.ids)) == n
-        and len(faces.split_names) == 3
         and 0 <= int(faces.labels.min()) <= int(faces.labels.max()) < NUM_CLASSES
         and int(faces.usage.max()) <= TEST
     )
+
+
+def _three(names: Any) -> tuple[str, str, str]:
+    first, second, third = map(str, names)
+    return first, second, third
 
 
 _ARRAYS = ("images", "labels", "usage", "ids")

@@ -175,8 +175,8 @@ class _Folder:
             self.folders.append(folder)
         if len(self.folders) > _MAX_FOLDERS or len(above) > _MAX_DEPTH:
             raise UserError(
-                f"{self.root} has more than {_MAX_FOLDERS:,} folders, or {_MAX_DEPTH} one in the other (do links lead "
-                "in circles?). Give the folder that holds train/ and test/, or the class folders."
+                f"{self.root} has more than {_MAX_FOLDERS:,} folders, or {_MAX_DEPTH} one in the other (do links "
+                "lead in circles?). Give the folder that holds train/ and test/, or the class folders."
             )
         with os.scandir(real) as entries:
             for entry in entries:
@@ -256,7 +256,7 @@ class _Archive:
         return self._zip.open(self._members[path])
 
     def check_unpacked(self, paths: Iterable[str], most: int | None) -> None:
-        """Raises UserError for files that together unpack to what no data do, up to `most` bytes being read of each."""
+        """Raises UserError for files that unpack to what no data do; up to `most` bytes are read of each."""
         unpacked = sum(self.sizes[path] if most is None else min(self.sizes[path], most) for path in paths)
         if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * self.path.stat().st_size):
             raise UserError(
@@ -393,7 +393,7 @@ def _from_zip(path: Path) -> _Source:
     return _Source(path, f"zip-{_sha256(path)}", read)
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedReader:
     if not path.is_file():  # a pipe or a device may never end
         raise OSError(f"{path} is not a file, or a link to none")
     return path.open("rb")
@@ -825,10 +825,10 @@ def _without(faces: Faces, path: Path) -> Faces:
     unknown = sorted(wanted.difference(faces.ids))
     if unknown:
         near = _nearest(unknown[:_SHOWN], faces.ids)
-        told = [
-            f"  {name[:_LONGEST_SHOWN]}" + (f" - did you mean {' or '.join(near[name])}?" if near[name] else "")
-            for name in near
-        ]
+        told = []
+        for name in near:
+            hint = f" - did you mean {' or '.join(near[name])}?" if near[name] else ""
+            told.append(f"  {name[:_LONGEST_SHOWN]}{hint}")
         if len(unknown) > _SHOWN:
             told.append(f"  and {len(unknown) - _SHOWN:,} more")
         raise UserError(
