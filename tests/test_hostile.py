@@ -165,6 +165,19 @@ def test_a_list_of_ids_that_never_ends(monkeypatch, tmp_path):
         load_faces(tmp_path / "a", exclude="~nobody_of_this_name/list.txt")
 
 
+def test_an_array_whose_header_is_no_python():
+    """NumPy parses it as Python, and raises what a parser does. Found by the mutations above."""
+    for header in (b"{'descr': [[[[\n", b"{'descr': '<f8'", b"(" * 5000):
+        npy = b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header
+        for number in range(5):
+            assert hostile.attempt("cache", bytes([number]) + npy)  # read anew
+        npz = io.BytesIO()
+        with zipfile.ZipFile(npz, "w") as archive:
+            archive.writestr("ids.npy", npy)
+            archive.writestr("probabilities.npy", npy)
+        refused("probabilities", npz.getvalue())
+
+
 class Payload:
     def __reduce__(self):
         return os.mkdir, ("executed",)

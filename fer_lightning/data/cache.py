@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,10 @@ def _load(entry: Path) -> Faces:
             split_names=_three(meta["split_names"]),
             notes=tuple(map(str, meta["notes"])),
         )
-    except (FileNotFoundError, KeyError, TypeError, ValueError, EOFError, AttributeError, RecursionError) as error:
+    except (
+        *(FileNotFoundError, KeyError, TypeError, ValueError, EOFError, AttributeError, RecursionError),
+        *(SyntaxError, TokenError, MemoryError),  # of an array's header, which NumPy reads as Python
+    ) as error:
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
     if not _is_sound(faces):
         raise _DamagedError("its arrays do not fit together")

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -61,18 +62,8 @@ def read_probabilities(path: Path, ids: Sequence[str]) -> npt.NDArray[np.floatin
         with np.load(path, allow_pickle=False) as arrays:
             names, probabilities = arrays["ids"], arrays["probabilities"]
     except (
-        *(
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            EOFError,
-            RuntimeError,
-            MemoryError,
-            SyntaxError,
-        ),
-        *(zipfile.BadZipFile, zlib.error, struct.error),
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
+        *(SyntaxError, TokenError, zipfile.BadZipFile, zlib.error, struct.error),
     ) as error:
         raise UserError(
             f"--probabilities {path} cannot be read ({error}). It takes what "

@@ -4,10 +4,10 @@
     python tests/long/fuzz.py --seconds 60 --out results/reliability/fuzz.json
 
 Each of the readers in tests/hostile.py gets a process of its own for so many seconds. Where atheris is installed,
-it mutates valid files going by the coverage of the Python code (libFuzzer); otherwise they are mutated blindly. A
-crash is anything but an answer or a UserError: another exception, a file left outside, 20 seconds without an answer,
-more than 4 GiB of memory, a signal. The input and the traceback of each are kept in --crashes. Cost: the seconds
-times ten, and a few more for every start.
+it mutates valid files going by the coverage of the Python code (libFuzzer); otherwise they are mutated blindly.
+A crash is anything but an answer or a UserError: another exception, a file left outside, 20 seconds without an
+answer, more than 4 GiB of memory, a signal. The input and the traceback of each are kept in --crashes. Cost: the
+seconds times ten, and a few more for every start.
 """
 
 import argparse
