@@ -4,7 +4,10 @@ import io
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import hostile
 import numpy as np
@@ -22,6 +25,7 @@ from fer_lightning.errors import UserError
 from fer_lightning.experiment import MovableCheckpoint
 from fer_lightning.photos import read_photo
 
+ROOT = Path(__file__).resolve().parent.parent
 PARTS = st.one_of(
     st.binary(max_size=16),
     st.sampled_from(
@@ -294,3 +298,18 @@ def test_a_callback_of_ones_own_is_named_again(tmp_path):
         _resumed(tmp_path, [])
     again = [_parse("callbacks.mine._target_=mine.Mine"), _parse("callbacks.mine.n=3")]
     assert _resumed(tmp_path, again)["callbacks"]["mine"] == {"_target_": "mine.Mine", "n": 3}
+
+
+def test_a_name_that_is_no_text_is_told_all_the_same(tmp_path):
+    name = os.fsdecode(b"bad\xff.jpg")
+    Image.new("L", (48, 48)).save(tmp_path / name, "JPEG")
+    done = subprocess.run(
+        [sys.executable, "-m", "fer_lightning", "predict", name],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bad\\udcff.jpg" in done.stdout
