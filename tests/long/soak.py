@@ -134,7 +134,8 @@ def main() -> int:
         assert len(samples) == count, (len(samples), count)
         grown = growth(samples)
         flat &= is_flat(grown)
-        found[name] = {"count": count, "flat": is_flat(grown), "growth": grown, "samples": samples}
+        memory = [round(sample["memory_mib"], 1) for sample in samples]
+        found[name] = {"count": count, "flat": is_flat(grown), "growth": grown, "memory_mib": memory}
         rows = [
             [what, *(f"{one[when]:.0f}" for when in ("at_a_tenth", "at_the_end", "peak"))]
             for what, one in grown.items()
