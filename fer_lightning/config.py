@@ -8,6 +8,7 @@ in about a second.
 import argparse
 import ctypes
 import importlib.util
+import io
 import os
 import re
 import shlex
@@ -469,17 +470,97 @@ def _shown(default: Any) -> str:
     return str(default).replace(" ", "")
 
 
+_MAX_CONFIG = 2**20  # characters; a run's config.yaml has 2,000
+# Which of Trainer's arguments make it write, or send, to anywhere else.
+_OUTWARD = ("trainer.default_root_dir", "trainer.logger", "trainer.model_registry")
+
+
+def _check_yaml(text: str) -> None:
+    """Raises ValueError for what no run has saved, and what reading alone could do harm by."""
+    if "${" in text:  # ${oc.env:...} would put a secret of this machine into the next config.yaml
+        raise ValueError("it holds ${...}")
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        # Aliases of aliases would fill the memory; and a reader of its depth would take forever.
+        if isinstance(event, yaml.AliasEvent) or depth > 20:
+            raise ValueError("it holds aliases or is nested too deep")
+
+
+def _check_saved(saved: Any, named: set[str]) -> None:
+    """Checks a run's config.yaml, which may come from a stranger.
+
+    It may name only what conf/ names: classes and functions to build, and settings. Everything else, such as a
+    callback of one's own, has to be named again by the command that resumes.
+
+    Args:
+        saved: the configuration.
+        named: keys of the command line.
+
+    Raises:
+        UserError: something that conf/ does not name.
+        ValueError: no configuration of a run.
+    """
+    if not isinstance(saved, DictConfig):
+        raise ValueError("not a mapping")
+    plain = OmegaConf.to_container(saved)
+    assert isinstance(plain, dict)
+    shipped = [
+        (path.parent.name, OmegaConf.to_container(OmegaConf.load(path))) for path in CONF_DIR.rglob("*.yaml")
+    ]
+    targets = {value for _, content in shipped for key, value in _entries(content) if key.endswith("_target_")}
+    settings = {f"{group}.{key}" for group, content in shipped for key, _ in _entries(content)}
+    for group in ("data", "augment", "model", "optim", "trainer", "callbacks", "logger"):
+        if not isinstance(plain.get(group), dict):
+            raise ValueError(f"{group} is not a mapping")
+    if not all(isinstance(text, str) for text in [plain["experiment"], *plain["overrides"]]):
+        raise ValueError("experiment or overrides is not text")
+    for key, value in _entries(plain):
+        group, _, rest = key.partition(".")
+        if any(key == name or key.startswith(f"{name}.") for name in named):
+            continue
+        if key.endswith("_target_"):
+            known = value in targets
+        elif group == "trainer":
+            known = rest.partition(".")[0] in TRAINER_ARGUMENTS and key not in _OUTWARD
+        else:
+            known = group not in ("data", "augment", "callbacks", "logger") or key in settings or "[" in key
+        if not known:
+            raise UserError(
+                f"resume: {key}={value} is not one of the settings and classes in conf/, and a configuration from "
+                f"elsewhere could run anything by it. If it is yours, say it again: {key}={value}"
+            )
+
+
+def _entries(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every single value with its dotted key; elements of a list have their number in brackets."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _entries(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(content, list):
+        for number, value in enumerate(content):
+            yield from _entries(value, f"{prefix}[{number}]")
+    else:
+        yield prefix, content
+
+
 def _resumed(folder: Path, overrides: list[Override]) -> Config:
     """The configuration of the run in `folder`, with single values changed."""
     path = folder / "config.yaml"
     try:
-        saved = OmegaConf.load(path)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_MAX_CONFIG + 1)
+        if len(text) > _MAX_CONFIG:
+            raise ValueError(f"more than {_MAX_CONFIG:,} characters")
+        _check_yaml(text)
+        saved = OmegaConf.load(io.StringIO(text))
+        _check_saved(saved, {override.key_or_group for override in overrides})
     except OSError as error:
         raise UserError(
-            f"resume={folder}: there is no run to go on with ({error.strerror}: {path}). "
+            f"resume={folder}: there is no run to go on with ({error.strerror or error}: {path}). "
             "Give the folder that holds the run's config.yaml and checkpoints/."
         ) from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, RecursionError) as error:
         raise UserError(f"resume={folder}: {path} is damaged: {_first_lines(error)}") from error
     assert isinstance(saved, DictConfig)
     # A run begun before a setting existed gets its default.

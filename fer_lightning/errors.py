@@ -1,6 +1,7 @@
 """What a person can put right, how a command ends, and the nearest right name for a wrong one."""
 
 import difflib
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -29,6 +30,9 @@ class Stopped(BaseException):
 
 def exit_code(command: Callable[[], int]) -> int:
     """The exit code of a command: its own, 1 for a UserError, told on stderr, 130 or 143 for SIGINT or SIGTERM."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text, and are told all the same
+            stream.reconfigure(errors="backslashreplace")
     before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         return command()

@@ -129,7 +129,8 @@ class MovableCheckpoint(ModelCheckpoint):
         folder = Path(str(self.dirpath))
 
         def here(path: str) -> str:
-            return path and str(folder / Path(path).name)
+            # Lightning removes what was the best: nothing but a checkpoint, whatever the file says.
+            return str(folder / Path(path).name) if Path(path).suffix == ".ckpt" else ""
 
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}

@@ -88,7 +88,7 @@ def read_photo(file: str | Path | BinaryIO) -> Image.Image:
         raise UserError("too large: more than 178 million pixels") from error
     except OSError as error:
         raise UserError(error.strerror or f"damaged: {error}") from error
-    except (*DAMAGED, ArithmeticError, MemoryError) as error:
+    except DAMAGED as error:
         raise UserError(f"damaged: {error}") from error
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -319,6 +320,19 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(capsys):
     assert "32x32 px" in out
     assert "48x48 px" in out
     assert EventAccumulator("runs/default/both").Reload().Tags()["tensors"]  # the run's texts
+
+
+def test_many_runs_in_one_process_leave_no_thread_and_no_file_open():
+    held = []
+
+    def counted(cfg, run_dir):
+        job(cfg, run_dir)
+        held.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
+
+    sweep = ("-m", "name=s", "trainer.max_epochs=1", "seed=0,1,2")
+    assert main(counted, [*SMALL, *sweep]) == 0
+    assert len(held) == 3
+    assert held[0] == held[1] == held[2]
 
 
 def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):

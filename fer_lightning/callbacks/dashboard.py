@@ -90,7 +90,8 @@ class Dashboard(Callback):
             return
         for name, value in metrics.items():
             logger.experiment.add_scalar(f"hp/{name}", value, trainer.current_epoch)
-        logger.experiment.flush()
+        # Closed after the test, and opened again by this: a sweep would gather a thread from every run.
+        logger.finalize("success")
 
 
 def _verbatim(text: str) -> str:

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fer_lightning.data.faces import Faces
+from fer_lightning.data.faces import TEST, Faces
+from fer_lightning.emotions import NUM_CLASSES
 
 FORMAT = 1  # raise it when the files of an entry, or what the reader makes of the same data, change
 _TEMPORARY = ".writing-"
@@ -80,19 +82,43 @@ def _load(entry: Path) -> Faces:
         if sealed["sha256"] != _digest_of_meta(meta):
             raise _DamagedError("meta.json does not match its checksum")
         arrays = {name: _load_array(entry, name, meta["sha256"][name]) for name in _ARRAYS}
-        return Faces(
+        faces = Faces(
             images=arrays["images"],
             labels=arrays["labels"],
             usage=arrays["usage"],
             ids=_unpack(arrays["ids"]),
-            dataset=meta["dataset"],
-            source=meta["source"],
-            fingerprint=meta["fingerprint"],
-            split_names=tuple(meta["split_names"]),
-            notes=tuple(meta["notes"]),
+            dataset=str(meta["dataset"]),
+            source=str(meta["source"]),
+            fingerprint=str(meta["fingerprint"]),
+            split_names=_three(meta["split_names"]),
+            notes=tuple(map(str, meta["notes"])),
         )
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+    except (
+        *(FileNotFoundError, KeyError, TypeError, ValueError, EOFError, AttributeError, RecursionError),
+        *(SyntaxError, TokenError, MemoryError),  # of an array's header, which NumPy reads as Python
+    ) as error:
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
+    if not _is_sound(faces):
+        raise _DamagedError("its arrays do not fit together")
+    return faces
+
+
+def _is_sound(faces: Faces) -> bool:
+    """Whether an entry is what Faces are: who forges one can forge its checksums."""
+    n = len(faces.ids)
+    wanted = {"images": ("uint8", (n, 48, 48)), "labels": ("int64", (n,)), "usage": ("uint8", (n,))}
+    arrays = {name: getattr(faces, name) for name in wanted}
+    return (
+        {name: (str(array.dtype), array.shape) for name, array in arrays.items()} == wanted
+        and len(set(faces.ids)) == n
+        and 0 <= int(faces.labels.min()) <= int(faces.labels.max()) < NUM_CLASSES
+        and int(faces.usage.max()) <= TEST
+    )
+
+
+def _three(names: Any) -> tuple[str, str, str]:
+    first, second, third = map(str, names)
+    return first, second, third
 
 
 _ARRAYS = ("images", "labels", "usage", "ids")
@@ -102,7 +128,7 @@ def _load_array(entry: Path, name: str, sha256: str) -> npt.NDArray[Any]:
     path = entry / f"{name}.npy"
     if _sha256(path) != sha256:
         raise _DamagedError(f"{path.name} does not match its checksum")
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # never a pickle, nor another format
     return array
 
 

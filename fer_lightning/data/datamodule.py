@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fer_lightning.checkpoint import MAX_IMAGE_SIZE
 from fer_lightning.data.augment import Augment, normalise, resize
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
 from fer_lightning.data.philox import permutation
@@ -135,6 +136,10 @@ class FaceDataModule(LightningDataModule):
                 raise UserError(f"data.{name}={value} must be at least 1.")
         if augment_epochs is not None and (not isinstance(augment_epochs, int) or augment_epochs < 1):
             raise UserError(f"data.augment_epochs={augment_epochs} must be a whole number of at least 1, or null.")
+        if image_size > MAX_IMAGE_SIZE:
+            raise UserError(
+                f"data.image_size={image_size} is too large: faces of 48 pixels go up to {MAX_IMAGE_SIZE}."
+            )
         if std <= 0:
             raise UserError(f"data.std={std} must be above 0.")
         if split not in SPLITS:

@@ -20,10 +20,9 @@ import zipfile
 import zlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Protocol
@@ -54,8 +53,14 @@ PUBLISHED_COUNTS = {
 CUT_FRACTION = 0.1
 
 MAX_IMAGE_BYTES = 50 * 2**20  # a face is 2 KiB, a photo 10 MiB: more is a mistake or an attack
-_MAX_CSV_LINE = 2**20  # characters; a row of FER-2013 has at most 9,300
+_MAX_CSV_ROW = 2**20  # characters; a row of FER-2013 has at most 9,300
+_MAX_LIST = 2**26  # characters of a list of ids; that of all of FER-2013 has 1.3 million
+_MAX_DEPTH, _MAX_FOLDERS = 32, 100_000  # of folders below the one that is given; links can make any number of few
+# What a zip may unpack to: the real ones, of JPEGs or of CSVs, have 1 to 4 times their own size.
+_MAX_UNPACKED, _MAX_RATIO = 2**30, 100
+_MAX_FAULTS = 1_000_000  # before the rest is not looked at
 _SHOWN = 10  # offenders listed by name before only their number is given
+_LONGEST_SHOWN = 300  # characters of a name
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
@@ -68,7 +73,10 @@ _USAGES = {name.lower(): usage for usage, name in enumerate(FER2013_SPLITS)}
 _PREFIX = re.compile(r"(Training|PublicTest|PrivateTest)_", re.IGNORECASE)
 _HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
 # What PIL raises on damaged images, beside OSError (UnidentifiedImageError is one).
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error),
+    *(ArithmeticError, MemoryError),  # of what its header claims
+)
 # What zipfile raises on a damaged member or one packed in a way that it does not know; of a plain file OSError.
 _DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 
@@ -165,6 +173,11 @@ class _Folder:
             return
         if folder:
             self.folders.append(folder)
+        if len(self.folders) > _MAX_FOLDERS or len(above) > _MAX_DEPTH:
+            raise UserError(
+                f"{self.root} has more than {_MAX_FOLDERS:,} folders, or {_MAX_DEPTH} one in the other (do links "
+                "lead in circles?). Give the folder that holds train/ and test/, or the class folders."
+            )
         with os.scandir(real) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
@@ -172,11 +185,11 @@ class _Folder:
                     continue
                 if entry.is_dir():
                     self._walk(path, above | {real})
-                elif entry.is_file():
-                    self._add(path, entry.stat())
+                else:  # of a link that leads nowhere its own, for it shall be missed when it is read
+                    self._add(path, entry.stat(follow_symlinks=entry.is_file()))
 
     def open(self, path: str) -> IO[bytes]:
-        return (self.root / path).open("rb")
+        return _open(self.root / path)
 
     def key(self, form: "_Form") -> str:
         """Of CSVs their content; of many images only place, names, sizes and times, which is quick."""
@@ -237,7 +250,19 @@ class _Archive:
             )
 
     def open(self, path: str) -> IO[bytes]:
+        if self._members[path].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile unpacks a block of the others whole, whatever size it claims.
+            raise NotImplementedError("packed in another way than deflate; unpack it and give the folder")
         return self._zip.open(self._members[path])
+
+    def check_unpacked(self, paths: Iterable[str], most: int | None) -> None:
+        """Raises UserError for files that unpack to what no data do; up to `most` bytes are read of each."""
+        unpacked = sum(self.sizes[path] if most is None else min(self.sizes[path], most) for path in paths)
+        if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * self.path.stat().st_size):
+            raise UserError(
+                f"{self.path} would unpack to {unpacked / 2**30:,.1f} GiB, more than {_MAX_RATIO} times its size: "
+                f"this is no copy of FER-2013, and it is refused. Download it from {KAGGLE_PAGE}."
+            )
 
     def __enter__(self) -> "_Archive":
         return self
@@ -361,14 +386,21 @@ def _from_zip(path: Path) -> _Source:
         with _Archive(path) as archive:
             if (form := _choose(archive)) is None:
                 raise UserError(f"{path} {_nothing(archive)}")
+            archive.check_unpacked(form.paths, MAX_IMAGE_BYTES if form.kind == "images" else None)
             faces = _read(archive, form, skip_bad)
             return replace(faces, notes=form.notes + faces.notes)
 
     return _Source(path, f"zip-{_sha256(path)}", read)
 
 
+def _open(path: Path) -> io.BufferedReader:
+    if not path.is_file():  # a pipe or a device may never end
+        raise OSError(f"{path} is not a file, or a link to none")
+    return path.open("rb")
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with _open(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -428,6 +460,8 @@ def _nothing(store: _Store) -> str:
             f"has images, but none in a folder named after an emotion ({', '.join(EMOTIONS)}); "
             f"they are in {_some(folders)}."
         )
+    if any(_suffix(path) == ".zip" for path in store.sizes):  # of an archive: a folder's would have been read
+        return "holds further zips, which are not opened. Unpack it and give the folder."
     return f"has no images, no CSV and no zip; it has {_some(sorted(store.sizes))}."
 
 
@@ -443,7 +477,8 @@ class _Gathered:
     labels: list[int] = field(default_factory=list)
     usage: list[int] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    offences: list[tuple[str, str]] = field(default_factory=list)  # kind, and the sentence on it
+    offences: Counter[str] = field(default_factory=Counter)  # by kind
+    told: list[str] = field(default_factory=list)  # the sentence on each of the first ones
     converted: int = 0
     stretched: int = 0
 
@@ -454,7 +489,13 @@ class _Gathered:
         self.ids.append(name)
 
     def reject(self, kind: str, where: str, why: str) -> None:
-        self.offences.append((kind, f"{where}: {why}"))
+        self.offences[kind] += 1
+        if len(self.told) < _SHOWN:  # a file may hold millions
+            self.told.append(f"{where}: {why}")
+        if self.offences.total() > _MAX_FAULTS:
+            raise UserError(
+                f"More than {_MAX_FAULTS:,} faults, the first: {self.told[0]}. These are no labelled faces."
+            )
 
 
 class _RowError(Exception):
@@ -474,15 +515,15 @@ def _read(store: _Store, form: _Form, skip_bad: bool) -> Faces:
         official, notes = _read_images(store, form.paths, gathered)
 
     if gathered.offences and not skip_bad:
-        raise UserError(_list_offences(store.path, [why for _, why in gathered.offences]))
+        raise UserError(_list_offences(store.path, gathered.told, gathered.offences.total()))
     if not gathered.labels:
         raise UserError(
             f"{store.path} has no usable image"
-            + (f": all {len(gathered.offences)} are bad." if gathered.offences else ".")
+            + (f": all {gathered.offences.total():,} are bad." if gathered.offences else ".")
         )
     if gathered.offences:
-        kinds = Counter(kind for kind, _ in gathered.offences)
-        notes.append("data.skip_bad dropped " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()) + ".")
+        kinds = [f"{n} x {kind}" for kind, n in gathered.offences.items()]
+        notes.append(f"data.skip_bad dropped {_some(kinds, 20)}.")
     if gathered.converted:
         stretched = f" ({gathered.stretched:,} not square: stretched)" if gathered.stretched else ""
         notes.append(f"{gathered.converted:,} images were converted to grey 48x48{stretched}.")
@@ -507,13 +548,13 @@ def _read(store: _Store, form: _Form, skip_bad: bool) -> Faces:
     )
 
 
-def _list_offences(path: Path, offences: Sequence[str]) -> str:
-    if len(offences) == 1:
-        return f"{offences[0]}.\nFix it in {path}, or set data.skip_bad=true to drop it."
-    lines = [f"  {offence}" for offence in offences[:_SHOWN]]
-    if len(offences) > _SHOWN:
-        lines.append(f"  and {len(offences) - _SHOWN:,} more")
-    head = f"{len(offences):,} faults in {path}:"
+def _list_offences(path: Path, told: Sequence[str], total: int) -> str:
+    if total == 1:
+        return f"{told[0]}.\nFix it in {path}, or set data.skip_bad=true to drop it."
+    lines = [f"  {offence}" for offence in told]
+    if total > len(told):
+        lines.append(f"  and {total - len(told):,} more")
+    head = f"{total:,} faults in {path}:"
     return "\n".join([head, *lines, "Fix them, or set data.skip_bad=true to drop them."])
 
 
@@ -612,11 +653,9 @@ def _read_csvs(store: _Store, paths: Sequence[str], into: _Gathered) -> tuple[bo
             with store.open(path) as binary:
                 # Bytes that are not UTF-8 must not end the pass: their row becomes an offender.
                 text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
-                # A line is cut at a length, so that a file without line ends cannot fill the memory.
-                rows = csv.reader(iter(partial(text.readline, _MAX_CSV_LINE), ""))
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", DeprecationWarning)  # see _parse_pixels
-                    has_usage = _read_csv(_leaf(path), rows, TEST if position else TRAIN, into)
+                    has_usage = _read_csv(_leaf(path), _Lines(text), TEST if position else TRAIN, into)
         except _DAMAGED_MEMBER as error:
             raise UserError(f"{path} in {store.path} cannot be read ({error}). Download it again.") from error
         if has_usage is None:
@@ -626,8 +665,32 @@ def _read_csvs(store: _Store, paths: Sequence[str], into: _Gathered) -> tuple[bo
     return official, notes
 
 
-def _read_csv(name: str, rows: Iterator[list[str]], default_usage: int, into: _Gathered) -> bool | None:
+class _Lines:
+    """The lines of a text for csv.reader, which can fill the memory with neither a line nor a row of many lines."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self._of_row = 0
+
+    def begin_row(self) -> None:
+        self._of_row = 0
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(_MAX_CSV_ROW)
+        if not line:
+            raise StopIteration
+        self._of_row += len(line)
+        if self._of_row > _MAX_CSV_ROW:
+            raise csv.Error("a row of more than 2^20 characters")
+        return line
+
+
+def _read_csv(name: str, lines: _Lines, default_usage: int, into: _Gathered) -> bool | None:
     """Gather the rows of one CSV; whether it has a Usage column, None when it has no emotions."""
+    rows = csv.reader(lines)
     try:
         header = [column.strip().lower() for column in next(rows, [])]
     except csv.Error as error:
@@ -649,10 +712,11 @@ def _read_csv(name: str, rows: Iterator[list[str]], default_usage: int, into: _G
     usage_at = header.index("usage") if "usage" in header else None
     while True:
         try:
+            lines.begin_row()
             row = next(rows)
             if not row:
                 continue
-            line = rows.line_num  # type: ignore[attr-defined]  # csv.reader's own
+            line = rows.line_num
             if len(row) != len(header):
                 raise _RowError("malformed row", f"{len(row)} columns where the first line has {len(header)}")
             label = _parse_emotion(row[emotion_at])
@@ -661,7 +725,7 @@ def _read_csv(name: str, rows: Iterator[list[str]], default_usage: int, into: _G
         except StopIteration:
             return usage_at is not None
         except csv.Error as error:
-            into.reject("malformed row", f"{name}, line {rows.line_num}", str(error))  # type: ignore[attr-defined]
+            into.reject("malformed row", f"{name}, line {rows.line_num}", str(error))
         except _RowError as error:
             into.reject(error.kind, f"{name}, line {line}", str(error))
 
@@ -750,16 +814,21 @@ def _cut_missing_splits(faces: Faces, seed: int) -> Faces:
 def _without(faces: Faces, path: Path) -> Faces:
     """Drop the images that a text file names, one id a line."""
     try:
-        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
+            text = file.read(_MAX_LIST + 1)
+    except (OSError, ValueError) as error:  # the latter of what is not UTF-8
         raise UserError(f"data.exclude={path} cannot be read: {error}.") from error
+    if len(text) > _MAX_LIST:
+        raise UserError(f"data.exclude={path} is too large for a list of ids: it takes one id a line.")
+    lines = text.splitlines()
     wanted = {line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")}
     unknown = sorted(wanted.difference(faces.ids))
     if unknown:
         near = _nearest(unknown[:_SHOWN], faces.ids)
-        told = [
-            f"  {name}" + (f" - did you mean {' or '.join(near[name])}?" if near[name] else "") for name in near
-        ]
+        told = []
+        for name in near:
+            hint = f" - did you mean {' or '.join(near[name])}?" if near[name] else ""
+            told.append(f"  {name[:_LONGEST_SHOWN]}{hint}")
         if len(unknown) > _SHOWN:
             told.append(f"  and {len(unknown) - _SHOWN:,} more")
         raise UserError(
@@ -789,7 +858,8 @@ def _nearest(names: Sequence[str], ids: Sequence[str]) -> dict[str, list[str]]:
         for name in names:
             at = bisect_left(ordered, name[::step])
             candidates[name].update(text[::step] for text in ordered[max(0, at - 50) : at + 50])
-    return {name: get_close_matches(name, sorted(candidates[name])) for name in names}
+    # Of a name longer than any file's nothing is near, and difflib would take forever.
+    return {name: get_close_matches(name[:_LONGEST_SHOWN], sorted(candidates[name])) for name in names}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ C. Northcutt, L. Jiang and I. Chuang, "Confident Learning: Estimating Uncertaint
 (2021), arXiv:1911.00068.
 """
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from fer_lightning.errors import UserError
 
 FOLDS = 4
 EPOCHS = 6
+_MAX_UNPACKED = 2**30  # bytes of an .npz; that of FER-2013 has 8 million
 _MAX_LR = 4e-3  # of Adam, in one cycle (Smith and Topin 2017)
 
 
@@ -51,9 +55,16 @@ def read_probabilities(path: Path, ids: Sequence[str]) -> npt.NDArray[np.floatin
         UserError: the file cannot be read, or is not about these images, or holds no probabilities.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > _MAX_UNPACKED:
+                raise ValueError(f"it would unpack to {unpacked / 2**30:,.1f} GiB")
         with np.load(path, allow_pickle=False) as arrays:
             names, probabilities = arrays["ids"], arrays["probabilities"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
+        *(SyntaxError, TokenError, zipfile.BadZipFile, zlib.error, struct.error),
+    ) as error:
         raise UserError(
             f"--probabilities {path} cannot be read ({error}). It takes what "
             "numpy.savez(FILE, ids=ids, probabilities=p) writes."

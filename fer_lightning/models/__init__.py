@@ -35,6 +35,7 @@ def build_model(name: str, image_size: int, **options: Any) -> nn.Module:
         raise UserError(f"There is no network called {name!r}.{did_you_mean(name, MODELS)} There are: {known}.")
     try:
         return MODELS[name](image_size=image_size, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:  # the last two of numbers too large
         given = ", ".join(f"{key}={value}" for key, value in options.items())
-        raise UserError(f"The network {name} cannot be built with {given} at {image_size} px: {error}.") from error
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"The network {name} cannot be built with {given} at {image_size} px: {why}.") from error

@@ -42,7 +42,7 @@ class ResNet(nn.Module):
 
     Args:
         channels: the width of each stage; each stage but the first halves the image.
-        blocks: residual blocks a stage.
+        blocks: residual blocks a stage, up to 100.
         stem_stride: 2 halves the image at once, for a quarter of the work.
         dropout: part of the features that training leaves out before the linear layer.
         image_size: height and width in pixels of the input.
@@ -57,9 +57,10 @@ class ResNet(nn.Module):
         image_size: int = 48,
     ) -> None:
         super().__init__()
-        if not channels or min(channels) < 1 or blocks < 1 or stem_stride < 1:
+        if not channels or min(channels) < 1 or not 1 <= blocks <= 100 or stem_stride < 1:
             raise ValueError(
-                "channels needs at least one stage, each at least 1 wide, and blocks and stem_stride are at least 1"
+                "channels needs at least one stage, each at least 1 wide, blocks is from 1 to 100, and stem_stride "
+                "at least 1"
             )
         if image_size // stem_stride >> (len(channels) - 1) < 1:
             raise ValueError(f"{len(channels)} stages leave nothing of {image_size} px")

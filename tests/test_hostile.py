@@ -1,0 +1,315 @@
+"""Files from strangers: never a traceback, a hang, memory without end, a file elsewhere, or code that runs."""
+
+import io
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import hostile
+import numpy as np
+import pytest
+import torch
+from fake_fer2013 import fake_faces, write_folder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fer_lightning.checkpoint import read_checkpoint
+from fer_lightning.config import _parse, _resumed
+from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.errors import UserError
+from fer_lightning.experiment import MovableCheckpoint
+from fer_lightning.photos import read_photo
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = st.one_of(
+    st.binary(max_size=16),
+    st.sampled_from(
+        [b"\0" * 4, b"\xff" * 4, b"\n", b'"', b"PK\x05\x06", b"1e999", b"-1 ", b"[" * 64, b"${a}", b"&a *a"]
+    ),
+)
+
+
+def mutated(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
+    """Valid files with pieces left out, put in, overwritten, or taken from each other, and cut off."""
+    seed = st.sampled_from(seeds)
+    spot = st.floats(0, 1, exclude_max=True)
+    piece = st.one_of(
+        PARTS,
+        st.builds(lambda other, at, n: other[int(at * len(other)) :][:n], seed, spot, st.integers(1, 400)),
+    )
+    change = st.tuples(spot, st.one_of(st.integers(0, 8), st.integers(0, 2000)), piece)
+
+    def apply(content: bytes, changes: list[tuple[float, int, bytes]], end: float) -> bytes:
+        for at, left_out, put_in in changes:
+            start = int(at * len(content))
+            content = content[:start] + put_in + content[start + left_out :]
+        return content[: len(content) - int(end * len(content))]
+
+    return st.builds(apply, seed, st.lists(change, max_size=4), st.one_of(st.just(0.0), spot))
+
+
+@pytest.mark.parametrize("name", hostile.READERS)
+def test_a_valid_file_is_taken_and_any_other_is_taken_or_refused(name):
+    seeds = hostile.READERS[name].seeds()
+    assert all(hostile.attempt(name, seed) for seed in seeds)
+
+    @settings(
+        max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(mutated(seeds))
+    def feed(content):
+        hostile.attempt(name, content)
+
+    feed()
+
+
+@pytest.fixture
+def _little_memory():
+    """A gigabyte more than what the process has now."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+HEADER = b"emotion,pixels,Usage\n"
+
+
+def refused(name: str, content: bytes) -> None:
+    assert not hostile.attempt(name, content)
+
+
+@pytest.mark.usefixtures("_little_memory")
+@pytest.mark.parametrize(
+    "rows",
+    [b"1 " * 5_000_000, b'"\n",' * 500_000, b'0,"' + b"1 " * 5_000_000, b"," * 5_000_000],
+    ids=["numbers", "a row of many lines", "a long field", "columns"],
+)
+def test_a_csv_that_would_fill_the_memory(rows):
+    refused("csv", HEADER + rows)
+
+
+def test_a_million_faults_are_enough(monkeypatch):
+    monkeypatch.setattr("fer_lightning.data.fer2013._MAX_FAULTS", 1000)
+    refused("csv", HEADER + b"x\n" * 1100)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.usefixtures("_little_memory")
+def test_a_member_that_unpacks_to_more_than_it_claims(method):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("fer2013.csv", HEADER + b"x\n" * 1000)
+    refused("zip", file.getvalue())
+
+
+def test_a_zip_that_unpacks_to_a_thousand_times_its_size(monkeypatch, tmp_path):
+    monkeypatch.setattr("fer_lightning.data.fer2013._MAX_UNPACKED", 10**6)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("fer2013.csv", HEADER + b"\n" * 10**7)
+    with pytest.raises(UserError, match="more than 100 times its size"):
+        load_faces(tmp_path / "a.zip")
+
+
+def test_a_zip_of_zips_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("inner.zip", b"PK")
+    with pytest.raises(UserError, match="further zips, which are not opened"):
+        load_faces(tmp_path / "a.zip")
+
+
+@pytest.mark.usefixtures("_little_memory")
+def test_a_jpeg_that_declares_60000_pixels_a_side():
+    jpeg = io.BytesIO()
+    Image.new("L", (48, 48)).save(jpeg, "JPEG")
+    at = jpeg.getvalue().index(b"\xff\xc0") + 5
+    huge = jpeg.getvalue()[:at] + (60000).to_bytes(2, "big") * 2 + jpeg.getvalue()[at + 4 :]
+    with pytest.raises(UserError, match="too large"):
+        read_photo(io.BytesIO(huge))
+    assert hostile.attempt("image", huge)  # dropped, and the other image left
+
+
+def test_links_in_a_folder(tmp_path):
+    """To nowhere, to what never ends, and in circles of ever more paths."""
+    write_folder(tmp_path / "a", fake_faces((1, 1, 1)))
+    (tmp_path / "a/train/happy/Training_1.jpg").symlink_to("gone.jpg")
+    (tmp_path / "a/train/happy/Training_2.jpg").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "a/train/happy/Training_3.jpg")
+    with pytest.raises(UserError, match="3 faults"):
+        load_faces(tmp_path / "a")
+    assert "3 x" in str(load_faces(tmp_path / "a", skip_bad=True).notes).replace("2 x unreadable file, 1 x", "3 x")
+
+
+def test_folders_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("fer_lightning.data.fer2013._MAX_FOLDERS", 500)
+    for one in range(8):
+        for other in range(8):
+            (tmp_path / str(one)).mkdir(exist_ok=True)
+            (tmp_path / str(one) / str(other)).symlink_to(tmp_path / str(other))
+    with pytest.raises(UserError, match="links lead in circles"):
+        load_faces(tmp_path)
+    (tmp_path / "deep" / "/".join("a" * 40)).mkdir(parents=True)
+    with pytest.raises(UserError, match="one in the other"):
+        load_faces(tmp_path / "deep")
+
+
+def test_a_list_of_ids_that_never_ends(monkeypatch, tmp_path):
+    monkeypatch.setattr("fer_lightning.data.fer2013._MAX_LIST", 1000)
+    write_folder(tmp_path / "a", fake_faces((1, 1, 1)))
+    with pytest.raises(UserError, match="too large"):
+        load_faces(tmp_path / "a", exclude="/dev/zero")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_faces(tmp_path / "a", exclude="~nobody_of_this_name/list.txt")
+
+
+def test_an_array_whose_header_is_no_python():
+    """NumPy parses it as Python, and raises what a parser does. Found by the mutations above."""
+    for header in (b"{'descr': [[[[\n", b"{'descr': '<f8'", b"(" * 5000):
+        npy = b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header
+        for number in range(5):
+            assert hostile.attempt("cache", bytes([number]) + npy)  # read anew
+        npz = io.BytesIO()
+        with zipfile.ZipFile(npz, "w") as archive:
+            archive.writestr("ids.npy", npy)
+            archive.writestr("probabilities.npy", npy)
+        refused("probabilities", npz.getvalue())
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_a_pickle_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for protocol in range(5):
+        refused("pickle", pickle.dumps({"state_dict": Payload()}, protocol))
+        refused("checkpoint", pickle.dumps(Payload(), protocol))
+    array = io.BytesIO()
+    np.save(array, np.array([Payload()], dtype=object), allow_pickle=True)
+    for number in range(5):
+        hostile.attempt("cache", bytes([number]) + array.getvalue())
+    refused("config", hostile.saved_config().encode() + b"\nx: !!python/object/apply:os.mkdir [executed]")
+    assert not os.path.exists("executed")
+
+
+def laughs():
+    value: list = ["ha"]
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+CLAIMS = {
+    "an image of a million pixels a side": {"image_size": 10**6},
+    "a layer of 2 GiB": {"image_size": 1000, "model": {"name": "fer_model0", "channels": [300]}},
+    "a billion blocks": {"model": {"name": "resnet", "blocks": 10**9}},
+    "a width of 2**70": {"model": {"name": "resnet", "channels": [2**70]}},
+    "another network": {"model": {"name": "torchvision", "architecture": "vit_h_14"}, "image_size": 1008},
+    "no name": {"model": {}},
+    "two sizes": {"model": {"name": "fer_model0", "image_size": 3}},
+    "infinity": {"image_size": float("inf")},
+    "no number": {"mean": float("nan")},
+    "no spread": {"std": 0.0},
+    "a tensor": {"image_size": torch.zeros(2)},
+    "classes of classes": {"classes": tuple(laughs())},
+    "options of options": {"model": {"name": "fer_model0", "channels": laughs()}},
+}
+
+
+@pytest.mark.usefixtures("_little_memory")
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_a_checkpoint_claims(claim):
+    refused("checkpoint", hostile.checkpoint(**CLAIMS[claim]))
+
+
+@pytest.mark.usefixtures("_little_memory")
+def test_a_checkpoint_that_would_fill_the_memory(tmp_path):
+    refused("pickle", b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R.")
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(hostile.checkpoint())) as old,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name) + b"\0" * 10**7)
+    refused("checkpoint", file.getvalue())
+    (tmp_path / "a.ckpt").write_bytes(hostile.checkpoint())
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    content["state_dict"]["net.classifier.weight"] = torch.zeros(1).expand(10**6, 10**6)
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="state_dict"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_names_no_file_but_checkpoints_for_removal(tmp_path):
+    keep = MovableCheckpoint(dirpath=tmp_path / "checkpoints", filename="best", monitor="accuracy/val")
+    state = keep.state_dict()
+    for path in ("/x/..", "/", "/x/config.yaml"):
+        keep.load_state_dict(state | {"best_model_path": path, "best_k_models": {path: torch.tensor(1.0)}})
+        assert keep.best_model_path == ""
+        assert list(keep.best_k_models) == [""]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("fer_lightning.callbacks.prediction_grid.PredictionGrid", "os.system", "_target_=os.system is not one"),
+        ("fer_lightning.data.synthetic.synthetic_faces", "fer_lightning.processes.subprocess.run", "not one"),
+        ("  n_train:", "  cache_dir: /etc\n  n_train:", "data.cache_dir=/etc"),
+        ("    n_faces:", "    path: /etc\n    n_faces:", "callbacks.prediction_grid.path=/etc"),
+        ("logger:\n", "logger:\n  sub_dir: /etc\n", "logger.sub_dir=/etc"),
+        ("trainer:\n", "trainer:\n  default_root_dir: /etc\n", "trainer.default_root_dir=/etc"),
+        ("seed: 0\nname", "seed: ${oc.env:HOME}\nname", "holds"),
+        ("seed: 0\nname", "x: &x [1, 2]\nseed: *x\nname", "aliases"),
+        ("seed: 0\nname", "seed: " + "[" * 5000 + "\nname", "nested"),
+        ("\ntrainer:\n", "\ntrainers:\n", "damaged: .*trainer"),
+        ("overrides:", "overruled:", "overrides"),
+    ],
+)
+def test_what_a_saved_configuration_may_not_say(old, new, said, tmp_path):
+    text = hostile.saved_config()
+    assert old in text
+    (tmp_path / "config.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=said):
+        _resumed(tmp_path, [])
+
+
+@pytest.mark.parametrize("content", [b"", b"- a", b"3", b"a: \xff\xfe", b"\0"])
+def test_what_is_no_configuration(content, tmp_path):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged|no run"):
+        _resumed(tmp_path, [])
+
+
+def test_a_callback_of_ones_own_is_named_again(tmp_path):
+    text = hostile.saved_config().replace(
+        "callbacks:\n", "callbacks:\n  mine:\n    _target_: mine.Mine\n    n: 3\n"
+    )
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"callbacks.mine._target_=mine.Mine"):
+        _resumed(tmp_path, [])
+    again = [_parse("callbacks.mine._target_=mine.Mine"), _parse("callbacks.mine.n=3")]
+    assert _resumed(tmp_path, again)["callbacks"]["mine"] == {"_target_": "mine.Mine", "n": 3}
+
+
+def test_a_name_that_is_no_text_is_told_all_the_same(tmp_path):
+    name = os.fsdecode(b"bad\xff.jpg")
+    Image.new("L", (48, 48)).save(tmp_path / name, "JPEG")
+    done = subprocess.run(
+        [sys.executable, "-m", "fer_lightning", "predict", name],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bad\\udcff.jpg" in done.stdout
