@@ -15,7 +15,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from datetime import datetime
 from importlib import import_module
@@ -142,7 +142,7 @@ def _run(job: Job, arguments: list[str]) -> int:
         run_dir = Path(os.path.relpath(hydra_cfg.runtime.output_dir))
         if sweep is not None:
             command = shlex.join(["python", "train.py", *plain["overrides"]])
-            sweep.attempt(run_dir, command, lambda: _work(job, _begun(run_dir) or plain, run_dir))
+            sweep.attempt(run_dir, command, lambda: _work(job, _begun(run_dir, overrides) or plain, run_dir))
             return
         try:
             _alone(job, plain, run_dir)
@@ -176,9 +176,9 @@ def _alone(job: Job, cfg: Config, run_dir: Path) -> None:
         _work(job, cfg, run_dir)
 
 
-def _begun(run_dir: Path) -> Config | None:
+def _begun(run_dir: Path, overrides: Iterable[Override]) -> Config | None:
     """The configuration to go on with, where a run of a sweep has a checkpoint: the one that it began with."""
-    return _resumed(run_dir, []) if (run_dir / "checkpoints" / "last.ckpt").exists() else None
+    return _resumed(run_dir, [], overrides) if (run_dir / "checkpoints" / "last.ckpt").exists() else None
 
 
 def _numbers_runs(override: Override) -> bool:
@@ -505,11 +505,13 @@ def _check_saved(saved: Any, named: set[str]) -> None:
         raise ValueError("not a mapping")
     plain = OmegaConf.to_container(saved)
     assert isinstance(plain, dict)
-    shipped = [
-        (path.parent.name, OmegaConf.to_container(OmegaConf.load(path))) for path in CONF_DIR.rglob("*.yaml")
-    ]
-    targets = {value for _, content in shipped for key, value in _entries(content) if key.endswith("_target_")}
-    settings = {f"{group}.{key}" for group, content in shipped for key, _ in _entries(content)}
+    shipped: dict[str, Any] = {}
+    targets = set()
+    for path in CONF_DIR.rglob("*.yaml"):
+        prefix = "" if path.parent == CONF_DIR or path.parent.name in _GLOBAL_GROUPS else path.parent.name
+        entries = dict(_entries(OmegaConf.to_container(OmegaConf.load(path)), prefix))
+        targets |= {value for key, value in entries.items() if key.endswith("_target_")}
+        shipped |= entries
     for group in ("data", "augment", "model", "optim", "trainer", "callbacks", "logger"):
         if not isinstance(plain.get(group), dict):
             raise ValueError(f"{group} is not a mapping")
@@ -524,7 +526,7 @@ def _check_saved(saved: Any, named: set[str]) -> None:
         elif group == "trainer":
             known = rest.partition(".")[0] in TRAINER_ARGUMENTS and key not in _OUTWARD
         else:
-            known = group not in ("data", "augment", "callbacks", "logger") or key in settings or "[" in key
+            known = group not in ("data", "augment", "callbacks", "logger") or key in shipped or "[" in key
         if not known:
             raise UserError(
                 f"resume: {key}={value} is not one of the settings and classes in conf/, and a configuration from "
@@ -544,8 +546,8 @@ def _entries(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, content
 
 
-def _resumed(folder: Path, overrides: list[Override]) -> Config:
-    """The configuration of the run in `folder`, with single values changed."""
+def _resumed(folder: Path, overrides: list[Override], named: Iterable[Override] = ()) -> Config:
+    """The configuration of the run in `folder`, with single values changed; `named` are those said once more."""
     path = folder / "config.yaml"
     try:
         with open(path, encoding="utf-8") as file:
@@ -554,7 +556,7 @@ def _resumed(folder: Path, overrides: list[Override]) -> Config:
             raise ValueError(f"more than {_MAX_CONFIG:,} characters")
         _check_yaml(text)
         saved = OmegaConf.load(io.StringIO(text))
-        _check_saved(saved, {override.key_or_group for override in overrides})
+        _check_saved(saved, {override.key_or_group for override in [*overrides, *named]})
     except OSError as error:
         raise UserError(
             f"resume={folder}: there is no run to go on with ({error.strerror or error}: {path}). "

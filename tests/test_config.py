@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from fer_lightning import config
 from fer_lightning.config import main
-from fer_lightning.errors import did_you_mean
+from fer_lightning.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -219,3 +219,16 @@ def test_build_names_what_is_wrong():
 )
 def test_did_you_mean(name, candidates, answer):
     assert did_you_mean(name, candidates) == answer
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [f"{path.parent.name}={path.stem}" for path in sorted(config.CONF_DIR.glob("*/*.yaml"))],
+)
+def test_a_run_of_any_choice_may_be_resumed(choice):
+    # An ablation is one of the speed run, whose network it may change.
+    [(cfg, _)] = composed(choice, *(["experiment=fast"] if choice.startswith("ablation=") else []))
+    config._check_saved(config.OmegaConf.create(cfg), set())
+    cfg["callbacks"] = {"mine": {"_target_": "os.system"}}
+    with pytest.raises(UserError, match=r"callbacks\.mine\._target_=os\.system is not one of"):
+        config._check_saved(config.OmegaConf.create(cfg), set())
