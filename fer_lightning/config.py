@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -102,7 +102,9 @@ def _run(job: Job, arguments: list[str]) -> int:
     if resume is not None:
         if flags.multirun or flags.cfg or flags.info:
             raise UserError("resume takes one run's folder and goes on with it: leave out -m, --cfg and --info.")
-        job(_resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"]), Path(resume))
+        settings = _resumed(Path(resume), [o for o in overrides if o.key_or_group != "resume"])
+        with _alone_in(Path(resume)):
+            job(settings, Path(resume))
         return 0
 
     rewritten = _check(overrides)
@@ -120,11 +122,14 @@ def _run(job: Job, arguments: list[str]) -> int:
         plain["overrides"] = [text.removeprefix("++") for text in hydra_cfg.overrides.task]
         run_dir = Path(os.path.relpath(hydra_cfg.runtime.output_dir))
         try:
-            job(plain, run_dir)
+            with _alone_in(run_dir):
+                _check_unused(run_dir)  # again: another process may have run here since the first time
+                job(plain, run_dir)
         except UserError as error:
             # Not raised further: Hydra would print a traceback for what one line says.
             print(f"error: {error}", file=sys.stderr)
             failed.append(str(error))
+        finally:
             _remove_empty(run_dir)
 
     # Hydra reads the process's own command line.
@@ -200,12 +205,48 @@ def _folder(overrides: list[Override]) -> Path:
         raise UserError(f"name={name} becomes a folder: use letters, digits, '_', '-', '+' and '.' only.")
     experiment = values.get("experiment", "default")
     folder = Path("runs") / ("default" if experiment in ("null", "None") else experiment) / name
+    _check_unused(folder)
+    above = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{folder} cannot be made: {above} is read-only. Work in a folder that can be written.")
+    return folder
+
+
+def _check_unused(folder: Path) -> None:
     if next(folder.glob("**/config.yaml"), None):
         raise UserError(
             f"{folder} already holds a run, which would be overwritten: choose another name, or go on with a run "
             f"by resume=RUN_FOLDER."
         )
-    return folder
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps every other process out of a run's folder. The lock ends with the process, however that ends.
+
+    Raises:
+        UserError: another process is at work there, or nothing can be written.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")):  # a further process of the same run
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use: another process is at work on this run. Wait for it, or choose another name."
+        ) from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def _remove_empty(folder: Path) -> None:
@@ -386,6 +427,11 @@ def _resumed(folder: Path, overrides: list[Override]) -> Config:
             raise UserError(
                 f"{override.input_line}: a resumed run keeps its own {override.key_or_group}; only single values "
                 f"can be changed, e.g. trainer.max_epochs=40."
+            )
+        if override.key_or_group.partition(".")[0] in ("model", "optim"):
+            raise UserError(
+                f"{override.input_line}: a resumed run keeps its own network and optimizer; a new run can start from "
+                f"its weights by ckpt={folder}/checkpoints/last.ckpt."
             )
         _check_value(override, saved)
         if override.is_delete() or override.is_sweep_override():

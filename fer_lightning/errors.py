@@ -15,6 +15,9 @@ class UserError(Exception):
     """
 
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
 class Stopped(BaseException):
     """SIGINT or SIGTERM arrived. Not an Exception, so that nothing swallows it on the way out."""
 
@@ -25,7 +28,7 @@ class Stopped(BaseException):
 
 def exit_code(command: Callable[[], int]) -> int:
     """The exit code of a command: its own, 1 for a UserError, told on stderr, 130 or 143 for SIGINT or SIGTERM."""
-    before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, _stop) for signum in _STOPPING}
     try:
         return command()
     except UserError as error:
@@ -40,8 +43,9 @@ def exit_code(command: Callable[[], int]) -> int:
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    # A second Ctrl-C must not cut the first one's tidying short.
-    signal.signal(signum, signal.SIG_IGN)
+    # A second Ctrl-C must not cut the first one's tidying short, nor a scheduler's SIGTERM after it.
+    for each in _STOPPING:
+        signal.signal(each, signal.SIG_IGN)
     raise Stopped(signum)
 
 
