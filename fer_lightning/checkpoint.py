@@ -1,5 +1,6 @@
 """Reading checkpoints: plain tensors and values only, nothing that could execute."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -45,7 +46,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # From memory: from a file cut short torch may raise OSError too.
+        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(
             f"ckpt={path} cannot be read: {error.strerror}. Give a run's checkpoints/best.ckpt."

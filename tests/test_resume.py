@@ -1,6 +1,5 @@
 """Runs killed by SIGKILL and resumed: the weights and records of runs that were never interrupted, bit for bit."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,29 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import kill_at
+from fake_fer2013 import fake_faces, write_zip
+from faults import SMALL, content, differences, kill_at, results_of, same, with_callback
 from lightning.pytorch import Callback
 
-from fer_lightning import experiment
-from fer_lightning.callbacks.checkpoints import TimedCheckpoint
 from fer_lightning.checkpoint import read_checkpoint
 from fer_lightning.config import main
+from fer_lightning.errors import UserError
 from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = [
-    "data=synthetic",
-    "data.n_train=112",
-    "data.n_val=21",
-    "data.n_test=14",
-    "data.batch_size=16",
-    "data.image_size=24",
-    "trainer.accelerator=cpu",
-    "trainer.enable_model_summary=false",
-    "trainer.max_epochs=3",
-    "logger=none",
-    "callbacks=none",
-]
 # Everything that has a state: momentum, a schedule with warm-up, averaged weights, dropout, batch norm.
 STATEFUL = [
     "model=resnet",
@@ -58,41 +44,6 @@ def resume(folder, *arguments, code=0):
     assert main(job, [f"resume={folder}", *arguments]) == code
 
 
-def content(folder, name):
-    """A checkpoint without what may differ: paths, seconds and Lightning's counts for progress bars."""
-    checkpoint = torch.load(Path(folder) / "checkpoints" / name, weights_only=True)
-    kept = ("state_dict", "optimizer_states", "lr_schedulers", "current_model_state", "averaging_state", "epoch")
-    return {key: checkpoint[key] for key in (*kept, "global_step") if key in checkpoint}
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def results_of(folder):
-    return json.loads((Path(folder) / "results.json").read_text())
-
-
-def told(folder):
-    """results.json without seconds and what tells one run from another."""
-    results = results_of(folder)
-    history = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in results["history"]]
-    kept = ("status", "error", "accuracy", "loss", "splits", "last_epoch", "best_epoch", "per_class")
-    return history, {key: results[key] for key in kept}
-
-
-def assert_same_end(folder, other):
-    assert told(folder) == told(other)
-    for name in ("last.ckpt", "best.ckpt"):
-        assert same(content(folder, name), content(other, name))
-
-
 @pytest.mark.parametrize(
     ("minutes", "resumed_after"),
     [([], 7), (["checkpoint.every_n_minutes=1e-9"], 11)],
@@ -115,13 +66,16 @@ def test_a_run_killed_at_a_step_ends_as_one_never_killed(minutes, resumed_after,
     capsys.readouterr()
     resume(folder)
     assert f"resumed:  from last.ckpt, after step {resumed_after}\n" in capsys.readouterr().out
-    assert_same_end(folder, "runs/default/never")
-    assert [path.name for path in folder.glob("checkpoints/*")] != []
+    assert differences(folder, "runs/default/never") == []
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-class Interrupt(Callback):
-    """What a kill leaves, without a process of its own: nothing is done after this step."""
+class Killed(BaseException):
+    """As after a kill, nothing more is written."""
+
+
+class KilledAt(Callback):
+    """What `faults.Kill` does, without a process of its own."""
 
     def __init__(self, step):
         self.step = step
@@ -131,22 +85,6 @@ class Interrupt(Callback):
             raise Killed
 
 
-class Killed(BaseException):
-    pass
-
-
-def stop_at(monkeypatch, step):
-    """The next run ends as if killed after so many steps."""
-    make = experiment.make_trainer
-
-    def made(logger, callbacks, *rest):
-        monkeypatch.setattr(experiment, "make_trainer", make)
-        return make(logger, [*callbacks, Interrupt(step)], *rest)
-
-    monkeypatch.setattr(experiment, "make_trainer", made)
-
-
-@pytest.mark.parametrize("step", range(1, 8))
 @pytest.mark.parametrize(
     "settings",
     [
@@ -156,11 +94,95 @@ def stop_at(monkeypatch, step):
     ],
     ids=["validation within epochs", "validation across epochs", "accumulated gradients"],
 )
-def test_every_step_of_an_epoch_is_a_place_to_go_on_from(settings, step, monkeypatch):
+def test_steps_that_are_special_are_places_to_go_on_from(settings, monkeypatch):
     settings = [*settings, "model.channels=[2]", "checkpoint.every_n_minutes=1e-9", "trainer.max_epochs=2"]
     run("name=never", *settings)
-    stop_at(monkeypatch, step)
+    for step in (3, 6):
+        with_callback(monkeypatch, KilledAt(step))
+        with pytest.raises(Killed):
+            run(f"name={step}", *settings)
+        resume(f"runs/default/{step}")
+        assert differences(f"runs/default/{step}", "runs/default/never") == []
+
+
+def test_a_run_goes_on_elsewhere_with_data_elsewhere_and_for_longer(monkeypatch, tmp_path):
+    """The run's folder and its data were moved, and trainer.max_epochs is raised: a constant learning rate's end."""
+    archive = write_zip(tmp_path / "fer2013.zip", fake_faces())
+    own = ["data=fer2013", "data.image_size=24", "data.batch_size=8", "model.channels=[2]", "callbacks=none"]
+    own += ["logger=none", "trainer.accelerator=cpu", "trainer.enable_model_summary=false", "trainer.max_epochs=2"]
+    assert main(job, [*own, f"data.path={archive}", "name=never"]) == 0
+    with_callback(monkeypatch, KilledAt(3))
     with pytest.raises(Killed):
-        run("name=a", *settings)
-    resume("runs/default/a")
-    assert_same_end("runs/default/a", "runs/default/never")
+        main(job, [*own, f"data.path={archive}", "trainer.max_epochs=1", "checkpoint.every_n_minutes=1e-9", "name=a"])
+    assert str(ROOT).encode() not in Path("runs/default/a/config.yaml").read_bytes()
+    moved, elsewhere = tmp_path / "moved", tmp_path / "data.zip"
+    Path("runs/default/a").rename(moved)
+    archive.rename(elsewhere)
+    resume(moved, f"data.path={elsewhere}", "trainer.max_epochs=2")
+    assert differences(moved, "runs/default/never") == []
+
+
+def test_a_raised_number_of_epochs_stretches_the_schedule():
+    run("name=a", "optim.schedule=cosine", "trainer.max_epochs=1", "stages=[fit]")
+    resume("runs/default/a", "trainer.max_epochs=2")
+    [first, second] = (epoch["lr"] for epoch in results_of("runs/default/a")["history"])
+    assert first == pytest.approx(0.0, abs=1e-12)
+    assert second == pytest.approx(0.0, abs=1e-12)
+    state = torch.load("runs/default/a/checkpoints/last.ckpt", weights_only=True)["lr_schedulers"]
+    assert state[0]["last_epoch"] == 14
+
+
+def test_an_epoch_goes_on_with_its_own_batches_only(monkeypatch, capsys):
+    with_callback(monkeypatch, KilledAt(5))
+    with pytest.raises(Killed):
+        run("name=a", "checkpoint.every_n_minutes=1e-9")
+    resume("runs/default/a", "data.batch_size=8", code=1)
+    assert "was stopped in an epoch of 7 batches, and now it has 14" in capsys.readouterr().err
+    run("name=whole", "trainer.max_epochs=1", "stages=[fit]")
+    resume("runs/default/whole", "data.batch_size=8", "trainer.max_epochs=2")
+
+
+@pytest.mark.parametrize("argument", ["optim.lr=1e-4", "model.channels=[8,8]"])
+def test_what_a_checkpoint_overrules_is_refused(argument, capsys):
+    run("name=a", "trainer.max_epochs=1", "stages=[fit]")
+    resume("runs/default/a", argument, code=1)
+    assert "ckpt=runs/default/a/checkpoints/last.ckpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "often", "nan", "true"])
+def test_minutes_are_a_number_above_0(value, capsys, tmp_path):
+    run(f"checkpoint.every_n_minutes={value}", code=1)
+    assert "must be a number above 0" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == []
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damaged", [["last.ckpt"], ["best.ckpt"], ["last.ckpt", "best.ckpt"]])
+def test_a_checkpoint_cut_in_half_is_set_aside(damaged, capsys):
+    run("name=never")
+    run("name=a", "trainer.max_epochs=2")
+    folder = Path("runs/default/a/checkpoints")
+    for name in damaged:
+        cut(folder / name)
+    capsys.readouterr()
+    resume("runs/default/a", "trainer.max_epochs=3")
+    told = capsys.readouterr().out
+    for name in damaged:
+        assert f"{name} is damaged" in told.replace("\n", " ")
+        assert (folder / f"{name}.damaged").exists()
+    assert same(content("runs/default/a", "last.ckpt"), content("runs/default/never", "last.ckpt"))
+    assert results_of("runs/default/a")["status"] == "finished"
+
+
+def test_a_byte_of_a_checkpoint_that_changed_is_noticed():
+    run("name=a", "trainer.max_epochs=1", "stages=[fit]")
+    path = Path("runs/default/a/checkpoints/last.ckpt")
+    damaged = bytearray(path.read_bytes())
+    weight = content("runs/default/a", "last.ckpt")["state_dict"]["net.features.0.weight"].numpy().tobytes()
+    damaged[damaged.index(weight) + 5] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="damaged"):
+        read_checkpoint(path)

@@ -40,7 +40,7 @@ class TimedCheckpoint(Callback):
     """
 
     def __init__(self, path: Path, every_n_minutes: float) -> None:
-        if not isinstance(every_n_minutes, int | float) or not every_n_minutes > 0:
+        if type(every_n_minutes) not in (int, float) or not every_n_minutes > 0:
             raise UserError(
                 f"checkpoint.every_n_minutes={every_n_minutes} must be a number above 0, or null for none."
             )
