@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import NoReturn
 
 
 class UserError(Exception):
@@ -13,9 +12,6 @@ class UserError(Exception):
 
     ``train.py`` prints the message alone, without a traceback, and exits with code 1.
     """
-
-
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
@@ -28,25 +24,28 @@ class Stopped(BaseException):
 
 def exit_code(command: Callable[[], int]) -> int:
     """The exit code of a command: its own, 1 for a UserError, told on stderr, 130 or 143 for SIGINT or SIGTERM."""
-    before = {signum: signal.signal(signum, _stop) for signum in _STOPPING}
+    stopped = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # Once: a second Ctrl-C, or a scheduler's SIGTERM after it, must not cut the first one's tidying short. Not by
+        # SIG_IGN: Lightning puts the handlers back that it found.
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            raise Stopped(signum)
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except Stopped as stopped:
-        print(f"stopped by {stopped}", file=sys.stderr)
-        return stopped.exit_code
+    except Stopped as error:
+        print(f"stopped by {error}", file=sys.stderr)
+        return error.exit_code
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    # A second Ctrl-C must not cut the first one's tidying short, nor a scheduler's SIGTERM after it.
-    for each in _STOPPING:
-        signal.signal(each, signal.SIG_IGN)
-    raise Stopped(signum)
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

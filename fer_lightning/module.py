@@ -287,6 +287,7 @@ class EmotionClassifier(LightningModule):
             UserError: a weight is NaN or infinite; such a network does not take the place of a sound one.
         """
         if not all(value.isfinite().all() for value in self.net.state_dict().values()):
+            self.train_metrics()  # knows the step, where the loss shows it already
             raise self._diverged("A weight")
         inputs = self.inputs
         checkpoint["fer_lightning"] = {

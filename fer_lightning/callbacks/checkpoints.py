@@ -52,7 +52,9 @@ class TimedCheckpoint(Callback):
         self._since = monotonic()
 
     # At a step's start all hooks of the one before it are done, validation included.
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         progress = trainer.fit_loop.epoch_loop.batch_progress
         # The epochs' ends have checkpoints of their own, and half accumulated gradients are in none.
         amid = batch_idx > 0 and not progress.is_last_batch and batch_idx % trainer.accumulate_grad_batches == 0

@@ -92,7 +92,9 @@ def main() -> int:
                     "seconds": time.perf_counter() - begun,
                 }
             )
-    print(format_table(["saved", "kills", "runs", "that differ"], [list(map(str, row.values()))[:4] for row in rows]))
+    print(
+        format_table(["saved", "kills", "runs", "that differ"], [list(map(str, row.values()))[:4] for row in rows])
+    )
     if out:
         write_json(out, {"command": " ".join(sys.argv), "seed": args.seed, "modes": rows})
     return int(any(row["runs_that_differ"] for row in rows))
