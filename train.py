@@ -30,7 +30,7 @@ def job(cfg: Config, run_dir: Path) -> None:
     from fer_lightning.results import format_results
 
     ckpts = experiment.checkpoint_paths(cfg["ckpt"])
-    fit, test = experiment.stages(cfg["stages"], ckpts)
+    fit, test = experiment.stages(cfg["stages"], ckpts, **cfg["checkpoint"])
     experiment.check_seed(cfg["seed"])
     starts = [read_checkpoint(path) for path in ckpts]
     teachers = [read_checkpoint(path) for path in experiment.checkpoint_paths(cfg["distill"]["ckpt"])]

@@ -430,8 +430,8 @@ def _resumed(folder: Path, overrides: list[Override]) -> Config:
             )
         if override.key_or_group.partition(".")[0] in ("model", "optim"):
             raise UserError(
-                f"{override.input_line}: a resumed run keeps its own network and optimizer; a new run can start from "
-                f"its weights by ckpt={folder}/checkpoints/last.ckpt."
+                f"{override.input_line}: a resumed run keeps its own network and optimizer; a new run can start "
+                f"from its weights by ckpt={folder}/checkpoints/last.ckpt."
             )
         _check_value(override, saved)
         if override.is_delete() or override.is_sweep_override():

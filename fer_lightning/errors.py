@@ -27,8 +27,8 @@ def exit_code(command: Callable[[], int]) -> int:
     stopped = False
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        # Once: a second Ctrl-C, or a scheduler's SIGTERM after it, must not cut the first one's tidying short. Not by
-        # SIG_IGN: Lightning puts the handlers back that it found.
+        # Once: a second Ctrl-C, or a scheduler's SIGTERM after it, must not cut the first one's tidying short. Not
+        # by SIG_IGN, for Lightning puts the handlers back that it found.
         nonlocal stopped
         if not stopped:
             stopped = True

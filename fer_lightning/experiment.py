@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,12 @@ from fer_lightning.results import Json, score_classes, score_splits, select
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def stages(names: Sequence[str], ckpts: Sequence[str]) -> tuple[bool, bool]:
+def stages(names: Sequence[str], ckpts: Sequence[str], every_n_minutes: float | None = None) -> tuple[bool, bool]:
     """Whether to fit and whether to test.
 
     Raises:
-        UserError: a stage that does not exist, none at all, a test without anything to test, or a fit of several
-            checkpoints.
+        UserError: a stage that does not exist, none at all, a test without anything to test, a fit of several
+            checkpoints, or minutes between the checkpoints of no fit.
     """
     wrong = [name for name in names if name not in ("fit", "test")]
     if wrong or not names:
@@ -49,6 +49,8 @@ def stages(names: Sequence[str], ckpts: Sequence[str]) -> tuple[bool, bool]:
         raise UserError("stages=[test] needs the checkpoint to test: ckpt=RUN_FOLDER/checkpoints/best.ckpt.")
     if "fit" in names and len(ckpts) > 1:
         raise UserError(f"ckpt=[{','.join(ckpts)}] is an ensemble, which can only be tested: add stages=[test].")
+    if "fit" not in names and every_n_minutes is not None:
+        raise UserError(f"checkpoint.every_n_minutes={every_n_minutes} is for a fit: leave it at null.")
     return "fit" in names, "test" in names
 
 
@@ -361,8 +363,8 @@ def recorded(run_dir: Path, settings: str, results: Json, started: float) -> Ite
         if error.errno not in _UNWRITABLE:
             raise
         raise UserError(
-            f"{run_dir} cannot be written: {error.strerror}. What was saved before is whole: make room or give leave "
-            f"to write, then go on by resume={run_dir}."
+            f"{run_dir} cannot be written: {error.strerror}. What was saved before is whole: make room or allow "
+            f"writing, then go on by resume={run_dir}."
         ) from error
     except RuntimeError as error:
         # torch.OutOfMemoryError on a GPU; a bare RuntimeError of the allocator elsewhere.
@@ -452,7 +454,8 @@ def train(
         }
         best = best_checkpoint(trainer)
         if best is not None:
-            results["best_epoch"] = read_checkpoint(best).epoch
+            with suppress(UserError):  # in the place of what went wrong before; the test names it otherwise
+                results["best_epoch"] = read_checkpoint(best).epoch
 
 
 def test(module: EmotionClassifier, data: FaceDataModule, trainer: Trainer, results: Json) -> None:

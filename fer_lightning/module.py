@@ -124,9 +124,9 @@ class EmotionClassifier(LightningModule):
         )
         self.held_out: Predictions | None = None
         self._seen: list[Answer] = []
-        # Loss sum, number right and number of images, over the epoch and since the last write; and the epoch's steps
-        # before the first whose loss was not finite. They stay on the device: reading one in a step would make the
-        # device wait for the host.
+        # Loss sum, number right and number of images, over the epoch and since the last write; and the steps of the
+        # epoch before the first whose loss was not finite. They stay on the device: reading one in a step would
+        # make the device wait for the host.
         self._epoch_sums = torch.zeros(3, dtype=torch.float64)
         self._window_sums = torch.zeros(3, dtype=torch.float64)
         self._finite_steps = torch.zeros((), dtype=torch.float64)
@@ -223,8 +223,8 @@ class EmotionClassifier(LightningModule):
 
     def _diverged(self, what: str) -> UserError:
         return UserError(
-            f"{what} in epoch {self.current_epoch} is NaN or infinite: the fit has diverged. checkpoints/ keeps the "
-            "weights from before. Try a lower optim.lr, optim.warmup_epochs=1, trainer.gradient_clip_val=1 or "
+            f"{what} in epoch {self.current_epoch} is NaN or infinite: the fit has diverged. checkpoints/ keeps "
+            "the weights from before. Try a lower optim.lr, optim.warmup_epochs=1, trainer.gradient_clip_val=1 or "
             "trainer.precision=32-true, from the beginning or from those weights by ckpt=."
         )
 

@@ -256,7 +256,7 @@ def test_a_signal_while_a_file_is_written(name, signum, code, monkeypatch):
     run("name=a", "trainer.max_epochs=1", code=code)
     folder = Path("runs/default/a")
     assert results_of(folder)["status"] == "interrupted"
-    assert not [path for path in folder.rglob(".*")]
+    assert not list(folder.rglob(".*"))
     assert (folder / "checkpoints/last.ckpt").exists() == (name == "results.json")
     monkeypatch.setattr(output.os, "replace", replace)
     if name != "config.yaml":

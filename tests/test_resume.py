@@ -104,7 +104,7 @@ def test_steps_that_are_special_are_places_to_go_on_from(settings, monkeypatch):
 
 
 def test_a_run_goes_on_elsewhere_with_data_elsewhere_and_for_longer(monkeypatch, tmp_path):
-    """The run's folder and its data were moved, and trainer.max_epochs is raised: a constant learning rate's end."""
+    """The run's folder and its data were moved, and trainer.max_epochs is raised; the learning rate is constant."""
     archive = write_zip(tmp_path / "fer2013.zip", fake_faces())
     own = ["data=fer2013", "data.image_size=24", "data.batch_size=8", "model.channels=[2]", "callbacks=none"]
     own += ["logger=none", "trainer.accelerator=cpu", "trainer.enable_model_summary=false", "trainer.max_epochs=2"]
@@ -153,6 +153,8 @@ def test_what_a_checkpoint_overrules_is_refused(argument, capsys):
 def test_minutes_are_a_number_above_0(value, capsys, tmp_path):
     run(f"checkpoint.every_n_minutes={value}", code=1)
     assert "must be a number above 0" in capsys.readouterr().err
+    run(f"checkpoint.every_n_minutes={value}", "stages=[test]", "ckpt=best", code=1)
+    assert "is for a fit" in capsys.readouterr().err
     assert list(tmp_path.rglob("*")) == []
 
 

@@ -51,10 +51,10 @@ class TimedCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = monotonic()
 
-    # At a step's start all hooks of the one before it are done, validation included.
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        # Here all that the step before had to do is done, validation included.
         progress = trainer.fit_loop.epoch_loop.batch_progress
         # The epochs' ends have checkpoints of their own, and half accumulated gradients are in none.
         amid = batch_idx > 0 and not progress.is_last_batch and batch_idx % trainer.accumulate_grad_batches == 0

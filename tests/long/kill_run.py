@@ -2,10 +2,10 @@
 
     python tests/long/kill_run.py --kills 20 --out results/reliability/kill_run.json
 
-Shows that nothing is lost: at the end the weights, the optimizer's state, the averaged weights and results.json, but
-for its seconds, are those of the run that was never killed, bit for bit. Every kill falls into a random step, or up to
-`--late` seconds after it, where validation, drawing and the writing of checkpoints are. Takes a process start, about
-10 seconds, a kill.
+Shows that nothing is lost: at the end the weights, the optimizer's state, the averaged weights and results.json,
+but for its seconds, are those of the run that was never killed, bit for bit. Every kill falls into a random step or up
+to `--late` seconds after it, where validation, drawing and the writing of checkpoints are. Takes a process start,
+about 10 seconds, for each kill.
 """
 
 import argparse
@@ -92,9 +92,8 @@ def main() -> int:
                     "seconds": time.perf_counter() - begun,
                 }
             )
-    print(
-        format_table(["saved", "kills", "runs", "that differ"], [list(map(str, row.values()))[:4] for row in rows])
-    )
+    columns = ["saved", "kills", "runs", "runs_that_differ"]
+    print(format_table(columns, [[str(row[column]) for column in columns] for row in rows]))
     if out:
         write_json(out, {"command": " ".join(sys.argv), "seed": args.seed, "modes": rows})
     return int(any(row["runs_that_differ"] for row in rows))
