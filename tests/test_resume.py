@@ -86,7 +86,7 @@ class KilledAt(Callback):
 @pytest.mark.parametrize(
     "settings",
     [
-        ["trainer.val_check_interval=2"],
+        ["trainer.val_check_interval=4"],
         ["trainer.val_check_interval=3", "trainer.check_val_every_n_epoch=null", "monitor=loss/val"],
         ["trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=2", "logger=tensorboard"],
     ],

@@ -3,8 +3,8 @@
     python tests/long/kill_run.py --kills 20 --out results/reliability/kill_run.json
 
 Shows that nothing is lost: at the end the weights, the optimizer's state, the averaged weights and results.json,
-but for its seconds, are those of the run that was never killed, bit for bit. Every kill falls into a random step or up
-to `--late` seconds after it, where validation, drawing and the writing of checkpoints are. Takes a process start,
+but for its seconds, are those of the run that was never killed, bit for bit. Every kill falls into a random step or
+up to `--late` seconds after it, where validation, drawing and the writing of checkpoints are. Takes a process start,
 about 10 seconds, for each kill.
 """
 
