@@ -28,13 +28,12 @@ def job(cfg: Config, run_dir: Path) -> None:
     from fer_lightning.results import format_results
 
     ckpts = experiment.checkpoint_paths(cfg["ckpt"])
-    fit, test = experiment.stages(cfg["stages"], ckpts)
+    fit, test = experiment.stages(cfg["stages"], ckpts, **cfg["checkpoint"])
     experiment.check_seed(cfg["seed"])
     starts = [read_checkpoint(path) for path in ckpts]
     teachers = [read_checkpoint(path) for path in experiment.checkpoint_paths(cfg["distill"]["ckpt"])]
-    keep = experiment.checkpoints(run_dir, cfg["monitor"]) if fit else []
-    resume_from = experiment.resume_point(run_dir) if cfg["resume"] else None
-    last = read_checkpoint(resume_from) if resume_from else None
+    keep = experiment.checkpoints(run_dir, cfg["monitor"], **cfg["checkpoint"]) if fit else []
+    last = experiment.resume_point(run_dir) if cfg["resume"] else None
 
     hardware.keep_freed_memory()
     seed_everything(cfg["seed"], verbose=False)
@@ -91,7 +90,7 @@ def job(cfg: Config, run_dir: Path) -> None:
     experiment.announce(data, modules, results, run_dir)
     with experiment.recorded(trainer, run_dir, to_yaml(cfg), results, started):
         if fit:
-            experiment.train(modules[0], data, trainer, history, results, resume_from)
+            experiment.train(modules[0], data, trainer, history, results, last and last.path)
         if test:
             if len(modules) > 1:
                 experiment.test_ensemble(modules, datas, trainer, results)

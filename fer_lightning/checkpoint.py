@@ -1,5 +1,6 @@
 """Reading checkpoints: plain tensors and values only, nothing that could execute."""
 
+import io
 import pickletools
 import reprlib
 import zipfile
@@ -56,7 +57,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     try:
         _check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # From memory: from a file cut short torch may raise OSError too.
+        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(
             f"ckpt={path} cannot be read: {error.strerror}. Give a run's checkpoints/best.ckpt."

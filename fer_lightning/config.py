@@ -172,7 +172,11 @@ def _run(job: Job, arguments: list[str]) -> int:
 def _alone(job: Job, cfg: Config, run_dir: Path) -> None:
     with runs.claim(run_dir) as ours:
         if not ours:
-            raise UserError(f"{run_dir}: another process works on this run. Wait for it, or stop it first.")
+            raise UserError(
+                f"{run_dir} is in use: another process works on this run. Wait for it, or stop it first."
+            )
+        if not cfg["resume"]:
+            _check_unused(run_dir)  # again: another process may have run here since the first time
         _work(job, cfg, run_dir)
 
 
@@ -281,12 +285,19 @@ def _folder(overrides: list[Override], multirun: bool) -> Path:
     folder = Path("runs") / ("default" if experiment in ("null", "None") else experiment) / name
     if multirun and (folder / "sweep.json").exists():
         return folder  # whether it is the same sweep is runs.begin_sweep's to say
+    _check_unused(folder)
+    above = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{folder} cannot be made: {above} is read-only. Work in a folder that can be written.")
+    return folder
+
+
+def _check_unused(folder: Path) -> None:
     if any(next(folder.glob(f"**/{name}"), None) for name in ("config.yaml", "results.json", "sweep.json")):
         raise UserError(
             f"{folder} already holds a run, which would be overwritten: choose another name, or go on with a run "
             f"by resume=RUN_FOLDER."
         )
-    return folder
 
 
 def _values(override: Override) -> list[Any]:
@@ -575,6 +586,11 @@ def _resumed(folder: Path, overrides: list[Override], named: Iterable[Override] 
             raise UserError(
                 f"{override.input_line}: a resumed run keeps its own {override.key_or_group}; only single values "
                 f"can be changed, e.g. trainer.max_epochs=40."
+            )
+        if override.key_or_group.partition(".")[0] in ("model", "optim"):
+            raise UserError(
+                f"{override.input_line}: a resumed run keeps its own network and optimizer; a new run can start "
+                f"from its weights by ckpt={folder}/checkpoints/last.ckpt."
             )
         _check_value(override, saved)
         if override.is_delete() or override.is_sweep_override():

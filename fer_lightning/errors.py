@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import NoReturn
 
 
 class UserError(Exception):
@@ -33,24 +32,28 @@ def exit_code(command: Callable[[], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may be no text, and are told all the same
             stream.reconfigure(errors="backslashreplace")
-    before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    stopped = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # Once: a second Ctrl-C, or a scheduler's SIGTERM after it, must not cut the first one's tidying short. Not
+        # by SIG_IGN, for Lightning puts the handlers back that it found.
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            raise Stopped(signum)
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except Stopped as stopped:
-        print(f"stopped by {stopped}", file=sys.stderr)
-        return stopped.exit_code
+    except Stopped as error:
+        print(f"stopped by {error}", file=sys.stderr)
+        return error.exit_code
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    # A second Ctrl-C must not cut the first one's tidying short.
-    signal.signal(signum, signal.SIG_IGN)
-    raise Stopped(signum)
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """A run from its objects to its results: fit, test of the best and the last weights, results.json."""
 
+import errno
 import logging
 import os
 import platform
@@ -9,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torchmetrics.metric import jit_distributed_available
 
 from fer_lightning import hardware
+from fer_lightning.callbacks.checkpoints import AtomicCheckpointIO, TimedCheckpoint
 from fer_lightning.callbacks.history import History
 from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from, read_checkpoint
 from fer_lightning.classifier import checkpoint_path
@@ -38,12 +40,12 @@ from fer_lightning.runs import error_line
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def stages(names: Sequence[str], ckpts: Sequence[str]) -> tuple[bool, bool]:
+def stages(names: Sequence[str], ckpts: Sequence[str], every_n_minutes: float | None = None) -> tuple[bool, bool]:
     """Whether to fit and whether to test.
 
     Raises:
-        UserError: a stage that does not exist, none at all, a test without anything to test, or a fit of several
-            checkpoints.
+        UserError: a stage that does not exist, none at all, a test without anything to test, a fit of several
+            checkpoints, or minutes between the checkpoints of no fit.
     """
     wrong = [name for name in names if name not in ("fit", "test")]
     if wrong or not names:
@@ -52,6 +54,8 @@ def stages(names: Sequence[str], ckpts: Sequence[str]) -> tuple[bool, bool]:
         raise UserError("stages=[test] needs the checkpoint to test: ckpt=RUN_FOLDER/checkpoints/best.ckpt.")
     if "fit" in names and len(ckpts) > 1:
         raise UserError(f"ckpt=[{','.join(ckpts)}] is an ensemble, which can only be tested: add stages=[test].")
+    if "fit" not in names and every_n_minutes is not None:
+        raise UserError(f"checkpoint.every_n_minutes={every_n_minutes} is for a fit: leave it at null.")
     return "fit" in names, "test" in names
 
 
@@ -108,16 +112,40 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed={seed} is out of range: it goes from 0 to {2**32 - 1}.")
 
 
-def resume_point(run_dir: Path) -> Path | None:
-    """The checkpoint that a stopped run goes on from; None if it had not finished an epoch."""
-    path = run_dir / "checkpoints" / "last.ckpt"
-    return path if path.exists() else None
+def resume_point(run_dir: Path) -> Checkpoint | None:
+    """The checkpoint that a stopped run goes on from; None if there is none yet.
+
+    A damaged one is set aside, and said so: the last one makes way for the best, which is older, and a damaged best
+    one for the best of the epochs that follow.
+
+    Raises:
+        UserError: a checkpoint that cannot be read for want of a permission or the like.
+    """
+    for leftover in run_dir.glob("checkpoints/.*"):  # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
+    found = []
+    for path in (run_dir / "checkpoints" / "last.ckpt", run_dir / "checkpoints" / "best.ckpt"):
+        if not path.exists():
+            continue
+        try:
+            found.append(read_checkpoint(path))
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            aside = path.rename(path.with_name(f"{path.name}.damaged"))
+            print(f"note:     {error} It is now {aside}.")
+    if found:
+        print(f"resumed:  from {found[0].path.name}, after step {found[0].global_step}")
+    else:
+        print("resumed:  from the beginning, for there is no checkpoint")
+    return found[0] if found else None
 
 
 class MovableCheckpoint(ModelCheckpoint):
     """ModelCheckpoint that keeps the best epoch of a run whose folder was moved or copied.
 
-    It saves absolute paths, and Lightning's own forgets the best score when they differ from today's.
+    It saves absolute paths, and Lightning's own forgets the best score when they differ from today's. A best one
+    that is no longer there is forgotten, so that another can take its place.
     """
 
     @property
@@ -134,19 +162,22 @@ class MovableCheckpoint(ModelCheckpoint):
 
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        if any(not Path(path).exists() for path in best):
+            return
         moved = {"dirpath": self.dirpath, "best_k_models": best} | {key: here(state_dict[key]) for key in paths}
         super().load_state_dict(state_dict | moved)
 
 
-def checkpoints(run_dir: Path, monitor: str) -> list[Callback]:
+def checkpoints(run_dir: Path, monitor: str, every_n_minutes: float | None = None) -> list[Callback]:
     """Keeps checkpoints/best.ckpt, the epoch with the best `monitor`, and checkpoints/last.ckpt.
 
     Args:
         run_dir: the run's folder.
         monitor: a name that EmotionClassifier logs; losses are best low, all others high.
+        every_n_minutes: how often last.ckpt is written within an epoch; None: at its end only.
 
     Raises:
-        UserError: nothing of that name is logged.
+        UserError: nothing of that name is logged, or `every_n_minutes` is not above 0.
     """
     if monitor not in LOGGED:
         raise UserError(
@@ -163,7 +194,8 @@ def checkpoints(run_dir: Path, monitor: str) -> list[Callback]:
     )
     # Not the first one's save_last: in Lightning 2.6 that writes only when the best improves. Second, so that
     # last.ckpt knows of the epoch's best.
-    return [best, MovableCheckpoint(filename="last", **kept)]
+    timed = [] if every_n_minutes is None else [TimedCheckpoint(run_dir / "checkpoints/last.ckpt", every_n_minutes)]
+    return [best, MovableCheckpoint(filename="last", **kept), *timed]
 
 
 def for_this_machine(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -195,6 +227,8 @@ def make_trainer(
     # Epochs are always logged, whatever the interval; and a resumed run's folder is there on purpose.
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Its batches go on where they were: see EpochBatches.
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     # What is logged is that of all processes already.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
@@ -209,6 +243,7 @@ def make_trainer(
         "logger": logger,
         "callbacks": callbacks,
         "default_root_dir": run_dir,
+        "plugins": [AtomicCheckpointIO()],
         "use_distributed_sampler": False,  # EpochBatches deals the images out itself
     }
     try:
@@ -283,7 +318,7 @@ def new_results(
     ]
     layout = "channels_last" if cfg["channels_last"] else "contiguous"
     return {
-        "status": "failed",
+        "status": "interrupted",
         "error": None,
         "stages": list(cfg["stages"]),
         "experiment": cfg["experiment"],
@@ -367,26 +402,56 @@ def recorded(trainer: Trainer, run_dir: Path, settings: str, results: Json, star
         settings: the configuration as YAML.
         results: what results.json will hold; "status", "error" and "total_seconds" are filled in here.
         started: ``time.perf_counter()`` at the beginning.
+
+    Raises:
+        UserError: memory or disk are full, or the folder cannot be written.
     """
-    with _processes(trainer):
+
+    def save() -> None:
+        results["total_seconds"] = time.perf_counter() - started
         if trainer.is_global_zero:
-            write_atomically(run_dir / "config.yaml", settings)
-            write_atomically(run_dir / "command.txt", results["command"] + "\n")
+            write_json(run_dir / "results.json", results)
+
+    with _processes(trainer):
         try:
-            yield
-            results["status"] = "finished"
-        except (Stopped, SystemExit, KeyboardInterrupt):  # by a signal to this command, or to the launcher's job
+            try:
+                if trainer.is_global_zero:
+                    write_atomically(run_dir / "config.yaml", settings)
+                    write_atomically(run_dir / "command.txt", results["command"] + "\n")
+                yield
+                results["status"] = "finished"
+            except Pruned:
+                results["status"] = "pruned"
+            except Exception as error:
+                results |= {"status": "failed", "error": error_line(error)}
+                raise
+            finally:
+                save()
+        # By a signal to this command or to a launcher's job; also where it came in the lines above, which may have
+        # cut the writing short.
+        except (Stopped, SystemExit, KeyboardInterrupt):
             results["status"] = "interrupted"
+            save()
             raise
-        except Pruned:
-            results["status"] = "pruned"
-        except Exception as error:
-            results["error"] = error_line(error)
-            raise
-        finally:
-            results["total_seconds"] = time.perf_counter() - started
-            if trainer.is_global_zero:
-                write_json(run_dir / "results.json", results)
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            raise UserError(
+                f"{run_dir} cannot be written: {error.strerror}. What was saved before is whole: make room or "
+                f"allow writing, then go on by resume={run_dir}."
+            ) from error
+        except RuntimeError as error:
+            # torch.OutOfMemoryError on a GPU; a bare RuntimeError of the allocator elsewhere.
+            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
+            raise UserError(
+                f"Out of memory: {str(error).splitlines()[0]} Lower data.batch_size, data.eval_batch_size, "
+                "data.image_size or model.channels, or set trainer.precision=bf16-mixed."
+            ) from error
+
+
+# Disk or quota full, read-only, no permission.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def texts(settings: str, results: Json) -> dict[str, str]:
@@ -464,8 +529,9 @@ def train(
         }
         best = best_checkpoint(trainer)
         if best is not None:
-            results["best_epoch"] = read_checkpoint(best).epoch
-            results["best_value"] = best_value(trainer)
+            with suppress(UserError):  # in the place of what went wrong before; the test names it otherwise
+                results["best_epoch"] = read_checkpoint(best).epoch
+                results["best_value"] = best_value(trainer)
 
 
 def test(module: EmotionClassifier, data: FaceDataModule, trainer: Trainer, results: Json) -> None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
@@ -130,10 +131,13 @@ class EmotionClassifier(LightningModule):
         )
         self.held_out: Predictions | None = None
         self._seen: list[Answer] = []
-        # Loss sum, number right and number of images, over the epoch and since the last write. They stay on the
-        # device: reading one in a step would make the device wait for the host.
+        # Loss sum, number right and number of images, over the epoch and since the last write; and the steps of the
+        # epoch before the first whose loss was not finite. They stay on the device: reading one in a step would
+        # make the device wait for the host.
         self._epoch_sums = torch.zeros(3, dtype=torch.float64)
         self._window_sums = torch.zeros(3, dtype=torch.float64)
+        self._finite_steps = torch.zeros((), dtype=torch.float64)
+        self._behind: dict[str, Any] | None = None  # what a run that goes on had done of its epoch
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
         return self.net(images.contiguous(memory_format=self.memory_format))  # type: ignore[no-any-return]
@@ -142,11 +146,38 @@ class EmotionClassifier(LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device, self.memory_format)
 
+    def on_train_start(self) -> None:
+        if not self.trainer.fit_loop.restarted_mid_epoch:
+            return
+        # on_train_epoch_start is not called again.
+        assert self._behind is not None
+        batches, now = self._behind["batches"], self.trainer.num_training_batches
+        if batches != now:
+            raise UserError(
+                f"This run was stopped in an epoch of {batches} batches, and now it has {now}: go on with the same "
+                "training images, data.batch_size and trainer.limit_train_batches."
+            )
+        mine = 1 if self.trainer.is_global_zero else 0  # all processes' sums are in the checkpoint of the first
+        epoch, window = ([mine * value for value in self._behind[name]] for name in ("sums", "window"))
+        self._start_sums(epoch, window, self._behind["finite_steps"])
+
     def on_train_epoch_start(self) -> None:
+        self._start_sums([0.0] * 3, [0.0] * 3, 0.0)
+
+    def _start_sums(self, epoch: list[float], window: list[float], finite_steps: float) -> None:
         # MPS has no float64, and float32 counts exactly to 16 million.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self._epoch_sums = torch.zeros(3, dtype=dtype, device=self.device)
-        self._window_sums = torch.zeros_like(self._epoch_sums)
+        self._epoch_sums, self._window_sums, self._finite_steps = (
+            torch.tensor(start, dtype=dtype, device=self.device) for start in (epoch, window, finite_steps)
+        )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout draws from torch's generator. Seeded for each step, it needs nothing saved to go on exactly.
+        seed = getattr(self.trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
+        words = np.random.SeedSequence([seed, self.current_epoch, batch_idx, self.global_rank])
+        on_cpu = self.device.type == "cpu"
+        generator: Any = torch.default_generator if on_cpu else torch.get_device_module(self.device)
+        generator.manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         labels = batch["labels"]
@@ -162,6 +193,7 @@ class EmotionClassifier(LightningModule):
             sums = torch.stack([loss.detach().float() * len(labels), right, n])
             self._epoch_sums += sums
             self._window_sums += sums
+        self._finite_steps += self._epoch_sums[0].isfinite()
         if self.trainer.world_size > 1:
             # The processes' gradients are averaged, and their shares of a batch can differ by an image: each counts
             # by its size, so that every image counts the same.
@@ -174,7 +206,10 @@ class EmotionClassifier(LightningModule):
         # global_step has counted this step already, so that log_every_n_steps=1 writes each.
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         step_done = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        if self.logger is not None and every and step_done and self.global_step % every == 0:
+        due = every and step_done and self.global_step % every == 0
+        if due or self.trainer.is_last_batch:
+            self.train_metrics()  # stops a fit that has diverged before it is validated
+        if due and self.logger is not None:
             loss, accuracy, _ = self._means(self._window_sums)
             self._window_sums.zero_()
             self.logger.log_metrics({"step/loss": loss, "step/accuracy": accuracy}, step=self.global_step)
@@ -184,14 +219,32 @@ class EmotionClassifier(LightningModule):
         self.log_at_epoch({"loss/train": loss, "accuracy/train": accuracy})
 
     def train_metrics(self) -> tuple[float, float, int]:
-        """Loss, accuracy and number of images of the epoch so far, all processes together."""
-        return self._means(self._epoch_sums)
+        """Loss, accuracy and number of images of the epoch so far, all processes together.
+
+        Raises:
+            UserError: the loss of a step was NaN or infinite.
+        """
+        loss, accuracy, n = self._means(self._epoch_sums)
+        if not isfinite(loss):
+            step = int(self._reduced(self._finite_steps, "min")) + 1
+            raise self._diverged(f"The loss of step {step} of {self.trainer.num_training_batches}")
+        return loss, accuracy, n
 
     def _means(self, sums: Tensor) -> tuple[float, float, int]:
-        total = self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")
-        assert isinstance(total, Tensor)
-        loss_sum, right, n = total.tolist()
+        loss_sum, right, n = self._reduced(sums, "sum").tolist()
         return loss_sum / n, right / n, int(n)
+
+    def _reduced(self, value: Tensor, how: str) -> Tensor:
+        reduced = self.trainer.strategy.reduce(value.clone(), reduce_op=how)
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(
+            f"{what} in epoch {self.current_epoch} is NaN or infinite: the fit has diverged. checkpoints/ keeps "
+            "the weights from before. Try a lower optim.lr, optim.warmup_epochs=1, trainer.gradient_clip_val=1 or "
+            "trainer.precision=32-true, from the beginning or from those weights by ckpt=."
+        )
 
     def on_validation_epoch_start(self) -> None:
         self._seen = []
@@ -208,6 +261,8 @@ class EmotionClassifier(LightningModule):
         self.held_out = gather(self._seen)
         values = self.val_metrics.compute()
         self.val_metrics.reset()
+        if not values["loss"].isfinite():
+            raise self._diverged("The validation loss")
         metrics = {f"{name}/val": values[name] for name in ("loss", "accuracy", "macro_f1")}
         for name in ("precision", "recall"):
             metrics |= {f"{name}/{emotion}": value for emotion, value in zip(EMOTIONS, values[name], strict=True)}
@@ -249,7 +304,14 @@ class EmotionClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what it takes to rebuild and to feed the network: plain values, loadable with weights_only=True."""
+        """Adds what it takes to rebuild and to feed the network: plain values, loadable with weights_only=True.
+
+        Raises:
+            UserError: a weight is NaN or infinite; such a network does not take the place of a sound one.
+        """
+        if not all(value.isfinite().all() for value in self.net.state_dict().values()):
+            self.train_metrics()  # knows the step, where the loss shows it already
+            raise self._diverged("A weight")
         inputs = self.inputs
         checkpoint["fer_lightning"] = {
             "model": self.model,
@@ -258,7 +320,16 @@ class EmotionClassifier(LightningModule):
             "std": inputs.std,
             "classes": list(inputs.classes),
             "val_split": getattr(self.trainer.datamodule, "val_split", None),  # type: ignore[attr-defined]
+            "epoch": {
+                "batches": self.trainer.num_training_batches,
+                "sums": self._reduced(self._epoch_sums, "sum").tolist(),
+                "window": self._window_sums.tolist(),
+                "finite_steps": self._finite_steps.item(),
+            },
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._behind = checkpoint["fer_lightning"].get("epoch")
 
 
 def classifier_from(checkpoint: Checkpoint, channels_last: bool = False, tta: str = "none") -> EmotionClassifier:

@@ -31,12 +31,20 @@ _DONE = ("finished", "pruned")
 
 @contextmanager
 def claim(run_dir: Path) -> Iterator[bool]:
-    """Keeps other processes out of a run's folder until the end of the block; yields whether it is ours."""
+    """Keeps other processes out of a run's folder until the end of the block; yields whether it is ours.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         # One of several processes of one run, which work under the first one's claim.
         yield True
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / _LOCK).touch()
+    except OSError as error:
+        raise UserError(f"{run_dir} cannot be written: {error.strerror}.") from error
     with lock(run_dir / _LOCK, wait=False) as ours:
         yield ours
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from fer_lightning.module import EmotionClassifier
 
@@ -14,7 +15,7 @@ class History(Callback):
     """Records every epoch as results.json's "history" has it, and prints a row for each.
 
     The record is saved in checkpoints, so that a resumed run has all of it. Training seconds leave validation,
-    drawing and writing out.
+    drawing and writing out, but for what is written amid an epoch.
 
     Args:
         val_split: the validation split's name, for the printed table.
@@ -26,14 +27,23 @@ class History(Callback):
         self.train_seconds = 0.0
         self._epoch_seconds = 0.0
         self._since: float | None = None
-        self._validated = False
+        self._validation: dict[str, Tensor] = {}  # all metrics, as the epoch's last validation left them
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "train_seconds": self.train_seconds}
+        running = 0.0 if self._since is None else perf_counter() - self._since
+        return {
+            "epochs": self.epochs,
+            "train_seconds": self.train_seconds,
+            "epoch_seconds": self._epoch_seconds + running,
+            "validation": self._validation,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = list(state_dict["epochs"])
         self.train_seconds = float(state_dict["train_seconds"])
+        # Checkpoints from before they could be written amid an epoch lack these.
+        self._epoch_seconds = float(state_dict.get("epoch_seconds", 0.0))
+        self._validation = dict(state_dict.get("validation", {}))
 
     @property
     def images_per_second(self) -> float | None:
@@ -56,10 +66,13 @@ class History(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self._print()
+        # Where a run goes on amid an epoch, on_train_epoch_start is not called again.
+        trainer.callback_metrics.update(self._validation)  # the best checkpoint is chosen by them
+        self._start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_seconds = 0.0
-        self._validated = False
+        self._validation = {}
         self._start()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,7 +80,7 @@ class History(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._validated = True
+            self._validation = {name: value.clone() for name, value in trainer.callback_metrics.items()}
             self._start()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,7 +88,6 @@ class History(Callback):
         self._stop()
         self.train_seconds += self._epoch_seconds
         loss, accuracy, images = pl_module.train_metrics()
-        metrics = trainer.callback_metrics
         record = {
             "epoch": trainer.current_epoch,
             "train_loss": loss,
@@ -84,8 +96,8 @@ class History(Callback):
             "images": images,
             "seconds": max(self._epoch_seconds, 1e-9),  # a coarse clock must not make images/s infinite
         }
-        if self._validated:
-            record |= {"val_loss": float(metrics["loss/val"]), "val_accuracy": float(metrics["accuracy/val"])}
+        if self._validation:
+            record |= {f"val_{name}": float(self._validation[f"{name}/val"]) for name in ("loss", "accuracy")}
         self.epochs.append(record)
         rate = record["images"] / record["seconds"]
         pl_module.log_at_epoch({"lr": record["lr"], "throughput/images_per_second": rate})
@@ -94,8 +106,8 @@ class History(Callback):
                 f"{record['epoch']:.0f}",
                 f"{record['train_loss']:.4f}",
                 f"{record['train_accuracy']:.2%}",
-                f"{record['val_loss']:.4f}" if self._validated else "-",
-                f"{record['val_accuracy']:.2%}" if self._validated else "-",
+                f"{record['val_loss']:.4f}" if self._validation else "-",
+                f"{record['val_accuracy']:.2%}" if self._validation else "-",
                 f"{rate:.0f}",
             )
 

@@ -1,6 +1,6 @@
 """Faces as Lightning batches: one gather a batch, augmentation on the device, nothing done per sample."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -50,13 +50,20 @@ class EpochBatches(Sampler[Tensor]):
         seed: of the order; None keeps the order of `rows`.
         rank: this process.
         world_size: number of processes.
+        done: how many of the epoch's batches to leave out at its beginning; asked when the first one is wanted.
 
     Raises:
         UserError: a batch, or the whole split, with fewer images than processes.
     """
 
     def __init__(
-        self, rows: Tensor, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
+        self,
+        rows: Tensor,
+        batch_size: int,
+        seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        done: Callable[[], int] = lambda: 0,
     ) -> None:
         if min(batch_size, len(rows)) < world_size:
             raise UserError(
@@ -68,6 +75,7 @@ class EpochBatches(Sampler[Tensor]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.done = done
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -83,7 +91,7 @@ class EpochBatches(Sampler[Tensor]):
             rows = rows[permutation(self.seed, self.epoch, len(rows))]
         starts = list(range(0, len(rows), self.batch_size))
         starts[-1] = min(starts[-1], len(rows) - self.world_size)
-        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        for start, end in list(zip(starts, [*starts[1:], len(rows)], strict=True))[self.done() :]:
             yield rows[start:end][self.rank :: self.world_size]
 
 
@@ -198,8 +206,14 @@ class FaceDataModule(LightningDataModule):
 
     def _loader(self, usages: tuple[int, ...], batch_size: int, seed: int | None = None) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = EpochBatches(self.rows(usages), batch_size, seed, rank, world_size)
+        batches = EpochBatches(self.rows(usages), batch_size, seed, rank, world_size, self._trained_on)
         return DataLoader(FaceBatches(self.faces), batch_size=None, sampler=batches)
+
+    def _trained_on(self) -> int:
+        """Batches that the epoch has behind it when its first is wanted: none, but where a run goes on amid one."""
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """On the device: uint8 images -> float32 (B, 1, image_size, image_size), normalised."""

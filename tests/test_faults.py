@@ -1,0 +1,328 @@
+"""Faults in the middle of a run, each caused for real: what is told, what is left, and that the run can go on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from fake_fer2013 import fake_faces, write_zip
+from faults import SMALL, content, differences, results_of, same, with_callback
+from lightning.pytorch import Callback
+
+from fer_lightning import config, output
+from fer_lightning import models as models_module
+from fer_lightning.checkpoint import read_checkpoint
+from fer_lightning.config import main
+from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.errors import UserError
+from fer_lightning.module import EmotionClassifier
+from train import job
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def run(*arguments, code=0):
+    assert main(job, [*SMALL, *arguments]) == code
+
+
+def the_error(capsys):
+    """The one line on stderr."""
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    [line] = error.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+class At(Callback):
+    """Does something at the end of an epoch's training, before the checkpoints are written."""
+
+    def __init__(self, epoch, act):
+        self.epoch = epoch
+        self.act = act
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            self.act()
+
+
+def mount(folder, *options):
+    command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def mounted(folder, *options):
+    """A small disk of its own, in memory."""
+    folder.mkdir()
+    try:
+        done = mount(folder, *options)
+    except FileNotFoundError:
+        pytest.skip("there is no mount on this machine")
+    if done.returncode:
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder, leave):
+    """Takes what room there is, but for so many bytes."""
+    with open(folder / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            file.truncate(max(0, file.tell() - leave))
+
+
+@pytest.mark.parametrize("leave", [0, 64 * 1024], ids=["full to the last byte", "room for results.json"])
+def test_a_full_disk_keeps_the_last_checkpoint(leave, capsys, monkeypatch, tmp_path):
+    run("name=never", "model.channels=[8,16]")
+    whole = content("runs/default/never", "last.ckpt")
+    disk = tmp_path / "disk"
+    with mounted(disk, "-o", "size=4m"):
+        monkeypatch.chdir(disk)
+        with_callback(monkeypatch, At(1, lambda: fill(disk, leave)))
+        capsys.readouterr()
+        run("name=a", "model.channels=[8,16]", "logger=tensorboard", code=1)
+        line = the_error(capsys)
+        assert "runs/default/a cannot be written: No space left on device" in line
+        assert "resume=runs/default/a" in line
+        folder = Path("runs/default/a")
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+        assert read_checkpoint(folder / "checkpoints/last.ckpt").epoch == 0
+        if leave:
+            assert results_of(folder)["status"] == "failed"
+            assert results_of(folder)["error"] == "OSError: [Errno 28] No space left on device"
+        (disk / "filler").unlink()
+        assert main(job, ["resume=runs/default/a"]) == 0
+        assert same(content(folder, "last.ckpt"), whole)
+        assert results_of(folder)["status"] == "finished"
+
+
+def test_a_folder_that_turns_read_only(capsys, monkeypatch, tmp_path):
+    disk, checkpoints = tmp_path / "disk", Path("runs/default/a/checkpoints")
+    with mounted(disk):
+        monkeypatch.chdir(disk)
+        with_callback(monkeypatch, At(1, lambda: mount(checkpoints, "-o", "ro")))
+        run("name=a", code=1)
+        assert "runs/default/a cannot be written: Read-only file system" in the_error(capsys)
+        assert results_of("runs/default/a")["status"] == "failed"
+        subprocess.run(["umount", str(checkpoints)], check=True)
+        assert read_checkpoint(checkpoints / "last.ckpt").epoch == 0
+
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        assert main(job, ["resume=runs/default/a"]) == 1
+        assert "runs/default/a cannot be written" in the_error(capsys)
+        run("name=b", code=1)
+        assert "runs/default/b cannot be made: " in the_error(capsys)
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        assert main(job, ["resume=runs/default/a"]) == 0
+
+
+def test_nan_stops_the_fit_and_keeps_what_was_good(capsys, monkeypatch):
+    transfer = FaceDataModule.on_after_batch_transfer
+    batches = []
+
+    def poisoned(self, batch, dataloader_idx):
+        batch = transfer(self, batch, dataloader_idx)
+        if self.trainer.training:
+            batches.append(batch)
+            if len(batches) == 7 + 4:
+                batch["images"] = batch["images"] * float("nan")
+        return batch
+
+    monkeypatch.setattr(FaceDataModule, "on_after_batch_transfer", poisoned)
+    run("name=a", "trainer.log_every_n_steps=2", "checkpoint.every_n_minutes=1e-9", code=1)
+    line = the_error(capsys)
+    assert "The loss of step 4 of 7 in epoch 1 is NaN or infinite" in line
+    assert "optim.lr" in line
+    assert len(batches) == 7 + 5  # before the next step
+    results = results_of("runs/default/a")
+    assert results["status"] == "failed"
+    assert results["error"].startswith("UserError: The loss of step 4 of 7 in epoch 1")
+    assert [epoch["epoch"] for epoch in results["history"]] == [0]
+    last = read_checkpoint("runs/default/a/checkpoints/last.ckpt")
+    assert last.global_step == 7 + 3
+    assert all(value.isfinite().all() for value in last.state_dict.values())
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_saved(capsys, monkeypatch):
+    class Spoil(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 14:
+                next(pl_module.parameters()).data[:] = float("inf")
+
+    for settings in (["name=validated"], ["name=not", "trainer.limit_val_batches=0"]):
+        with_callback(monkeypatch, Spoil())
+        run(*settings, code=1)
+        assert " in epoch 1 is NaN or infinite" in the_error(capsys)
+        path = Path("runs/default") / settings[0].removeprefix("name=") / "checkpoints/last.ckpt"
+        assert read_checkpoint(path).epoch == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_out_of_memory_says_what_to_lower(error, capsys, monkeypatch):
+    def step(self, batch, batch_idx):
+        raise error
+
+    monkeypatch.setattr(EmotionClassifier, "training_step", step)
+    run("name=a", code=1)
+    line = the_error(capsys)
+    assert str(error).splitlines()[0] in line
+    for name in ("data.batch_size", "model.channels", "trainer.precision"):
+        assert name in line
+    assert results_of("runs/default/a")["status"] == "failed"
+
+
+def test_data_that_are_deleted_while_a_run_trains_on_them(monkeypatch, tmp_path):
+    archive = write_zip(tmp_path / "fer2013.zip", fake_faces())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own = [setting for setting in SMALL if not setting.startswith("data")]
+    own += ["data=fer2013", f"data.path={archive}", "data.image_size=24", "data.batch_size=8"]
+    assert main(job, [*own, "name=never"]) == 0
+
+    def delete():
+        archive.unlink()
+        shutil.rmtree(tmp_path / "cache")
+
+    with_callback(monkeypatch, At(0, delete))
+    assert main(job, [*own, "name=a"]) == 0
+    assert differences("runs/default/a", "runs/default/never") == []
+
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+class Signal(Callback):
+    def __init__(self, hook, signum):
+        def send(trainer, *_):
+            signal.raise_signal(signum)
+
+        setattr(self, hook, send)
+
+
+@pytest.mark.parametrize(("signum", "code"), SIGNALS)
+@pytest.mark.parametrize(
+    "hook",
+    ["on_fit_start", "on_train_batch_end", "on_validation_batch_end", "on_test_batch_end", "on_predict_batch_end"],
+)
+def test_a_signal_while_the_network_is_at_work(hook, signum, code, monkeypatch, capsys):
+    with_callback(monkeypatch, Signal(hook, signum))
+    run("name=a", "trainer.max_epochs=1", code=code)
+    assert capsys.readouterr().err == f"stopped by {signum.name}\n"
+    results = results_of("runs/default/a")
+    assert results["status"] == "interrupted"
+    assert results["error"] is None
+    assert len(results["history"]) == int("test" in hook or "predict" in hook)
+
+
+@pytest.mark.parametrize(("signum", "code"), SIGNALS)
+@pytest.mark.parametrize("name", ["config.yaml", "best.ckpt", "last.ckpt", "results.json"])
+def test_a_signal_while_a_file_is_written(name, signum, code, monkeypatch):
+    """And the other signal while the first one is answered."""
+    replace, sent = os.replace, []
+
+    def slow(temporary, path):
+        if Path(path).name == name and not sent:
+            sent.append(signum)
+            signal.raise_signal(signum)
+        if Path(path).name == "results.json":
+            for each, _ in SIGNALS if sent else ():
+                signal.raise_signal(each)
+        replace(temporary, path)
+
+    monkeypatch.setattr(output.os, "replace", slow)
+    run("name=a", "trainer.max_epochs=1", code=code)
+    folder = Path("runs/default/a")
+    assert results_of(folder)["status"] == "interrupted"
+    assert not list(folder.rglob(".*"))
+    assert (folder / "checkpoints/last.ckpt").exists() == (name == "results.json")
+    monkeypatch.setattr(output.os, "replace", replace)
+    if name != "config.yaml":
+        assert main(job, [f"resume={folder}"]) == 0
+        assert results_of(folder)["status"] == "finished"
+
+
+@pytest.mark.parametrize(("signum", "code"), SIGNALS)
+def test_a_signal_before_the_run_began_leaves_nothing(signum, code, monkeypatch, tmp_path):
+    monkeypatch.setattr(models_module, "build_model", lambda **_: signal.raise_signal(signum))
+    run("name=a", code=code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_at_work_is_left_alone(monkeypatch, capsys):
+    def second():
+        assert main(job, ["resume=runs/default/a"]) == 1
+
+    with_callback(monkeypatch, At(0, second))
+    run("name=a", "trainer.max_epochs=1")
+    assert "runs/default/a is in use" in the_error(capsys)
+    assert results_of("runs/default/a")["status"] == "finished"
+    assert not Path("runs/default/a/.lock").exists()
+
+
+def test_of_two_runs_that_start_at_the_same_moment_one_is_refused():
+    code = (
+        "import sys; from fer_lightning.config import main\n"
+        "def job(cfg, run_dir):\n"
+        "    (run_dir / 'config.yaml').write_text('seed: 0'); print('in', flush=True); sys.stdin.read()\n"
+        "sys.exit(main(job, ['name=a']))"
+    )
+    pipe = subprocess.PIPE
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for _ in range(2)
+    ]
+    # The one that is refused ends, which ends its output; the other waits for the end of its input.
+    said = [process.stdout.readline() for process in both]
+    errors = [process.communicate()[1] for process in both]
+    assert sorted(said) == ["", "in\n"]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    assert sum("runs/default/a is in use" in error or "already holds a run" in error for error in errors) == 1
+
+
+def test_a_run_that_was_there_by_the_time_the_lock_was_free(monkeypatch, capsys):
+    run("name=a", "trainer.max_epochs=1", "stages=[fit]")
+    monkeypatch.setattr(config, "_folder", lambda overrides: Path("runs/default/a"))
+    run("name=a", code=1)
+    assert "already holds a run" in the_error(capsys)
+
+
+def test_a_cut_checkpoint_to_test_is_one_line(capsys):
+    run("name=a", "trainer.max_epochs=1", "stages=[fit]")
+    path = Path("runs/default/a/checkpoints/best.ckpt")
+    whole = path.read_bytes()
+    for part in (0.1, 0.5, 0.99):
+        path.write_bytes(whole[: int(part * len(whole))])
+        run("name=b", "stages=[test]", f"ckpt={path}", code=1)
+        assert f"ckpt={path} is" in the_error(capsys)
+        with pytest.raises(UserError, match="damaged"):
+            read_checkpoint(path)

@@ -1,0 +1,179 @@
+"""Runs killed by SIGKILL and resumed: the weights and records of runs that were never interrupted, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fake_fer2013 import fake_faces, write_zip
+from faults import SMALL, content, differences, kill_at, results_of, same, with_callback
+from lightning.pytorch import Callback
+
+from fer_lightning.config import main
+from train import job
+
+ROOT = Path(__file__).resolve().parent.parent
+# Everything that has a state: momentum, a schedule with warm-up, averaged weights, dropout, batch norm.
+STATEFUL = [
+    "model=resnet",
+    "model.channels=[4,8]",
+    "model.blocks=1",
+    "model.dropout=0.5",
+    "optim=sgd",
+    "label_smoothing=0.1",
+    "+callbacks.ema._target_=fer_lightning.callbacks.ema.EMA",
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def run(*arguments, code=0):
+    assert main(job, [*SMALL, *arguments]) == code
+
+
+def resume(folder, *arguments, code=0):
+    assert main(job, [f"resume={folder}", *arguments]) == code
+
+
+@pytest.mark.parametrize(
+    ("minutes", "resumed_after"),
+    [([], 7), (["checkpoint.every_n_minutes=1e-9"], 11)],
+    ids=["epochs", "within an epoch"],
+)
+def test_a_run_killed_at_a_step_ends_as_one_never_killed(minutes, resumed_after, capsys):
+    """SIGKILL in the second of three epochs of seven steps, in a process of its own."""
+    run("name=never", *STATEFUL, *minutes)
+    Path("step").write_text("12")
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *SMALL, *STATEFUL, *minutes, "name=killed", *kill_at(Path("step"))],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    folder = Path("runs/default/killed")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (folder / "results.json").exists()
+    capsys.readouterr()
+    resume(folder)
+    assert f"resumed:  from last.ckpt, after step {resumed_after}\n" in capsys.readouterr().out
+    assert differences(folder, "runs/default/never") == []
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+class Killed(BaseException):
+    """As after a kill, nothing more is written."""
+
+
+class KilledAt(Callback):
+    """What `faults.Kill` does, without a process of its own."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["trainer.val_check_interval=4"],
+        ["trainer.val_check_interval=3", "trainer.check_val_every_n_epoch=null", "monitor=loss/val"],
+        ["trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=2", "logger=tensorboard"],
+    ],
+    ids=["validation within epochs", "validation across epochs", "accumulated gradients"],
+)
+def test_steps_that_are_special_are_places_to_go_on_from(settings, monkeypatch):
+    settings = [*settings, "model.channels=[2]", "checkpoint.every_n_minutes=1e-9", "trainer.max_epochs=2"]
+    run("name=never", *settings)
+    for step in (3, 6):
+        with_callback(monkeypatch, KilledAt(step))
+        with pytest.raises(Killed):
+            run(f"name={step}", *settings)
+        resume(f"runs/default/{step}")
+        assert differences(f"runs/default/{step}", "runs/default/never") == []
+
+
+def test_a_run_goes_on_elsewhere_with_data_elsewhere_and_for_longer(monkeypatch, tmp_path):
+    """The run's folder and its data were moved, and trainer.max_epochs is raised; the learning rate is constant."""
+    archive = write_zip(tmp_path / "fer2013.zip", fake_faces())
+    own = ["data=fer2013", "data.image_size=24", "data.batch_size=8", "model.channels=[2]", "callbacks=none"]
+    own += ["logger=none", "trainer.accelerator=cpu", "trainer.enable_model_summary=false", "trainer.max_epochs=2"]
+    assert main(job, [*own, f"data.path={archive}", "name=never"]) == 0
+    with_callback(monkeypatch, KilledAt(3))
+    with pytest.raises(Killed):
+        main(
+            job, [*own, f"data.path={archive}", "trainer.max_epochs=1", "checkpoint.every_n_minutes=1e-9", "name=a"]
+        )
+    assert str(ROOT).encode() not in Path("runs/default/a/config.yaml").read_bytes()
+    moved, elsewhere = tmp_path / "moved", tmp_path / "data.zip"
+    Path("runs/default/a").rename(moved)
+    archive.rename(elsewhere)
+    resume(moved, f"data.path={elsewhere}", "trainer.max_epochs=2")
+    assert differences(moved, "runs/default/never") == []
+
+
+def test_a_raised_number_of_epochs_stretches_the_schedule():
+    run("name=a", "optim.schedule=cosine", "trainer.max_epochs=1", "stages=[fit]")
+    resume("runs/default/a", "trainer.max_epochs=2")
+    [first, second] = (epoch["lr"] for epoch in results_of("runs/default/a")["history"])
+    assert first == pytest.approx(0.0, abs=1e-12)
+    assert second == pytest.approx(0.0, abs=1e-12)
+    state = torch.load("runs/default/a/checkpoints/last.ckpt", weights_only=True)["lr_schedulers"]
+    assert state[0]["last_epoch"] == 14
+
+
+def test_an_epoch_goes_on_with_its_own_batches_only(monkeypatch, capsys):
+    with_callback(monkeypatch, KilledAt(5))
+    with pytest.raises(Killed):
+        run("name=a", "checkpoint.every_n_minutes=1e-9")
+    resume("runs/default/a", "data.batch_size=8", code=1)
+    assert "was stopped in an epoch of 7 batches, and now it has 14" in capsys.readouterr().err
+    run("name=whole", "trainer.max_epochs=1", "stages=[fit]")
+    resume("runs/default/whole", "data.batch_size=8", "trainer.max_epochs=2")
+
+
+@pytest.mark.parametrize("argument", ["optim.lr=1e-4", "model.channels=[8,8]"])
+def test_what_a_checkpoint_overrules_is_refused(argument, capsys):
+    run("name=a", "trainer.max_epochs=1", "stages=[fit]")
+    resume("runs/default/a", argument, code=1)
+    assert "ckpt=runs/default/a/checkpoints/last.ckpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "often", "nan", "true"])
+def test_minutes_are_a_number_above_0(value, capsys, tmp_path):
+    run(f"checkpoint.every_n_minutes={value}", code=1)
+    assert "must be a number above 0" in capsys.readouterr().err
+    run(f"checkpoint.every_n_minutes={value}", "stages=[test]", "ckpt=best", code=1)
+    assert "is for a fit" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == []
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damaged", [["last.ckpt"], ["best.ckpt"], ["last.ckpt", "best.ckpt"]])
+def test_a_checkpoint_cut_in_half_is_set_aside(damaged, capsys):
+    run("name=never")
+    run("name=a", "trainer.max_epochs=2")
+    folder = Path("runs/default/a/checkpoints")
+    for name in damaged:
+        cut(folder / name)
+    capsys.readouterr()
+    resume("runs/default/a", "trainer.max_epochs=3")
+    told = capsys.readouterr().out
+    for name in damaged:
+        assert f"{name} is damaged" in told.replace("\n", " ")
+        assert (folder / f"{name}.damaged").exists()
+    assert same(content("runs/default/a", "last.ckpt"), content("runs/default/never", "last.ckpt"))
+    assert results_of("runs/default/a")["status"] == "finished"
