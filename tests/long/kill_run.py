@@ -4,8 +4,8 @@
 
 Shows that nothing is lost: at the end the weights, the optimizer's state, the averaged weights and results.json,
 but for its seconds, are those of the run that was never killed, bit for bit. Every kill falls into a random step or
-up to `--late` seconds after it, where validation, drawing and the writing of checkpoints are. Takes a process start,
-about 10 seconds, for each kill.
+up to `--late` seconds after it, where validation, drawing and writing checkpoints are. Takes a process start, about
+10 seconds, for each kill.
 """
 
 import argparse
