@@ -150,7 +150,6 @@ def _run(job: Job, arguments: list[str]) -> int:
             # Not raised further: Hydra would print a traceback for what one line says.
             print(f"error: {error}", file=sys.stderr)
             failed.append(str(error))
-            runs.remove_unbegun(run_dir)
 
     # Hydra reads the process's own command line.
     sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + rewritten
@@ -175,9 +174,12 @@ def _alone(job: Job, cfg: Config, run_dir: Path) -> None:
             raise UserError(
                 f"{run_dir} is in use: another process works on this run. Wait for it, or stop it first."
             )
-        if not cfg["resume"]:
-            _check_unused(run_dir)  # again: another process may have run here since the first time
-        _work(job, cfg, run_dir)
+        try:
+            if not cfg["resume"]:
+                _check_unused(run_dir)  # again: another process may have run here since the first time
+            _work(job, cfg, run_dir)
+        finally:
+            runs.remove_unbegun(run_dir)
 
 
 def _begun(run_dir: Path, overrides: Iterable[Override]) -> Config | None:
