@@ -108,7 +108,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(job: Job, arguments: list[str]) -> int:
-    if _RUN_OF in os.environ:
+    if _RUN_OF in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         return _join_run(job, *os.environ[_RUN_OF].split(":", 1))
     flags = _flags(arguments)
     overrides = [_parse(text) for text in flags.overrides]
@@ -530,6 +530,7 @@ def _check_saved(saved: Any, named: set[str]) -> None:
             raise ValueError(f"{group} is not a mapping")
     if not all(isinstance(text, str) for text in [plain["experiment"], *plain["overrides"]]):
         raise ValueError("experiment or overrides is not text")
+    named |= {name.removesuffix("._target_") for name in named}  # who names a class again trusts what it gets
     for key, value in _entries(plain):
         group, _, rest = key.partition(".")
         if any(key == name or key.startswith(f"{name}.") for name in named):

@@ -62,7 +62,7 @@ def test_a_run_killed_at_a_step_ends_as_one_never_killed(minutes, resumed_after,
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (folder / "results.json").exists()
     capsys.readouterr()
-    resume(folder)
+    resume(folder, "callbacks.kill._target_=faults.Kill")
     assert f"resumed:  from last.ckpt, after step {resumed_after}\n" in capsys.readouterr().out
     assert differences(folder, "runs/default/never") == []
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}

@@ -73,7 +73,11 @@ def main() -> int:
                     step = draw.randint(1, STEPS_AN_EPOCH * args.epochs)
                     Path("kill").write_text(f"{step} {draw.random() * args.late}" if kills < args.kills else "0")
                     begin = [*settings, f"name={run.name}", *kill_at(Path("kill").absolute())]
-                    done = train(f"resume={run}") if run.exists() else train(*begin)
+                    done = (
+                        train(f"resume={run}", "callbacks.kill._target_=faults.Kill")
+                        if run.exists()
+                        else train(*begin)
+                    )
                     if done.returncode == 0:
                         break
                     if done.returncode != -signal.SIGKILL:
