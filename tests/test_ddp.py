@@ -81,7 +81,9 @@ def runs(tmp_path_factory):
         output, _ = process.communicate(timeout=600)
     stopped = (folder / "runs/default/two/1/results.json").read_text()
     (folder / "hold").unlink()
-    resumed = subprocess.run([*command, "resume=runs/default/two/1"], check=False, **where)
+    resumed = subprocess.run(
+        [*command, "resume=runs/default/two/1", "callbacks.watch._target_=watching.Watch"], check=False, **where
+    )
     (folder / "stopped.json").write_text(stopped)
 
     (folder / "alone").mkdir()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fer_lightning import runs
+from fer_lightning import config, runs
 from fer_lightning.__main__ import main as command
 from fer_lightning.config import main
 from fer_lightning.errors import Stopped, UserError
@@ -190,8 +190,12 @@ def test_one_run_does_not_enter_a_sweep_nor_a_sweep_a_run(arguments, capsys):
 
 def test_a_run_that_another_process_works_on_is_not_resumed(capsys):
     run_dir = Path("runs/default/a")
+
+    def begin(cfg, folder):
+        (folder / "config.yaml").write_text(config.to_yaml(cfg))
+
+    assert main(begin, ("name=a",)) == 0
     with runs.claim(run_dir):
-        (run_dir / "config.yaml").write_text("overrides: []\n")
         assert main(lambda cfg, folder: None, (f"resume={run_dir}",)) == 1
     assert "another process works on this run" in capsys.readouterr().err
 
