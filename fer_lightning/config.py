@@ -518,13 +518,14 @@ def _check_saved(saved: Any, named: set[str]) -> None:
         raise ValueError("not a mapping")
     plain = OmegaConf.to_container(saved)
     assert isinstance(plain, dict)
-    shipped: dict[str, Any] = {}
-    targets = set()
+    shipped: set[str] = set()
+    targets: set[str] = set()
     for path in CONF_DIR.rglob("*.yaml"):
         prefix = "" if path.parent == CONF_DIR or path.parent.name in _GLOBAL_GROUPS else path.parent.name
-        entries = dict(_entries(OmegaConf.to_container(OmegaConf.load(path)), prefix))
-        targets |= {value for key, value in entries.items() if key.endswith("_target_")}
-        shipped |= entries
+        for key, value in _entries(OmegaConf.to_container(OmegaConf.load(path)), prefix):
+            shipped.add(key)
+            if key.endswith("_target_"):
+                targets.add(value)
     for group in ("data", "augment", "model", "optim", "trainer", "callbacks", "logger"):
         if not isinstance(plain.get(group), dict):
             raise ValueError(f"{group} is not a mapping")

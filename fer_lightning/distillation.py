@@ -64,12 +64,12 @@ class Teacher:
             index: int64 (B,), which images they are.
             epoch: of the student's training.
         """
-        known = self._remembered[epoch % len(self._remembered), index] if len(self._remembered) else None
-        if known is not None and not known.isnan().any():
-            return known
+        remembered = self._remembered[epoch % len(self._remembered)] if len(self._remembered) else None
+        if remembered is not None and not (said := remembered[index]).isnan().any():
+            return said
         said = mean_answer(torch.stack([answer(net, images, self.tta) for net in self.nets]))
-        if known is not None:
-            self._remembered[epoch % len(self._remembered), index] = said
+        if remembered is not None:
+            remembered[index] = said
         return said
 
     def loss(self, said: Tensor, logits: Tensor, label_loss: Tensor) -> Tensor:

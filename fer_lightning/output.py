@@ -28,6 +28,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def percent(value: float | None) -> str:
+    """A fraction as a table has it, "-" for none."""
+    return "-" if value is None else f"{value:.2%}"
+
+
+def decimal(value: float | None) -> str:
+    """A number to four places, "-" for none."""
+    return "-" if value is None else f"{value:.4f}"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns under their names: the first to the left, the others to the right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]

@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import (
 from fer_lightning.data.faces import TEST, VAL, Faces, seen_elsewhere
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.module import Predictions
-from fer_lightning.output import format_table
+from fer_lightning.output import decimal, format_table, percent
 
 Json = dict[str, Any]
 
@@ -114,17 +114,17 @@ def format_results(results: Json) -> str:
         [
             emotion,
             str(scores["n"]),
-            _percent(scores["precision"]),
-            _percent(scores["recall"]),
-            _percent(scores["f1"]),
+            percent(scores["precision"]),
+            percent(scores["recall"]),
+            percent(scores["f1"]),
         ]
         for emotion, scores in results["per_class"].items()
     ]
-    headline = f"{results['dataset']}, {results['split']} (n = {results['n']}): {_percent(results['accuracy'])}"
+    headline = f"{results['dataset']}, {results['split']} (n = {results['n']}): {percent(results['accuracy'])}"
     if members:
         headline += f", ensemble of {len(members)}"
     if results["without_tta"]:
-        headline += f", tta={results['tta']}\n{_percent(results['without_tta'][name]['accuracy'])} with tta=none"
+        headline += f", tta={results['tta']}\n{percent(results['without_tta'][name]['accuracy'])} with tta=none"
     return "\n\n".join(
         [
             *tables,
@@ -141,10 +141,10 @@ def _scores_table(first: str, rows: Mapping[str, Json]) -> str:
             [
                 name,
                 str(scores["n"]),
-                _percent(scores["accuracy"]),
-                f"{_percent(scores['accuracy_leak_free'])} ({scores['n_leak_free']})",
-                _number(scores["macro_f1"]),
-                _number(scores["loss"]),
+                percent(scores["accuracy"]),
+                f"{percent(scores['accuracy_leak_free'])} ({scores['n_leak_free']})",
+                decimal(scores["macro_f1"]),
+                decimal(scores["loss"]),
             ]
             for name, scores in rows.items()
         ],
@@ -157,11 +157,3 @@ def _distinct(paths: Sequence[str]) -> list[str]:
     common = set.intersection(*map(set, parts))
     names = ["/".join(part for part in own if part not in common) for own in parts]
     return [f"{number} {name[-27:]}".rstrip() for number, name in enumerate(names, start=1)]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

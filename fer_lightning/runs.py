@@ -19,7 +19,7 @@ from typing import Any
 
 from fer_lightning.errors import UserError
 from fer_lightning.lock import is_locked, lock
-from fer_lightning.output import format_table, write_json
+from fer_lightning.output import decimal, format_table, percent, write_json
 
 Json = dict[str, Any]
 
@@ -370,8 +370,8 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     """The ranking as a table of at most 80 columns, with the failed runs' errors below."""
     numbers = [
         [
-            _percent(run.best) if run.metric == "val_accuracy" else _number(run.best),
-            _percent(run.accuracy),
+            percent(run.best) if run.metric == "val_accuracy" else decimal(run.best),
+            percent(run.accuracy),
             "-" if run.best_epoch is None else f"{run.best_epoch}/{len(run.history)}",
             "-" if run.train_seconds is None else f"{run.train_seconds:.0f}",
             run.status,
@@ -401,11 +401,3 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
             told = f"{run.name} failed: {run.error or 'not recorded'}"
             lines += textwrap.wrap(told, 80, subsequent_indent="  ", max_lines=3)
     return "\n".join(lines)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

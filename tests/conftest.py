@@ -1,7 +1,8 @@
-"""What every test gets: its own cache, its own working folder, and no network."""
+"""What every test gets: its own cache and no network; and what several ask for."""
 
 import os
 import socket
+import sys
 
 import pytest
 
@@ -18,6 +19,13 @@ def _alone(monkeypatch, tmp_path_factory):
         raise OSError("tests use no network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def own_folder(monkeypatch, tmp_path):
+    """An empty working folder, and a command line that is train.py's, for runs within the test's process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
 
 
 @pytest.fixture

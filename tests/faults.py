@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fer_lightning import experiment
+from fer_lightning.config import main
+from train import job
 
 SMALL = [
     "data=synthetic",
@@ -27,6 +29,20 @@ SMALL = [
     "logger=none",
     "callbacks=none",
 ]
+# With what has a state: momentum, a schedule with warm-up, dropout, batch norm. Averaged weights go beside these.
+STATEFUL = [
+    "model=resnet",
+    "model.channels=[4,8]",
+    "model.blocks=1",
+    "model.dropout=0.5",
+    "optim=sgd",
+    "label_smoothing=0.1",
+]
+
+
+def run(*arguments: str, code: int = 0) -> None:
+    """A small run in this process, which is to end with `code`."""
+    assert main(job, [*SMALL, *arguments]) == code
 
 
 class Kill(Callback):

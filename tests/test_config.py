@@ -15,10 +15,7 @@ from fer_lightning.errors import UserError, did_you_mean
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def never(cfg, run_dir):

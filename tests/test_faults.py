@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_fer2013 import fake_faces, write_zip
-from faults import SMALL, content, differences, results_of, same, with_callback
+from faults import SMALL, content, differences, results_of, run, same, with_callback
 from lightning.pytorch import Callback
 
 from fer_lightning import config, output
@@ -26,14 +26,7 @@ from train import job
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-
-
-def run(*arguments, code=0):
-    assert main(job, [*SMALL, *arguments]) == code
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def the_error(capsys):

@@ -9,33 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from fake_fer2013 import fake_faces, write_zip
-from faults import SMALL, content, differences, kill_at, results_of, same, with_callback
+from faults import SMALL, STATEFUL, content, differences, kill_at, results_of, run, same, with_callback
 from lightning.pytorch import Callback
 
 from fer_lightning.config import main
 from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
-# Everything that has a state: momentum, a schedule with warm-up, averaged weights, dropout, batch norm.
-STATEFUL = [
-    "model=resnet",
-    "model.channels=[4,8]",
-    "model.blocks=1",
-    "model.dropout=0.5",
-    "optim=sgd",
-    "label_smoothing=0.1",
-    "+callbacks.ema._target_=fer_lightning.callbacks.ema.EMA",
-]
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-
-
-def run(*arguments, code=0):
-    assert main(job, [*SMALL, *arguments]) == code
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def resume(folder, *arguments, code=0):
@@ -49,10 +32,11 @@ def resume(folder, *arguments, code=0):
 )
 def test_a_run_killed_at_a_step_ends_as_one_never_killed(minutes, resumed_after, capsys):
     """SIGKILL in the second of three epochs of seven steps, in a process of its own."""
-    run("name=never", *STATEFUL, *minutes)
+    settings = [*STATEFUL, "+callbacks.ema._target_=fer_lightning.callbacks.ema.EMA", *minutes]
+    run("name=never", *settings)
     Path("step").write_text("12")
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *SMALL, *STATEFUL, *minutes, "name=killed", *kill_at(Path("step"))],
+        [sys.executable, ROOT / "train.py", *SMALL, *settings, "name=killed", *kill_at(Path("step"))],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
         capture_output=True,
         text=True,

@@ -47,10 +47,7 @@ sys.exit(main(job))
 SWEEP = ("-m", "name=s", "seed=5,6,7")
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def start():

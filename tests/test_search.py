@@ -43,10 +43,7 @@ sys.exit(main(job))
 """
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def finish(cfg, run_dir, **results):

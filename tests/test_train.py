@@ -1,6 +1,5 @@
 """Whole runs through train.py, small enough for a test: what they leave, how they go on, how they stop."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fake_fer2013 import fake_faces, write_zip
+from faults import results_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fer_lightning.checkpoint import read_checkpoint
@@ -39,18 +39,11 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def run(*arguments, code=0):
     assert main(job, [*SMALL, *arguments]) == code
-
-
-def results_of(folder):
-    return json.loads((Path(folder) / "results.json").read_text())
 
 
 def weights_of(folder, name="last.ckpt"):

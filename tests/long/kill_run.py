@@ -21,22 +21,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from faults import SMALL, differences, kill_at  # noqa: E402
+from faults import SMALL, STATEFUL, differences, kill_at  # noqa: E402
 
 from fer_lightning.output import format_table, write_json  # noqa: E402
 
-# Everything that has a state: momentum, a schedule with warm-up, averaged weights, dropout, batch norm.
-STATEFUL = [
-    *SMALL,
-    "model=resnet",
-    "model.channels=[4,8]",
-    "model.blocks=1",
-    "model.dropout=0.5",
-    "optim=sgd",
-    "label_smoothing=0.1",
-    "callbacks=ema",
-    "logger=tensorboard",
-]
+SETTINGS = [*SMALL, *STATEFUL, "callbacks=ema", "logger=tensorboard"]
 STEPS_AN_EPOCH = 7
 MODES = {"an epoch": [], "every step": ["checkpoint.every_n_minutes=1e-9"]}
 
@@ -61,7 +50,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for mode, saving in MODES.items():
-            settings = [*STATEFUL, *saving, f"trainer.max_epochs={args.epochs}"]
+            settings = [*SETTINGS, *saving, f"trainer.max_epochs={args.epochs}"]
             never = Path("runs/default") / f"{mode.replace(' ', '_')}_never"
             train(*settings, f"name={never.name}").check_returncode()
             begun, runs, kills, different = time.perf_counter(), 0, 0, 0
