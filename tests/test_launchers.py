@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,8 @@ def test_several_processes_are_started_by_train_py_alone(monkeypatch, tmp_path, 
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    # As in a worker of joblib or submitit, whichever way pytest itself was started.
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("worker", None))
     settings = ["data=synthetic", "data.n_train=14", "data.n_val=7", "data.n_test=7"]
     assert main(job, [*settings, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]) == 1
     error = capsys.readouterr().err
