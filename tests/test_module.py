@@ -76,6 +76,30 @@ def test_small_vgg_halves_the_image_and_takes_any_size():
     assert net(torch.zeros(2, 1, 64, 64)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_mirrored_filters_halve_the_parameters_and_see_no_difference_between_a_face_and_its_mirror_image(
+    memory_format,
+):
+    options = {"image_size": 48, "channels": [8, 8, 12, 16], "residual": True}
+    plain, mirrored = (build_model("small_vgg", **options, mirrored=value) for value in (False, True))
+    for of_plain, of_mirrored in zip(plain.modules(), mirrored.modules(), strict=True):
+        own = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in (of_plain, of_mirrored)]
+        assert own == [own[0], own[0] // 2] or isinstance(of_plain, torch.nn.Linear)
+    for norm in mirrored.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.momentum = 1.0  # evaluation goes by the statistics of the last batch
+            torch.nn.init.uniform_(norm.weight)
+            torch.nn.init.uniform_(norm.bias)
+    mirrored.to(memory_format=memory_format)
+    faces = torch.rand(64, 1, 48, 48)
+    upside_down, mirror_image, trained = (mirrored(images) for images in (faces.flip(2), faces.flip(3), faces))
+    evaluated = mirrored.eval()(faces)
+    assert torch.allclose(mirror_image, trained, atol=1e-5)
+    assert torch.allclose(mirrored(faces.flip(3)), evaluated, atol=1e-5)
+    assert torch.allclose(evaluated, trained, atol=1e-2)  # its variance is the unbiased one
+    assert not torch.allclose(upside_down, trained, atol=2e-2)
+
+
 def test_resnet_halves_the_image_stage_by_stage_and_begins_as_its_shortcuts():
     net = build_model("resnet", image_size=48, channels=[4, 6, 8], blocks=2).eval()
     images = torch.randn(2, 1, 48, 48)
@@ -109,6 +133,11 @@ def test_resnet_leaves_features_out_in_training_only():
         ({"name": "resnet", "channels": [4] * 9}, "leave nothing of 128 px"),
         ({"name": "small_vgg", "channels": []}, "at least the stem"),
         ({"name": "small_vgg", "channels": [4] * 8}, "leave nothing of 128 px"),
+        ({"name": "small_vgg", "channels": [4, 3], "mirrored": True}, "needs even channels"),
+        (
+            {"name": "small_vgg", "channels": [4, 4], "mirrored": True, "image_size": 46},
+            "that can be halved 2 times",
+        ),
         ({"name": "fer_modle0"}, "Did you mean fer_model0?"),
         ({"name": "fer_model0", "widths": [3]}, "widths"),
         ({"name": "fer_model0", "channels": []}, "at least one block"),
@@ -117,7 +146,7 @@ def test_resnet_leaves_features_out_in_training_only():
 )
 def test_a_network_that_cannot_be_built_says_why(options, said):
     with pytest.raises(UserError) as error:
-        build_model(image_size=128, **options)
+        build_model(**({"image_size": 128} | options))
     assert said in str(error.value)
 
 

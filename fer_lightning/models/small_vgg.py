@@ -1,7 +1,10 @@
-"""SmallVGG: the network of the speed run."""
+"""SmallVGG: the network of the speed run, and of the tiny one that ships."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer_lightning.emotions import NUM_CLASSES
@@ -18,6 +21,52 @@ class Shortcut(nn.Sequential):
         return x + out
 
 
+class MirroredConv2d(nn.Conv2d):
+    """A convolution whose filters come in pairs, one the mirror image of the other: for half the parameters.
+
+    The second half of the maps is what the first half would be for the mirrored image, mirrored back. Where the
+    input is made of such pairs too, each filter looks at both. This is the convolution of Cohen and Welling 2016,
+    "Group equivariant convolutional networks", for the group of one reflection.
+
+    Args:
+        in_channels: maps of the input, in two halves; or 1, the image itself.
+        out_channels: maps of the output, an even number.
+        options: of nn.Conv2d.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, **options: Any) -> None:
+        super().__init__(in_channels, out_channels // 2, kernel_size, **options)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, H, W) -> (B, out_channels, H', W')
+        # What was left is right for a twin, and the first half of its input the second.
+        twins = self.weight.flip(3).roll(self.in_channels // 2, dims=1)
+        bias = None if self.bias is None else self.bias.repeat(2)
+        return F.conv2d(x, torch.cat([self.weight, twins]), bias, self.stride, self.padding)
+
+
+class MirroredBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that takes a map and its twin for one, so that each has the other's mean, variance and factors.
+
+    Args:
+        num_features: maps, twins included.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features // 2)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, num_features, H, W) -> the same
+        if not self.training:  # as one norm of all maps, which exporters merge into the convolution before
+            statistics = (self.running_mean, self.running_var, self.weight, self.bias)
+            mean, var, weight, bias = (value.repeat(2) for value in statistics)  # type: ignore[union-attr]
+            return F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
+        # Channels are the last in memory where it matters: side by side, the twins lie in place already.
+        batch, channels, height, width = x.shape
+        beside = x.permute(0, 2, 3, 1).reshape(batch, height, 2 * width, channels // 2).permute(0, 3, 1, 2)
+        return (
+            super().forward(beside).permute(0, 2, 3, 1).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        )
+
+
 class SmallVGG(nn.Module):
     """A strided stem, stages of two 3x3 convolutions with a max pool after the first, then the mean over the image.
 
@@ -27,34 +76,51 @@ class SmallVGG(nn.Module):
     Args:
         channels: the width of the stem and of each stage; the stem and every stage halve the image.
         residual: whether a shortcut leads around each stage's second convolution.
+        mirrored: whether the filters come in mirrored pairs. It halves the parameters, and the answer to a face is
+            that to its mirror image.
         image_size: height and width in pixels of the input.
     """
 
     def __init__(
-        self, channels: Sequence[int] = (16, 32, 64, 128), residual: bool = False, image_size: int = 48
+        self,
+        channels: Sequence[int] = (16, 32, 64, 128),
+        residual: bool = False,
+        mirrored: bool = False,
+        image_size: int = 48,
     ) -> None:
         super().__init__()
         if not channels or min(channels) < 1:
             raise ValueError("channels needs at least the stem, each at least 1 wide")
         if image_size >> len(channels) < 1:
             raise ValueError(f"{len(channels)} halvings leave nothing of {image_size} px")
-        width, *stages = channels
+        if mirrored and (any(width % 2 for width in channels) or image_size % 2 ** len(channels)):
+            # A halving of an odd width leaves out a column on one side only.
+            raise ValueError(
+                f"mirrored=true needs even channels and an image_size that can be halved {len(channels)} times"
+            )
+        self.mirrored = mirrored
+        conv: Any = MirroredConv2d if mirrored else nn.Conv2d
+        norm: Any = MirroredBatchNorm2d if mirrored else nn.BatchNorm2d
         # No biases: the batch norm that follows would subtract them again.
-        layers = [nn.Conv2d(1, width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
+        width, *stages = channels
+        layers = [conv(1, width, 4, stride=2, padding=1, bias=False), norm(width), nn.ReLU(True)]
         for stage in stages:
-            second = [nn.Conv2d(stage, stage, 3, padding=1, bias=False), nn.BatchNorm2d(stage)]
+            second = [conv(stage, stage, 3, padding=1, bias=False), norm(stage)]
             layers += [
-                nn.Conv2d(width, stage, 3, padding=1, bias=False),
+                conv(width, stage, 3, padding=1, bias=False),
                 nn.MaxPool2d(2),
-                nn.BatchNorm2d(stage),
+                norm(stage),
                 nn.ReLU(True),
                 *([Shortcut(*second)] if residual else second),
                 nn.ReLU(True),
             ]
             width = stage
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width, NUM_CLASSES)
+        self.classifier = nn.Linear(width // 2 if mirrored else width, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
-        logits: Tensor = self.classifier(self.features(images).mean(dim=(2, 3)))
+        features = self.features(images).mean(dim=(2, 3))
+        if self.mirrored:
+            features = features.unflatten(1, (2, -1)).mean(dim=1)
+        logits: Tensor = self.classifier(features)
         return logits
