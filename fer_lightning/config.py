@@ -12,6 +12,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import warnings
@@ -372,6 +373,11 @@ def _check_launcher(name: str, target: str) -> None:
         import_module(target.rpartition(".")[0])
     except ImportError:
         raise UserError(f'hydra/launcher={name} is not installed: pip install -e ".[launchers]".') from None
+    if target.endswith(".SlurmLauncher") and not shutil.which("srun"):
+        raise UserError(
+            f"hydra/launcher={name} finds no Slurm here, for srun is not in the PATH: start it on the cluster, "
+            "where sbatch and srun are, or take hydra/launcher=joblib."
+        )
 
 
 # Packages of these groups reach into the whole configuration, so what they may set is what the others define.

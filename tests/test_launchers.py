@@ -132,6 +132,12 @@ def test_a_launcher_that_is_not_installed_is_told_with_its_remedy(launcher, refu
     assert f'hydra/launcher={launcher} is not installed: pip install -e ".[launchers]"' in error
 
 
+def test_a_slurm_that_is_not_there_is_told(refused, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", "")
+    assert "finds no Slurm here" in refused("-m", "hydra/launcher=submitit_slurm", "seed=0,1")
+
+
 @pytest.mark.parametrize("launcher", [path.stem for path in sorted(config.CONF_DIR.glob("hydra/launcher/*.yaml"))])
 def test_every_launcher_takes_its_configuration(launcher, monkeypatch, tmp_path):
     plugin = pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
