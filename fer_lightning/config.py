@@ -456,7 +456,7 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
     elif key not in set(_leaves(cfg)):
         groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
         raise UserError(f"{key} does not exist.{did_you_mean(key, _names(cfg) | groups)}")
-    if override.is_delete() or key == "ckpt":  # a path or a list of them, whatever it replaces
+    if override.is_delete() or key in ("ckpt", "distill.ckpt"):  # a path or a list of them, whatever it replaces
         return
     default = OmegaConf.select(cfg, key)
     for value in _values(override):
