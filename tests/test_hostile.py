@@ -13,7 +13,7 @@ import hostile
 import numpy as np
 import pytest
 import torch
-from fake_fer2013 import fake_faces, write_folder
+from fake_fer2013 import fake_faces, write_folder, write_zip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -116,6 +116,18 @@ def test_a_zip_that_unpacks_to_a_thousand_times_its_size(monkeypatch, tmp_path):
         archive.writestr("fer2013.csv", HEADER + b"\n" * 10**7)
     with pytest.raises(UserError, match="more than 100 times its size"):
         load_faces(tmp_path / "a.zip")
+
+
+def test_a_name_in_front_of_a_zip_s_file_that_is_no_text(tmp_path):
+    path = write_zip(tmp_path / "a.zip", fake_faces())
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        at = archive.infolist()[3].header_offset
+    content[at + 6 : at + 8] = (0x800).to_bytes(2, "little")  # the flag of names in UTF-8
+    content[at + 30] = 0xC4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="the name in front of the file is damaged"):
+        load_faces(path)
 
 
 def test_a_zip_of_zips_is_named(tmp_path):

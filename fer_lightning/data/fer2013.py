@@ -253,7 +253,10 @@ class _Archive:
         if self._members[path].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # zipfile unpacks a block of the others whole, whatever size it claims.
             raise NotImplementedError("packed in another way than deflate; unpack it and give the folder")
-        return self._zip.open(self._members[path])
+        try:
+            return self._zip.open(self._members[path])
+        except UnicodeDecodeError as error:
+            raise zipfile.BadZipFile("the name in front of the file is damaged") from error
 
     def check_unpacked(self, paths: Iterable[str], most: int | None) -> None:
         """Raises UserError for files that unpack to what no data do; up to `most` bytes are read of each."""
