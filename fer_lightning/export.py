@@ -23,6 +23,7 @@ from fer_lightning.checkpoint import InputSpec
 from fer_lightning.classifier import Classifier
 from fer_lightning.data.augment import normalise
 from fer_lightning.errors import UserError
+from fer_lightning.models.small_vgg import MirroredBatchNorm2d, MirroredConv2d
 
 Pixels = npt.NDArray[np.uint8]
 Exported = Callable[[Pixels], npt.NDArray[np.float32]]  # (N, 1, H, W) -> (N, 7)
@@ -78,12 +79,24 @@ def export(clf: Classifier, file_format: str) -> bytes:
     Raises:
         UserError: ONNX without the extra packages that it takes.
     """
-    graph = FaceGraph(deepcopy(clf.net).cpu(), clf.inputs).eval().requires_grad_(False)
+    graph = FaceGraph(_plain(deepcopy(clf.net).cpu()), clf.inputs).eval().requires_grad_(False)
     # At least two of all that is to stay free: torch.export takes a 1 for a constant.
     example = torch.zeros(2, 1, 48, 48, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what becomes of TorchScript, and of the exporters' own insides
         return _WRITERS[file_format](graph, example, metadata(clf.inputs))
+
+
+def _plain(net: nn.Module) -> nn.Module:
+    """Has ordinary layers in place of those that make their weights from fewer parameters at every call.
+
+    Exporters would take that work into the file, and quantisation does not see such weights.
+    """
+    for parent in list(net.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, (MirroredConv2d, MirroredBatchNorm2d)):
+                setattr(parent, name, layer.plain())
+    return net
 
 
 def _onnx(graph: FaceGraph, example: Tensor, about: dict[str, str]) -> bytes:

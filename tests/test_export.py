@@ -44,9 +44,9 @@ def network(image_size: int = INPUTS.image_size, **model) -> Classifier:
     return Classifier(net, InputSpec(image_size, INPUTS.mean, INPUTS.std), "cpu")
 
 
-@pytest.fixture(scope="module")
-def clf() -> Classifier:
-    return network()
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "mirrored"])
+def clf(request) -> Classifier:
+    return network(name="small_vgg", channels=[8, 16] if request.param else [4, 8], mirrored=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +121,10 @@ def test_every_network_can_be_exported(model, faces):
     np.testing.assert_allclose(run(faces[:, None]), clf.predict(faces).probabilities, atol=1e-5)
 
 
-def test_int8_is_smaller_and_nearly_the_same(faces):
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_int8_is_smaller_and_nearly_the_same(mirrored, faces):
     needs("onnx")
-    clf = network(name="small_vgg", channels=[16, 64])
+    clf = network(name="small_vgg", channels=[16, 64], mirrored=mirrored)
     whole = export(clf, "onnx")
     small = quantise(whole, synthetic_faces(n_train=64, n_val=0, n_test=0).images)
     assert len(small) < len(whole) / 2

@@ -1,6 +1,7 @@
 """SmallVGG: the network of the speed run, and of the tiny one that ships."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,17 +32,29 @@ class MirroredConv2d(nn.Conv2d):
     Args:
         in_channels: maps of the input, in two halves; or 1, the image itself.
         out_channels: maps of the output, an even number.
-        options: of nn.Conv2d.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, **options: Any) -> None:
-        super().__init__(in_channels, out_channels // 2, kernel_size, **options)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__(in_channels, out_channels // 2, kernel_size, stride, padding, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, H, W) -> (B, out_channels, H', W')
+    def pairs(self) -> Tensor:
+        """All filters, float (out_channels, in_channels, kernel_size, kernel_size)."""
         # What was left is right for a twin, and the first half of its input the second.
         twins = self.weight.flip(3).roll(self.in_channels // 2, dims=1)
-        bias = None if self.bias is None else self.bias.repeat(2)
-        return F.conv2d(x, torch.cat([self.weight, twins]), bias, self.stride, self.padding)
+        return torch.cat([self.weight, twins])
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, H, W) -> (B, out_channels, H', W')
+        return F.conv2d(x, self.pairs(), None, self.stride, self.padding)
+
+    def plain(self) -> nn.Conv2d:
+        """The same as an ordinary convolution of twice the parameters."""
+        filters = self.pairs().detach()
+        size, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        conv = nn.Conv2d(self.in_channels, len(filters), size, stride, padding, bias=False)
+        conv.weight.data = filters
+        return conv
 
 
 class MirroredBatchNorm2d(nn.BatchNorm2d):
@@ -55,16 +68,20 @@ class MirroredBatchNorm2d(nn.BatchNorm2d):
         super().__init__(num_features // 2)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, num_features, H, W) -> the same
-        if not self.training:  # as one norm of all maps, which exporters merge into the convolution before
-            statistics = (self.running_mean, self.running_var, self.weight, self.bias)
-            mean, var, weight, bias = (value.repeat(2) for value in statistics)  # type: ignore[union-attr]
-            return F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
         # Channels are the last in memory where it matters: side by side, the twins lie in place already.
         batch, channels, height, width = x.shape
         beside = x.permute(0, 2, 3, 1).reshape(batch, height, 2 * width, channels // 2).permute(0, 3, 1, 2)
         return (
             super().forward(beside).permute(0, 2, 3, 1).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         )
+
+    def plain(self) -> nn.BatchNorm2d:
+        """The same as an ordinary batch norm, for evaluation alone."""
+        norm = nn.BatchNorm2d(2 * self.num_features, self.eps).eval()
+        norm.load_state_dict(
+            {name: value.repeat(2) if value.ndim else value for name, value in self.state_dict().items()}
+        )
+        return norm
 
 
 class SmallVGG(nn.Module):
@@ -99,15 +116,15 @@ class SmallVGG(nn.Module):
                 f"mirrored=true needs even channels and an image_size that can be halved {len(channels)} times"
             )
         self.mirrored = mirrored
-        conv: Any = MirroredConv2d if mirrored else nn.Conv2d
-        norm: Any = MirroredBatchNorm2d if mirrored else nn.BatchNorm2d
         # No biases: the batch norm that follows would subtract them again.
+        conv: Any = MirroredConv2d if mirrored else partial(nn.Conv2d, bias=False)
+        norm: Any = MirroredBatchNorm2d if mirrored else nn.BatchNorm2d
         width, *stages = channels
-        layers = [conv(1, width, 4, stride=2, padding=1, bias=False), norm(width), nn.ReLU(True)]
+        layers = [conv(1, width, 4, stride=2, padding=1), norm(width), nn.ReLU(True)]
         for stage in stages:
-            second = [conv(stage, stage, 3, padding=1, bias=False), norm(stage)]
+            second = [conv(stage, stage, 3, padding=1), norm(stage)]
             layers += [
-                conv(width, stage, 3, padding=1, bias=False),
+                conv(width, stage, 3, padding=1),
                 nn.MaxPool2d(2),
                 norm(stage),
                 nn.ReLU(True),
