@@ -511,7 +511,9 @@ def test_every_experiment_runs_on_files_in_the_real_format(experiment, tmp_path)
     write_zip(archive, fake_faces())
     data = [] if experiment == "demo" else [f"data.path={archive}"]
     few = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu"]
-    if experiment != "tiny":  # whose teacher takes 48 px
+    if experiment in ("tiny", "best_cpu_distilled"):  # whose teacher takes 48 px
+        few.append("distill.ckpt=tiny")
+    else:
         few.append("data.image_size=16")
     if experiment == "demo":
         few += ["data.n_train=64", "data.n_val=7", "data.n_test=7"]
