@@ -48,12 +48,8 @@ def frontier() -> Figure:
             colour, marker = THEIRS if peer else OURS
             axes.plot(number(row), accuracies[name], marker, color=colour, markersize=9)
             text = f"{name} {accuracies[name]:.1%}"
-            # fer and tiny are of one size and nearly one accuracy, and best stands below itself with the mirror.
-            place = {
-                "fer": (10, 0, "left", "center"),
-                "tiny": (0, -8, "center", "top"),
-                "best": (0, -8, "center", "top"),
-            }
+            # fer and tiny are of one size and nearly one accuracy.
+            place = {"fer": (0, -8, "center", "top")}
             x, y, across, down = place.get(name if axes is left else "", (0, 8, "center", "bottom"))
             spot = (number(row), accuracies[name])
             axes.annotate(text, spot, (x, y), textcoords="offset points", ha=across, va=down)
