@@ -39,9 +39,10 @@ def frontier() -> Figure:
     accuracies["baseline"] = read("baseline/results.json")["last_epoch"]["PrivateTest"]["accuracy"]
     figure = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, label, number in (
-        (left, "parameters", lambda row: row["parameters"]),
-        (right, "images/s, one at a time on one CPU thread", lambda row: row["images_per_second"]["median"]),
+    speed = "images/s, one at a time on one CPU thread"
+    for axes, label, ticks, number in (
+        (left, "parameters", (50_000, 100_000, 200_000, 500_000), lambda row: row["parameters"]),
+        (right, speed, (100, 300, 1000, 3000), lambda row: row["images_per_second"]["median"]),
     ):
         for name, row in networks.items():
             peer = name in ("fer", "face-api")
@@ -55,6 +56,8 @@ def frontier() -> Figure:
             axes.annotate(text, spot, (x, y), textcoords="offset points", ha=across, va=down)
         axes.set_xscale("log")
         axes.margins(x=0.2, y=0.15)
+        axes.set_xticks(ticks)
+        axes.minorticks_off()
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_xlabel(label, size=12)
         axes.grid(color="#DDDDDD", linewidth=0.8)
@@ -63,7 +66,7 @@ def frontier() -> Figure:
     left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     for (colour, marker), label in ((OURS, "ours"), (THEIRS, "other packages")):
         left.plot([], [], marker, color=colour, label=label)
-    left.legend(loc="lower right", frameon=False)
+    left.legend(loc="lower left", frameon=False)
     return figure
 
 
