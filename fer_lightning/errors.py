@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -28,7 +29,9 @@ class Stopped(BaseException):
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """The exit code of a command: its own, 1 for a UserError, told on stderr, 130 or 143 for SIGINT or SIGTERM."""
+    """The exit code of a command: its own, 1 for a UserError, told on stderr, 130 or 143 for SIGINT or SIGTERM, 141
+    where nobody reads its output any more.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may be no text, and are told all the same
             stream.reconfigure(errors="backslashreplace")
@@ -44,7 +47,12 @@ def exit_code(command: Callable[[], int]) -> int:
 
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush would complain
+        return 141  # as of SIGPIPE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

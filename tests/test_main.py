@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -40,6 +41,17 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     return err.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize("length", [1, 1_000_000])
+def test_a_reader_who_has_seen_enough_ends_it_quietly(length: int) -> None:
+    command = f"lambda: print('x' * {length}) or 0"
+    code = f"import sys\nfrom fer_lightning.errors import exit_code\nsys.exit(exit_code({command}))"
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_help_lists_the_commands_and_imports_nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
