@@ -22,6 +22,7 @@ def job(cfg: Config, run_dir: Path) -> None:
     from fer_lightning.callbacks.history import History
     from fer_lightning.checkpoint import InputSpec, load_weights, read_checkpoint
     from fer_lightning.data.datamodule import FaceDataModule
+    from fer_lightning.errors import UserError
     from fer_lightning.models import build_model
     from fer_lightning.module import EmotionClassifier, classifier_from
     from fer_lightning.optim import build_optimizer
@@ -30,10 +31,10 @@ def job(cfg: Config, run_dir: Path) -> None:
     ckpts = experiment.checkpoint_paths(cfg["ckpt"])
     fit, test = experiment.stages(cfg["stages"], ckpts, **cfg["checkpoint"])
     experiment.check_seed(cfg["seed"])
-    starts = [read_checkpoint(path) for path in ckpts]
+    last = experiment.resume_point(run_dir) if cfg["resume"] else None
+    starts = [] if last and fit else [read_checkpoint(path) for path in ckpts]
     teachers = [read_checkpoint(path) for path in experiment.checkpoint_paths(cfg["distill"]["ckpt"])]
     keep = experiment.checkpoints(run_dir, cfg["monitor"], **cfg["checkpoint"]) if fit else []
-    last = experiment.resume_point(run_dir) if cfg["resume"] else None
 
     hardware.keep_freed_memory()
     seed_everything(cfg["seed"], verbose=False)
@@ -42,6 +43,10 @@ def job(cfg: Config, run_dir: Path) -> None:
     if tested:
         cfg |= experiment.own_settings(cfg["data"], tested)
     faces = build({key: value for key, value in cfg["data"].items() if key not in batching})
+    if last and last.data_fingerprint not in (None, faces.fingerprint):
+        raise UserError(
+            f"resume: this run was trained on other data than {faces.source}: set data.path to its own."
+        )
     augment = build(cfg["augment"])
     # A network that is only tested gets the input that it was trained on.
     inputs_of = [experiment.own_input(checkpoint) for checkpoint in tested] or [{}]
@@ -88,7 +93,8 @@ def job(cfg: Config, run_dir: Path) -> None:
     results["processes"] = trainer.world_size
 
     experiment.announce(data, modules, results, run_dir)
-    with experiment.recorded(trainer, run_dir, to_yaml(cfg), results, started):
+    begun_at = last.global_step if last else None
+    with experiment.recorded(trainer, run_dir, to_yaml(cfg), results, started, begun_at):
         if fit:
             experiment.train(modules[0], data, trainer, history, results, last and last.path)
         if test:

@@ -44,6 +44,7 @@ class Checkpoint:
     inputs: InputSpec
     model: dict[str, Any]  # name and options of the network
     val_split: str | None  # name of the split that its run selected on; older checkpoints do not say
+    data_fingerprint: str | None  # of the faces that its run trained on; older checkpoints do not say
     state_dict: dict[str, torch.Tensor]
 
 
@@ -86,6 +87,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             ),
             model=dict(ours["model"]),
             val_split=ours.get("val_split"),
+            data_fingerprint=ours.get("data_fingerprint"),
             state_dict=content["state_dict"],
         )
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -131,8 +133,9 @@ def _check_header(ours: Any, weights: Any) -> None:
         raise ValueError("mean or std")
     if not all(isinstance(one, str) for one in ours["classes"]):
         raise TypeError("classes")
-    if not isinstance(ours.get("val_split"), str | None):
-        raise TypeError("val_split")
+    for name in ("val_split", "data_fingerprint"):
+        if not isinstance(ours.get(name), str | None):
+            raise TypeError(name)
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise TypeError("state_dict")

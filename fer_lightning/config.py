@@ -122,6 +122,10 @@ def _run(job: Job, arguments: list[str]) -> int:
 
     if any(o.key_or_group == "hydra/launcher" for o in overrides) and not flags.multirun:
         raise UserError("hydra/launcher is for the runs of a sweep: add -m, or leave it out for a single run.")
+    if any(o.key_or_group == "sweep" and o.value() for o in overrides) and not (flags.multirun or flags.cfg):
+        raise UserError("sweep is of many runs: add -m, or leave it out for a single run.")
+    if flags.multirun and (flags.cfg or flags.info):
+        raise UserError("--cfg and --info show one run: leave out -m and give each setting one value.")
     rewritten, sweeper = _check(overrides)
     folder, sweep = None, None
     if not any((flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)):
@@ -185,7 +189,8 @@ def _alone(job: Job, cfg: Config, run_dir: Path) -> None:
 
 def _begun(run_dir: Path, overrides: Iterable[Override]) -> Config | None:
     """The configuration to go on with, where a run of a sweep has a checkpoint: the one that it began with."""
-    return _resumed(run_dir, [], overrides) if (run_dir / "checkpoints" / "last.ckpt").exists() else None
+    begun = any((run_dir / "checkpoints" / name).exists() for name in ("last.ckpt", "best.ckpt"))
+    return _resumed(run_dir, [], overrides) if begun else None
 
 
 def _numbers_runs(override: Override) -> bool:
@@ -601,6 +606,13 @@ def _resumed(folder: Path, overrides: list[Override], named: Iterable[Override] 
             raise UserError(
                 f"{override.input_line}: a resumed run keeps its own network and optimizer; a new run can start "
                 f"from its weights by ckpt={folder}/checkpoints/last.ckpt."
+            )
+        if override.key_or_group in ("ckpt", "monitor", "seed") or (
+            override.key_or_group == "stages" and "fit" not in str(override.value())
+        ):
+            raise UserError(
+                f"{override.input_line}: a resumed run goes on with its own fit. To test a checkpoint, do "
+                f"so in a run of its own: stages=[test] ckpt={folder}/checkpoints/best.ckpt."
             )
         _check_value(override, saved)
         if override.is_delete() or override.is_sweep_override():

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -35,7 +36,7 @@ from fer_lightning.errors import Pruned, Stopped, UserError, did_you_mean
 from fer_lightning.module import LOGGED, EmotionClassifier, Predictions, ensemble
 from fer_lightning.output import write_atomically, write_json
 from fer_lightning.results import Json, score_classes, score_splits, select
-from fer_lightning.runs import error_line
+from fer_lightning.runs import error_line, read_results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -261,6 +262,11 @@ def _prepare_processes(trainer: Trainer) -> None:
     external = not isinstance(launcher, _SubprocessScriptLauncher) or (
         launcher.cluster_environment.creates_processes_externally
     )
+    if isinstance(trainer.strategy.cluster_environment, SLURMEnvironment):  # type: ignore[attr-defined]
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: Slurm's own tasks as the processes of a run are not provided "
+            "for. Take trainer.devices=1, and hydra/launcher=submitit_slurm for many runs."
+        )
     if not external and sys.modules["__main__"].__spec__ is not None:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: only python train.py starts the processes of a run, not "
@@ -391,7 +397,9 @@ def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], results
 
 
 @contextmanager
-def recorded(trainer: Trainer, run_dir: Path, settings: str, results: Json, started: float) -> Iterator[None]:
+def recorded(
+    trainer: Trainer, run_dir: Path, settings: str, results: Json, started: float, begun_at: int | None = None
+) -> Iterator[None]:
     """Keeps a run's config.yaml and command.txt, and writes its results.json however it ends.
 
     Of a run in several processes the first one writes, and none outlives it.
@@ -402,12 +410,20 @@ def recorded(trainer: Trainer, run_dir: Path, settings: str, results: Json, star
         settings: the configuration as YAML.
         results: what results.json will hold; "status", "error" and "total_seconds" are filled in here.
         started: ``time.perf_counter()`` at the beginning.
+        begun_at: the step that a stopped run goes on from. If it fails before another, its files stay as they were.
 
     Raises:
         UserError: memory or disk are full, or the folder cannot be written.
     """
+    paths = [run_dir / name for name in ("config.yaml", "command.txt", "results.json")]
+    before = {path: path.read_bytes() for path in paths if begun_at is not None and path.exists()}
 
     def save() -> None:
+        if results["status"] == "failed" and paths[-1] in before and trainer.global_step in (0, begun_at):
+            if trainer.is_global_zero:
+                for path, content in before.items():
+                    write_atomically(path, content)
+            return
         results["total_seconds"] = time.perf_counter() - started
         if trainer.is_global_zero:
             write_json(run_dir / "results.json", results)
@@ -418,6 +434,8 @@ def recorded(trainer: Trainer, run_dir: Path, settings: str, results: Json, star
                 if trainer.is_global_zero:
                     write_atomically(run_dir / "config.yaml", settings)
                     write_atomically(run_dir / "command.txt", results["command"] + "\n")
+                    if earlier := read_results(run_dir):  # a kill must not leave an earlier end standing
+                        write_json(run_dir / "results.json", earlier | {"status": "interrupted", "error": None})
                 yield
                 results["status"] = "finished"
             except Pruned:

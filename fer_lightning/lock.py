@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 
 try:
     import fcntl
@@ -25,11 +26,15 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
         yield True
         return
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+        for attempt in range(5):  # who looks whether it is locked has it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if attempt == 4:
+                    yield False
+                    return
+                sleep(0.02)
         yield True
 
 

@@ -320,6 +320,11 @@ class EmotionClassifier(LightningModule):
             "std": inputs.std,
             "classes": list(inputs.classes),
             "val_split": getattr(self.trainer.datamodule, "val_split", None),  # type: ignore[attr-defined]
+            "data_fingerprint": getattr(
+                getattr(self.trainer.datamodule, "faces", None),  # type: ignore[attr-defined]
+                "fingerprint",
+                None,
+            ),
             "epoch": {
                 "batches": self.trainer.num_training_batches,
                 "sums": self._reduced(self._epoch_sums, "sum").tolist(),

@@ -74,6 +74,8 @@ def read_results(run_dir: Path) -> Json | None:
         return None
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}. Remove it to have the run done again.") from error
+    if not isinstance(results, dict) or not isinstance(results.get("status"), str):
+        raise UserError(f"{path} is damaged: it has no status. Remove it to have the run done again.")
     return results
 
 
@@ -101,12 +103,19 @@ def begin_sweep(folder: Path, settings: Sequence[str]) -> None:
     Raises:
         UserError: the folder holds another sweep.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / _SWEEP
-    with lock_sweep(folder):
-        if not path.exists():
-            write_json(path, {"settings": list(settings)})
-        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_sweep(folder):
+            if not path.exists():
+                write_json(path, {"settings": list(settings)})
+            before = list(map(str, json.loads(path.read_text(encoding="utf-8"))["settings"]))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be the folder of a sweep: {error.strerror}. Choose another name."
+        ) from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}. Choose another name for the sweep.") from error
     if before != list(settings):
         gone = [setting for setting in before if setting not in settings]
         new = [setting for setting in settings if setting not in before]
@@ -135,7 +144,7 @@ class Sweep:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._told: set[Path] = set()
-        self._passed_over: list[Path] = []
+        self._left: list[Path] = []
         # A failed run is tried again by the next command, not by each of several that run at once.
         self._failed_before = {
             run_dir: _stamp(run_dir)
@@ -166,7 +175,6 @@ class Sweep:
         with claim(run_dir) as ours:
             if not ours:
                 print(f"job {run_dir.name}: another process does it, passed over")
-                self._passed_over.append(run_dir)
             elif self._is_settled(run_dir):
                 results = read_results(run_dir)
                 assert results is not None
@@ -184,16 +192,18 @@ class Sweep:
                     else:
                         traceback.print_exc()
                     results = read_results(run_dir) or {"command": command, "history": []}
-                    write_json(run_dir / "results.json", results | {"status": "failed", "error": error_line(error)})
+                    with suppress(OSError):  # of a full disk: `report` counts the run as not done
+                        write_json(
+                            run_dir / "results.json", results | {"status": "failed", "error": error_line(error)}
+                        )
 
     def look_again(self) -> bool:
-        """Whether another process left a run undone that this one had passed over."""
-        left = any(map(self.is_open, self._passed_over))
-        self._passed_over.clear()
-        return left
+        """Whether another process left a run undone, and it was not so at the last look."""
+        before, self._left = self._left, [run_dir for run_dir in run_folders(self.folder) if self.is_open(run_dir)]
+        return bool(self._left) and self._left != before
 
     def report(self) -> int:
-        """Ranks the runs, says what is left and what failed, and returns the exit code: 1 if a run failed."""
+        """Ranks the runs, says what failed and what is left, and returns the exit code: 1 if there is any."""
         runs = rank_runs(self.folder)
         if runs:
             print(f"\n{format_runs(self.folder, runs)}")
@@ -206,7 +216,12 @@ class Sweep:
             print(
                 f"error: {failed} of {len(states)} runs failed; the same command tries them again.", file=sys.stderr
             )
-        return 1 if failed else 0
+        if left := states.count("interrupted"):
+            print(
+                f"error: {left} of {len(states)} runs are left; the same command goes on with them.",
+                file=sys.stderr,
+            )
+        return 1 if failed or left else 0
 
 
 def _stamp(run_dir: Path) -> int:

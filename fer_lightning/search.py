@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from fer_lightning.lock import lock
-from fer_lightning.runs import Sweep, lock_sweep, read_results
+from fer_lightning.runs import Sweep, lock_sweep, read_results, status
 
 JOURNAL = "optuna.journal"
 _STUDY = "search"
@@ -80,12 +80,14 @@ def search(
         load_if_exists=True,
     )
     sweep = Sweep(folder)
+    failed: set[int] = set()  # tried once more by the next command, not by this one
     while True:
         with lock_sweep(folder):
             unfinished = []
             for begun in study.get_trials(states=(TrialState.RUNNING,)):
                 run_dir = folder / str(begun.number)
-                if not _tell(study, begun.number, run_dir) and sweep.is_open(run_dir):
+                told = _tell(study, begun.number, run_dir)
+                if not told and begun.number not in failed and sweep.is_open(run_dir):
                     unfinished.append(begun)
             if not unfinished and len(study.trials) >= n_trials:
                 return
@@ -93,6 +95,8 @@ def search(
             trial = optuna.Trial(study, unfinished[0]._trial_id) if unfinished else study.ask()
             settings = suggest(trial)
         launch(trial.number, settings)
+        if status(folder / str(trial.number)) == "failed":
+            failed.add(trial.number)
 
 
 def _tell(study: optuna.Study, number: int, run_dir: Path) -> bool:
