@@ -161,3 +161,42 @@ def test_a_checkpoint_cut_in_half_is_set_aside(damaged, capsys):
         assert (folder / f"{name}.damaged").exists()
     assert same(content("runs/default/a", "last.ckpt"), content("runs/default/never", "last.ckpt"))
     assert results_of("runs/default/a")["status"] == "finished"
+
+
+@pytest.mark.parametrize("said", ["stages=[test]", "ckpt=best", "monitor=loss/val", "seed=3"])
+def test_a_resumed_run_keeps_what_its_fit_was_about(said, capsys):
+    run("name=a", "trainer.max_epochs=1")
+    before = {path: path.read_bytes() for path in Path("runs/default/a").rglob("*") if path.is_file()}
+    resume("runs/default/a", said, code=1)
+    assert "goes on with its own fit" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in Path("runs/default/a").rglob("*") if path.is_file()}
+
+
+def test_a_resume_that_is_refused_changes_nothing(capsys):
+    run("name=a", "trainer.max_epochs=1")
+    folder = Path("runs/default/a")
+    before = {name: (folder / name).read_bytes() for name in ("config.yaml", "command.txt", "results.json")}
+    resume(folder, "trainer.max_epochs=2", "trainer.val_check_interval=99", code=1)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    resume(folder, "trainer.max_epochs=2")
+    assert len(results_of(folder)["history"]) == 2
+
+
+def test_a_finished_run_that_goes_on_and_is_killed_is_interrupted():
+    run("name=a", "trainer.max_epochs=1", *kill_at(Path("step")))
+    folder = Path("runs/default/a")
+    Path("step").write_text("12")
+    arguments = [f"resume={folder}", "trainer.max_epochs=3", "callbacks.kill._target_=faults.Kill"]
+    command = [sys.executable, ROOT / "train.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert results_of(folder)["status"] == "interrupted"
+    resume(folder, "callbacks.kill._target_=faults.Kill")
+    assert len(results_of(folder)["history"]) == 3
+
+
+def test_a_run_does_not_go_on_with_other_data(capsys):
+    run("name=a", "trainer.max_epochs=1")
+    resume("runs/default/a", "trainer.max_epochs=2", "data.n_train=105", code=1)
+    assert "was trained on other data" in capsys.readouterr().err
