@@ -295,6 +295,8 @@ def _folder(overrides: list[Override], multirun: bool) -> Path:
         return folder  # whether it is the same sweep is runs.begin_sweep's to say
     _check_unused(folder)
     above = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"{folder} cannot be made: {above} is a file. Move it away, or work in another folder.")
     if not os.access(above, os.W_OK):
         raise UserError(f"{folder} cannot be made: {above} is read-only. Work in a folder that can be written.")
     return folder
@@ -329,6 +331,9 @@ def _check(overrides: list[Override]) -> tuple[list[str], DictConfig]:
     Raises:
         UserError: a name or value that does not exist, with the nearest one that does.
     """
+    for o in overrides:
+        if o.key_or_group in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
+            raise UserError(f"{o.input_line}: a run's folder is runs/<experiment>/<name>; set name=.")
     groups = [o for o in overrides if _is_group(o.key_or_group)]
     for o in groups:
         options = _options(o.key_or_group)
@@ -371,6 +376,15 @@ def _check_search(sweeper: DictConfig, overrides: list[Override]) -> None:
         raise UserError('sweep=optuna needs Optuna: pip install -e ".[sweep]".')
     elif not sweeper.params and not any(o.is_sweep_override() for o in overrides):
         raise UserError("sweep=optuna has nothing to search: give it e.g. 'optim.lr=tag(log,interval(1e-4,1e-2))'.")
+    for o in overrides:
+        values = o.value()
+        if isinstance(values, IntervalSweep):
+            low = 0.0 if "log" in values.tags else float("-inf")
+            start, end = (float(value or 0) for value in (values.start, values.end))
+            if not low < start < end:
+                raise UserError(
+                    f"{o.input_line}: an interval goes from low to high, and on a log scale from above 0."
+                )
 
 
 def _check_launcher(name: str, target: str) -> None:

@@ -56,6 +56,7 @@ def composed(*arguments):
         ("trainer.max_epochs=ten", "it takes a whole number"),
         ("augment=glob(*)", "list the choices"),
         ("name=../elsewhere", "becomes a folder"),
+        ("hydra.sweep.subdir=x", "a run's folder is runs/<experiment>/<name>"),
         ("resume=nowhere", "there is no run to go on with"),
         ("--epochs", "without dashes"),
         ("trainer.max_epochs", "a setting is NAME=value"),
