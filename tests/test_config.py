@@ -25,7 +25,13 @@ def never(cfg, run_dir):
 def composed(*arguments):
     """What a job would get for a command line."""
     got = []
-    assert main(lambda cfg, run_dir: got.append((cfg, run_dir)), arguments) == 0
+
+    def job(cfg, run_dir):
+        got.append((cfg, run_dir))
+        if "-m" in arguments:  # a run of a sweep that leaves no results.json counts as not done
+            (run_dir / "results.json").write_text('{"status": "finished", "history": []}')
+
+    assert main(job, arguments) == 0
     return got
 
 
@@ -227,7 +233,11 @@ def test_several_teachers_take_the_place_of_one(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "choice",
-    [f"{path.parent.name}={path.stem}" for path in sorted(config.CONF_DIR.glob("*/*.yaml"))],
+    [
+        f"{path.parent.name}={path.stem}"
+        for path in sorted(config.CONF_DIR.glob("*/*.yaml"))
+        if path.parent.name != "sweep"  # of which no run alone is made
+    ],
 )
 def test_a_run_of_any_choice_may_be_resumed(choice):
     # An ablation is one of the speed run, whose network it may change.

@@ -117,6 +117,8 @@ def refused(monkeypatch, tmp_path, capsys):
         (["-m", "hydra/launcher=jobib"], "hydra/launcher=jobib does not exist. Did you mean joblib?"),
         (["-m", "hydra/laucher=joblib"], "hydra/laucher does not exist. Did you mean hydra/launcher?"),
         (["hydra/launcher=submitit_slurm"], "add -m"),
+        (["sweep=widths"], "add -m"),
+        (["-m", "seed=0,1", "--cfg", "job"], "leave out -m"),
     ],
 )
 def test_a_mistake_about_launchers_is_named(arguments, said, refused):
