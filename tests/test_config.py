@@ -225,8 +225,7 @@ def test_did_you_mean(name, candidates, answer):
     assert did_you_mean(name, candidates) == answer
 
 
-def test_several_teachers_take_the_place_of_one(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_several_teachers_take_the_place_of_one():
     [(cfg, _)] = composed("experiment=tiny", "distill.ckpt=[best,a.ckpt]")
     assert cfg["distill"]["ckpt"] == ["best", "a.ckpt"]
 
