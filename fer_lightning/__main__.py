@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from fer_lightning import benchmark
 from fer_lightning.commands import audit, demo, evaluate, explain, export, predict, runs
 from fer_lightning.errors import UserError, did_you_mean, exit_code
 
@@ -16,6 +17,7 @@ COMMANDS = {
     "audit": audit,
     "export": export,
     "runs": runs,
+    "benchmark": benchmark,
 }
 
 
@@ -52,15 +54,20 @@ def _run(arguments: list[str]) -> int:
         )
         module.configure(parsers[name])
 
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        near = did_you_mean(arguments[0], COMMANDS)
-        raise UserError(f"{arguments[0]!r} is not a command.{near} There are: {', '.join(COMMANDS)}.")
-    parsed, unknown = parser.parse_known_args(arguments)
+    name = arguments[0] if arguments else ""
+    if name in ("", "-h", "--help"):
+        parser.parse_args(arguments[:1])
+    if name not in COMMANDS:
+        near = did_you_mean(name, COMMANDS)
+        raise UserError(f"{name!r} is not a command.{near} There are: {', '.join(COMMANDS)}.")
+    chosen = parsers[name]
+    # Options may stand between the paths, but before Python 3.13 not where "--" says that only paths follow.
+    parse = chosen.parse_known_args if "--" in arguments else chosen.parse_known_intermixed_args
+    parsed, unknown = parse(arguments[1:])
     if unknown:
-        chosen = parsers[parsed.command]
         near = did_you_mean(unknown[0].partition("=")[0], chosen._option_string_actions)
         raise UserError(f"{chosen.prog} does not take {unknown[0]!r}.{near} See {chosen.prog} --help.")
-    code: int = COMMANDS[parsed.command].run(parsed)
+    code: int = COMMANDS[name].run(parsed)
     return code
 
 

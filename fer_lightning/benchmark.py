@@ -1,6 +1,4 @@
-"""Numbers side by side: ours against what one would write instead, and against what the hardware allows.
-
-    python -m fer_lightning.benchmark [SECTION ...] [SETTING=VALUE ...] [--data PATH] [--repeats N] [--out FILE]
+"""The speed, side by side with what one would write instead and with what the hardware allows.
 
 Contenders take turns (A B C A B C), each in a process of its own, and a ratio is taken within one turn, so that a
 slow minute of the machine hits both sides. Every number is a median over the turns, with the lowest and highest.
@@ -12,14 +10,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import NoReturn
 
-from fer_lightning.errors import UserError, did_you_mean, exit_code
+from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.output import format_table, write_json
 from fer_lightning.processes import Bench, Json, Turns, contender, imports, plain, take_turns, train
 
@@ -241,18 +238,14 @@ SECTIONS: dict[str, Callable[[Bench], Json]] = {
 # The command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line, sys.argv's by default; returns the exit code."""
-    return exit_code(lambda: _main(_parse(arguments)))
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m fer_lightning.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``fer-lightning benchmark``."""
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"{', '.join(SECTIONS)}; all by default. SETTING=VALUE here is one of train.py's",
     )
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; all by default")
     parser.add_argument("--data", metavar="PATH", help="zip, folder or CSV; else $FER2013_PATH, else drawn faces")
     parser.add_argument("--repeats", metavar="N", type=int, default=5, help="turns of every contender")
     parser.add_argument("--steps", metavar="N", type=int, help="training steps an epoch: 50, on a GPU all")
@@ -260,30 +253,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="the floor tries torch.compile too")
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("benchmark.json"))
 
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m fer_lightning.benchmark --help.")
 
-    parser.error = refuse  # type: ignore[method-assign]
-    args = parser.parse_intermixed_args(arguments)
-    args.settings = [word for word in args.sections if "=" in word]
-    args.sections = [word for word in args.sections if "=" not in word] or list(SECTIONS)
-    for name in args.sections:
-        if name not in SECTIONS:
-            near = did_you_mean(name, SECTIONS)
-            raise UserError(f"there is no section {name!r}.{near} There are: {', '.join(SECTIONS)}.")
-    for setting in args.settings:
-        if setting.startswith("data.path="):
-            raise UserError(f"{setting}: the plain script needs the data too; give --data {setting[10:]} instead.")
-    for name in ("repeats", "steps", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name}={value} must be at least 1.")
-    if not hasattr(os, "wait4"):
-        raise UserError("the benchmark asks the system for the memory of processes, which Windows does not tell.")
-    return args
-
-
-def _main(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints the tables and writes the file."""
+    _check(args)
     path = args.data if args.data is not None else os.environ.get("FER2013_PATH")
     if path is not None and not (path and Path(path).exists()):
         raise UserError(f"the data {path!r} do not exist. Give a zip, a folder or a CSV, or leave it out.")
@@ -313,12 +286,31 @@ def _main(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Tells sections from settings; UserError for what cannot be."""
+    args.settings = [word for word in args.sections if "=" in word]
+    args.sections = [word for word in args.sections if "=" not in word] or list(SECTIONS)
+    for name in args.sections:
+        if name not in SECTIONS:
+            near = did_you_mean(name, SECTIONS)
+            raise UserError(f"there is no section {name!r}.{near} There are: {', '.join(SECTIONS)}.")
+    for setting in args.settings:
+        if setting.startswith("data.path="):
+            raise UserError(f"{setting}: the plain script needs the data too; give --data {setting[10:]} instead.")
+    for name in ("repeats", "steps", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}={value} must be at least 1.")
+    if not hasattr(os, "wait4"):
+        raise UserError("the benchmark asks the system for the memory of processes, which Windows does not tell.")
+
+
 def _measured(name: str, bench: Bench) -> Json:
     """A section, its samples with their median and range, and a word on what only a GPU could tell."""
     quantities = SECTIONS[name](bench)
     notes = quantities.pop("notes", [])
     if bench.machine["device"] != "cuda":
-        notes.append(f"On a GPU: not measured; python -m fer_lightning.benchmark {name}")
+        notes.append(f"On a GPU: not measured; fer-lightning benchmark {name}")
     return {
         **{
             quantity: {row: spread(samples) for row, samples in rows.items()}
@@ -358,4 +350,6 @@ def _number(value: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from fer_lightning.__main__ import main
+
+    sys.exit(main(["benchmark", *sys.argv[1:]]))

@@ -15,6 +15,7 @@ from fake_fer2013 import fake_faces, write_folder
 from torchvision import transforms
 
 from fer_lightning import benchmark, config, contenders, plain_script, processes
+from fer_lightning.__main__ import main
 from fer_lightning.data.augment import BatchAugment, normalise
 from fer_lightning.errors import UserError
 from fer_lightning.processes import Bench
@@ -205,7 +206,7 @@ def test_a_failing_process_says_why(bench):
 
 def test_measuring_starts_without_torch():
     """Whatever the parent has in memory would count as the children's."""
-    code = "import sys, fer_lightning.benchmark; sys.exit('torch' in sys.modules)"
+    code = "import sys, fer_lightning.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=config.CONF_DIR.parent).returncode == 0
 
 
@@ -224,7 +225,7 @@ def test_every_section_reports_and_fits_80_columns(device, in_no_process, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(ANSWERS, "describe", MACHINE | {"device": device, "threads": 128})
     monkeypatch.setitem(ANSWERS, "augmentation", {"images_per_second": 654_321.0})
-    assert benchmark.main(["--repeats=3", "--compile"]) == 0
+    assert main(["benchmark", "--repeats=3", "--compile"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     report = json.loads((tmp_path / "benchmark.json").read_text())
@@ -232,7 +233,7 @@ def test_every_section_reports_and_fits_80_columns(device, in_no_process, monkey
     assert {name: set(section) - {"notes"} for name, section in report["sections"].items()} == QUANTITIES
     for name, section in report["sections"].items():
         assert next(iter(section)) == "ratio"
-        assert (f"python -m fer_lightning.benchmark {name}" in str(section["notes"])) == (device == "cpu")
+        assert (f"fer-lightning benchmark {name}" in str(section["notes"])) == (device == "cpu")
         for row in section["ratio"].values():
             assert 0 < row["low"] <= row["median"] <= row["high"]
             assert len(row["samples"]) == 3
@@ -290,7 +291,7 @@ def test_what_was_measured_is_kept_when_a_later_section_fails(in_no_process, mon
         raise UserError("no more")
 
     monkeypatch.setitem(benchmark.SECTIONS, "start", fail)
-    assert benchmark.main(["data", "start", "--repeats=1", f"--out={tmp_path / 'out.json'}"]) == 1
+    assert main(["benchmark", "data", "start", "--repeats=1", f"--out={tmp_path / 'out.json'}"]) == 1
     assert "error: no more" in capsys.readouterr().err
     assert list(json.loads((tmp_path / "out.json").read_text())["sections"]) == ["data"]
 
@@ -307,6 +308,6 @@ def test_what_was_measured_is_kept_when_a_later_section_fails(in_no_process, mon
 )
 def test_a_persons_mistake_ends_in_one_message(arguments, said, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    assert benchmark.main(arguments) == 1
+    assert main(["benchmark", *arguments]) == 1
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -315,8 +315,8 @@ def test_the_command_writes_what_it_is_asked_for(checkpoint, capsys):
     ("arguments", "said"),
     [
         (["nowhere.ckpt"], "ckpt=nowhere.ckpt cannot be read: No such file"),
-        (["a.ckpt", "--ckpt", "b.ckpt"], "not allowed with argument"),
-        (["a.ckpt", "--model", "tiny"], "not allowed with argument"),
+        (["a.ckpt", "--ckpt", "b.ckpt"], "CKPT: not allowed with --ckpt or --model"),
+        (["a.ckpt", "--model", "tiny"], "CKPT: not allowed with --ckpt or --model"),
         (["a.ckpt", "--tta", "miror"], "tta=miror does not exist. Did you mean mirror?"),
         (["a.ckpt", "--against", "nowhere.ckpt"], "ckpt=nowhere.ckpt cannot be read"),
         (["--ckpt", "a.ckpt"], "FER-2013 was not found"),

@@ -90,6 +90,7 @@ def test_python_m_ends_without_a_traceback() -> None:
     [
         (["frobnicate"], f"'frobnicate' is not a command. There are: {', '.join(COMMANDS)}."),
         ([], "the following arguments are required: COMMAND. See fer-lightning --help."),
+        (["--model", "tiny", "evaluate"], "'--model' is not a command. There are: predict, "),
         (["audit", "--reprot", "x"], "fer-lightning audit does not take '--reprot'. Did you mean --report? See"),
         (["audit", "--reprot=x"], "fer-lightning audit does not take '--reprot=x'. Did you mean --report? See"),
         (["audit", "--rep", "x"], "fer-lightning audit does not take '--rep'."),
@@ -102,6 +103,15 @@ def test_python_m_ends_without_a_traceback() -> None:
 )
 def test_mistakes_are_answered(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in complaint(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["a.jpg", "--csv", "./-b.jpg"], ["--csv", "--", "a.jpg", "-b.jpg"]],
+)
+def test_options_may_stand_between_the_paths(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    told = complaint(capsys, "predict", *arguments).splitlines()
+    assert [line.split(": ")[-2] for line in told] == ["a.jpg", arguments[-1]]
 
 
 def test_audit_help_names_kinds_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,14 @@ def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = Fa
     source.add_argument("--ckpt", metavar="PATH", help="a run's checkpoints/best.ckpt instead")
     if positional:
         # Without SUPPRESS its absence would overwrite what --ckpt has set.
-        source.add_argument("ckpt", nargs="?", default=argparse.SUPPRESS, metavar="CKPT", help="the same as --ckpt")
+        parser.add_argument(
+            "ckpt",
+            nargs="?",
+            default=argparse.SUPPRESS,
+            action=_Checkpoint,
+            metavar="CKPT",
+            help="the same as --ckpt",
+        )
     if not device:
         parser.set_defaults(device="cpu")
         return
@@ -37,6 +44,21 @@ def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = Fa
         metavar="NAME",
         help="cpu, cuda, cuda:1 or mps; by default the GPU if any",
     )
+
+
+class _Checkpoint(argparse.Action):
+    """CKPT without its option: argparse lets nothing that may stand among options exclude one of them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if namespace.ckpt is not None or namespace.model != parser.get_default("model"):
+            parser.error("argument CKPT: not allowed with --ckpt or --model")
+        namespace.ckpt = values
 
 
 def load_network(args: argparse.Namespace) -> "Classifier":

@@ -12,9 +12,7 @@ from fer_lightning.errors import UserError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``fer-lightning runs``."""
-    parser.add_argument(
-        "folder", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s"
-    )
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help="default runs")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of the table")
     form.add_argument("--csv", action="store_true", help="print a line of CSV for each run instead of the table")
