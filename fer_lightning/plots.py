@@ -225,7 +225,8 @@ def timeline(
     values = np.where(missing[:, None], 0.0, probabilities)
     for axes, name, series in zip(panels, EMOTIONS, values.T, strict=True):
         axes.fill_between(seconds, series, where=~missing, color=COLOURS[name], linewidth=0)
-        axes.plot(seconds, np.where(missing, np.nan, series), color=_INK, linewidth=0.8)
+        # With dots, for a line through one frame between two gaps cannot be seen.
+        axes.plot(seconds, np.where(missing, np.nan, series), ".-", color=_INK, linewidth=0.8, markersize=2)
         axes.set_ylabel(name, rotation=0, ha="right", va="center", size=13, color=_INK)
         axes.grid(color="#DDDDDD", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -233,7 +234,8 @@ def timeline(
         axes.tick_params(labelsize=11)
     panels[0].set_ylim(0, 1)
     panels[0].set_yticks((0, 1), ("0%", "100%"))
-    panels[0].margins(x=0)
+    if seconds[0] < seconds[-1]:
+        panels[0].set_xlim(seconds[0], seconds[-1])  # not only where there is a face
     panels[-1].set_xlabel("seconds", size=12)
     figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
     return figure

@@ -1,8 +1,10 @@
 """Videos and cameras: frames with their times in, annotated videos out. OpenCV is imported when it is needed."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType, TracebackType
@@ -117,7 +119,8 @@ class VideoWriter:
         bgr: Pixels = np.ascontiguousarray(np.asarray(frame)[:, :, ::-1])
         if self._writer is None:
             codec = self._cv2.VideoWriter_fourcc(*"VP80")
-            self._writer = self._cv2.VideoWriter(str(self._unfinished), codec, self.fps, frame.size)
+            with _silent_stderr():
+                self._writer = self._cv2.VideoWriter(str(self._unfinished), codec, self.fps, frame.size)
             if not self._writer.isOpened():
                 raise UserError(f"{self.path} cannot be written: this build of OpenCV has no VP8 encoder.")
         due = round(seconds * self.fps)
@@ -137,3 +140,17 @@ class VideoWriter:
         if self._written:
             os.replace(self._unfinished, self.path)
         self._folder.cleanup()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """For a warning about WebM's codecs that OpenCV prints past all its log levels, and that means nothing."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)

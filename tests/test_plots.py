@@ -227,3 +227,17 @@ def test_robustness_has_strengths_below_and_the_clean_accuracy_dashed():
     clean, curve = axes.lines
     assert (clean.get_linestyle(), clean.get_ydata()[0]) == ("--", 0.61)
     np.testing.assert_array_equal(curve.get_ydata(), told["accuracy"])
+
+
+@pytest.mark.parametrize("faces", [[0, 1, 2], [4], []])
+def test_a_timeline_spans_the_whole_video(faces):
+    probabilities = np.full((6, 7), np.nan)
+    probabilities[faces] = 1 / 7
+    figure = plots.timeline(np.arange(6) / 2, probabilities, "clip.mp4")
+    assert len(figure.axes) == len(EMOTIONS)
+    for axes in figure.axes:
+        assert axes.get_xlim() == (0, 2.5)
+        (line,) = axes.lines
+        np.testing.assert_array_equal(np.flatnonzero(~np.isnan(line.get_ydata())), faces)
+        assert line.get_marker() == "."  # by which a single frame is seen
+    assert plots.pixels(plots.timeline(np.zeros(1), probabilities[:1], "one frame")).std() > 0
