@@ -52,8 +52,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint with ``weights_only=True``.
 
     Raises:
-        UserError: no such file, a damaged one, one that would execute code, another project's, or one whose classes
-            are in another order.
+        UserError: no such file, a damaged one, one that would execute code, another project's, one whose classes
+            are in another order, or one with weights that are not finite.
     """
     path = Path(path)
     try:
@@ -97,6 +97,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if found.inputs.classes != EMOTIONS:
         raise UserError(
             f"ckpt={path} was trained on the classes {reprlib.repr(found.inputs.classes)}, not on {EMOTIONS}."
+        )
+    if not all(tensor.isfinite().all() for tensor in found.state_dict.values()):
+        raise UserError(
+            f"ckpt={path} holds weights that are NaN or infinite, whose answers mean nothing; this project writes "
+            "none. Take another checkpoint of its run, or train it again."
         )
     return found
 

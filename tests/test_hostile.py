@@ -261,6 +261,16 @@ def test_a_checkpoint_that_would_fill_the_memory(tmp_path):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_whose_weights_are_no_numbers(value, tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(hostile.checkpoint())
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    content["state_dict"]["net.classifier.weight"][0, 0] = value
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="NaN or infinite"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
 def test_a_checkpoint_names_no_file_but_checkpoints_for_removal(tmp_path):
     keep = MovableCheckpoint(dirpath=tmp_path / "checkpoints", filename="best", monitor="accuracy/val")
     state = keep.state_dict()
