@@ -321,6 +321,8 @@ def _values(override: Override) -> list[Any]:
             return list(override.sweep_iterator())
         except HydraException as error:
             raise UserError(f"{override.input_line}: list the choices instead, separated by commas.") from error
+        except ValueError as error:  # of a range whose step is 0
+            raise UserError(f"{override.input_line}: {error}.") from error
     value = override.value()
     return [value.start, value.end] if isinstance(value, IntervalSweep) else [value]
 
@@ -363,6 +365,11 @@ def _check(overrides: list[Override]) -> tuple[list[str], DictConfig]:
                 text = "++" + text.lstrip("+")
             _check_value(o, cfg)
         rewritten.append(text)
+    # Once as a whole, for what Hydra would refuse at length; a group that is swept stands for its first choice.
+    final = [_parse(text) for text in rewritten]
+    cfg = _compose([_first(o) for o in final if _is_group(o.key_or_group) or not o.is_sweep_override()])
+    if cfg.hydra.launcher.get("n_jobs") == 0:
+        raise UserError("hydra.launcher.n_jobs=0 must be a number of processes, or -1 for all.")
     return rewritten, cfg.hydra.sweeper
 
 
@@ -437,7 +444,9 @@ def _compose(overrides: list[str]) -> DictConfig:
 
 def _first_lines(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
+    cause = str(error.__cause__ or "").partition("\n")[0].strip()
+    said = " ".join(lines[:2]) or type(error).__name__
+    return said if not cause or cause in said else f"{said}: {cause}"
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:

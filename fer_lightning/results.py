@@ -44,7 +44,12 @@ def score(logits: Tensor, labels: Tensor) -> Json:
 
 
 def score_classes(logits: Tensor, labels: Tensor) -> dict[str, Json]:
-    """Precision, recall, F1 and number of images of each emotion: float32 (N, 7), int64 (N,) -> by name."""
+    """Precision, recall, F1 and number of images of each emotion: float32 (N, 7), int64 (N,) -> by name.
+
+    Without any image, as where trainer.limit_test_batches ends before the split, the first three are None.
+    """
+    if not len(labels):
+        return {emotion: {"precision": None, "recall": None, "f1": None, "n": 0} for emotion in EMOTIONS}
     counts = torch.bincount(labels, minlength=NUM_CLASSES).tolist()
     columns = [
         metric(logits, labels, NUM_CLASSES, average="none").tolist()

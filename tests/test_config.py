@@ -62,6 +62,9 @@ def composed(*arguments):
         ("trainer.max_epochs=ten", "it takes a whole number"),
         ("augment=glob(*)", "list the choices"),
         ("name=../elsewhere", "becomes a folder"),
+        ("seed=range(0,3,0)", "must not be zero"),
+        ("~checkpoint.every_n_minutes", "'checkpoint.every_n_minutes' does not exist"),
+        ("hydra.job.num=abc", "'abc' of type 'str' could not be converted"),
         ("hydra.sweep.subdir=x", "a run's folder is runs/<experiment>/<name>"),
         ("resume=nowhere", "there is no run to go on with"),
         ("--epochs", "without dashes"),
@@ -82,6 +85,15 @@ def test_a_mistake_among_swept_values_is_found(capsys, tmp_path):
     assert "Did you mean baseline?" in capsys.readouterr().err
     assert main(never, ["-m", "optim.lr=1e-3,fast"]) == 1
     assert "optim.lr=fast" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_processes_side_by_side(capsys, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    assert main(never, ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=0,1"]) == 1
+    assert (
+        capsys.readouterr().err == "error: hydra.launcher.n_jobs=0 must be a number of processes, or -1 for all.\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -103,3 +103,10 @@ def test_the_final_table_has_a_row_for_each_member_of_an_ensemble():
     assert "PrivateTest (ckpts)" in text
     assert headline.endswith("74.00%, ensemble of 3")
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_split_of_which_nothing_was_tested_has_no_scores():
+    nothing = torch.zeros(0, 7), torch.zeros(0, dtype=torch.long)
+    assert score(*nothing) == {"n": 0, "accuracy": None, "macro_f1": None, "loss": None}
+    for scores in score_classes(*nothing).values():
+        assert scores == {"precision": None, "recall": None, "f1": None, "n": 0}
