@@ -49,18 +49,22 @@ class Classifier:
         net: float32 (B, 1, image_size, image_size), normalised -> logits (B, 7).
         inputs: what `net` expects.
         device: where it runs, e.g. "cpu" or "cuda:1"; "auto" takes the GPU if there is one.
+        val_split: name of the split that its run selected it on, where that is known.
 
     Raises:
         UserError: there is no such device.
     """
 
-    def __init__(self, net: nn.Module, inputs: InputSpec, device: str = "auto") -> None:
+    def __init__(
+        self, net: nn.Module, inputs: InputSpec, device: str = "auto", val_split: str | None = None
+    ) -> None:
         try:
             self.device = torch.device(hardware.accelerator(device))
             self.net = net.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device={device} will not do: {str(error).splitlines()[0]}") from error
         self.inputs = inputs
+        self.val_split = val_split
 
     def predict(self, faces: FaceImages, tta: str = "none", batch_size: int = 256) -> Prediction:
         """Tells the emotion of each face.
@@ -131,7 +135,7 @@ def load_checkpoint(path: str | Path, device: str = "auto") -> Classifier:
         UserError: no such file or not a checkpoint of this project; no such device.
     """
     checkpoint = read_checkpoint(path)
-    return Classifier(net_from(checkpoint), checkpoint.inputs, device)
+    return Classifier(net_from(checkpoint), checkpoint.inputs, device, checkpoint.val_split)
 
 
 def pretrained_names() -> list[str]:

@@ -126,6 +126,7 @@ class Evaluation:
 
     network: str  # for people to read: a name or a path
     parameters: int
+    val_split: str | None  # that the network's run selected it on, where that is known
     faces: Faces
     tta: str
     predictions: Predictions  # of both held-out splits
@@ -184,6 +185,7 @@ def evaluate(
     return Evaluation(
         network=network,
         parameters=sum(parameter.numel() for parameter in clf.net.parameters()),
+        val_split=clf.val_split,
         faces=faces,
         tta=tta,
         predictions=predictions,
@@ -215,10 +217,11 @@ def to_json(found: Evaluation) -> Json:
     return {
         "network": found.network,
         "parameters": found.parameters,
+        "val_split": found.val_split,
         "dataset": faces.dataset,
         "source": faces.source,
         "data_fingerprint": faces.fingerprint,
-        "notes": list(faces.notes),
+        "notes": [*faces.notes, *_selection(found)],
         "tta": found.tta,
         "split": split,
         **splits[split],
@@ -249,6 +252,13 @@ def to_json(found: Evaluation) -> Json:
         "mean_corrupted_accuracy": float(np.mean(list(found.robustness.values()))),
         "comparison": _comparison(found),
     }
+
+
+def _selection(found: Evaluation) -> list[str]:
+    """Which of the splits has already decided which weights these are."""
+    known = (found.val_split or "").split("+")
+    both = [name for name in (found.faces.split_names[VAL], found.faces.split_names[TEST]) if name in known]
+    return [f"weights selected on {'+'.join(both)} score too well on it"] if both else []
 
 
 def _calibration(found: Evaluation) -> Json:

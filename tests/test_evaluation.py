@@ -255,6 +255,23 @@ def test_classes_that_do_not_occur_have_no_precision(faces, clf):
     assert "Comparison" not in evaluation_page(found, told)
 
 
+@pytest.mark.parametrize(
+    ("val_split", "said"),
+    [
+        (None, None),
+        ("validation", None),
+        ("PublicTest", "selected on PublicTest score"),
+        ("PublicTest+PrivateTest", "selected on PublicTest+PrivateTest score too well"),
+    ],
+)
+def test_what_has_chosen_the_weights_is_told(faces, val_split, said):
+    clf = Classifier(ByCorner(), InputSpec(48, 0.0, 1.0), "cpu", val_split)
+    told = to_json(evaluate("corner", clf, faces, lambda line: None))
+    assert told["val_split"] == val_split
+    assert [said in note for note in told["notes"] if "selected" in note] == [True] * (said is not None)
+    assert format_evaluation(told).count("note: weights selected") == (said is not None)
+
+
 def test_without_validation_there_is_no_temperature(faces, clf):
     found = evaluate(
         "corner", clf, replace(faces, usage=np.where(faces.usage == VAL, 0, faces.usage)), lambda _: None

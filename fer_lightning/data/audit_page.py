@@ -61,9 +61,10 @@ def _section(found: Audit, finding: Finding) -> str:
             chosen = np.linspace(0, len(examples) - 1, _EXAMPLES).astype(int)
             total += f"; {_EXAMPLES} are shown, evenly spread"
         examples = [examples[int(i)] for i in chosen]
+    title = finding.title.strip()
     cards = "\n".join(_card(found, rows, finding.key) for rows in examples)
     return (
-        f'<h2 id="{finding.key}">{escape(finding.title.strip().capitalize())}</h2>\n'
+        f'<h2 id="{finding.key}">{escape(title[:1].upper() + title[1:])}</h2>\n'
         f'<p>{escape(finding.meaning)} <span class="faint">{total}.</span></p>\n'
         f'<div class="cards">\n{cards}\n</div>'
     )
