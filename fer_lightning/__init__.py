@@ -3,11 +3,13 @@
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from fer_lightning.errors import UserError
+
 # As near to the process's start as train.py gets: importing this is its first act. The first run of a process began
 # with it, imports included, and takes this away; the others begin when they begin.
 process_start = [perf_counter()]
 
-__all__ = ["Classifier", "Prediction", "load_checkpoint", "load_pretrained"]
+__all__ = ["Classifier", "Prediction", "UserError", "load_checkpoint", "load_pretrained"]
 
 if TYPE_CHECKING:
     from fer_lightning.classifier import Classifier, Prediction, load_checkpoint, load_pretrained

@@ -113,6 +113,8 @@ def _check_archive(path: Path) -> None:
         # torch.save packs nothing, so what it has written cannot unpack to more.
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise UnpicklingError("more bytes than the file has")
+        if (damaged := archive.testzip()) is not None:
+            raise UnpicklingError(f"damaged: {damaged}")
         for member in members:
             if member.filename.rpartition("/")[2] == "data.pkl":
                 for opcode, name, _ in pickletools.genops(archive.read(member)):

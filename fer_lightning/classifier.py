@@ -16,7 +16,7 @@ from fer_lightning.checkpoint import InputSpec, net_from, read_checkpoint
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
-from fer_lightning.photos import Face, look, read_photo, upright_rgb
+from fer_lightning.photos import Face, look, read_photo
 from fer_lightning.tta import answer, check_tta
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -58,6 +58,8 @@ class Classifier:
     def __init__(
         self, net: nn.Module, inputs: InputSpec, device: str = "auto", val_split: str | None = None
     ) -> None:
+        if device.partition(":")[0] not in ("auto", "gpu", "cpu", "cuda", "mps", "xpu"):
+            raise UserError(f"device={device} does not exist: give auto, cpu, cuda, cuda:1 or mps.")
         try:
             self.device = torch.device(hardware.accelerator(device))
             self.net = net.to(self.device).eval()
@@ -91,12 +93,12 @@ class Classifier:
         return Prediction(torch.cat(probabilities).numpy())
 
     def predict_photos(
-        self, photos: Sequence[str | Path | BinaryIO], detect: bool = True, tta: str = "none"
+        self, photos: Sequence[str | Path | BinaryIO | Image.Image], detect: bool = True, tta: str = "none"
     ) -> list[list[Face]]:
         """Finds the faces of whole photos and tells the emotion of each.
 
         Args:
-            photos: N paths or open binary files, of any kind that Pillow reads.
+            photos: N paths, open binary files or PIL images of any mode.
             detect: look for faces, which needs ``pip install -e ".[photo]"``; otherwise each photo is one face, cut
                 out already. A photo of up to photos.WHOLE pixels always is.
             tta: test-time augmentation, a key of tta.VIEWS.
@@ -109,6 +111,8 @@ class Classifier:
             UserError: a photo cannot be read; the detector is not installed; no such `tta`.
         """
         check_tta(tta)
+        if isinstance(photos, str | Path):
+            raise UserError(f"{photos} is a single path: give a list of them, e.g. [{str(photos)!r}].")
         return [faces for _, _, faces in look(self, ((file, _read(file)) for file in photos), detect, tta)]
 
     def net_input(self, faces: FaceImages) -> Tensor:
@@ -167,16 +171,21 @@ def load_pretrained(name: str = "best", device: str = "auto") -> Classifier:
     return load_checkpoint(WEIGHTS / f"{name}.pt", device)
 
 
-def _read(file: str | Path | BinaryIO) -> Image.Image:
+def _read(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
+    if not (isinstance(file, str | Path | Image.Image) or hasattr(file, "read")):
+        raise UserError(
+            f"A photo is {type(file).__name__}: give paths, open binary files or PIL images; arrays of faces cut "
+            "out go to predict."
+        )
     try:
         return read_photo(file)
     except UserError as error:
-        name = file if isinstance(file, str | Path) else "The photo"
+        name = file if isinstance(file, str | Path) else "The picture"
         raise UserError(f"{name} cannot be read: {error}.") from error
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
-    return np.asarray(upright_rgb(image).convert("L"))
+    return np.asarray(_read(image).convert("L"))
 
 
 def _checked(faces: FaceImages) -> npt.NDArray[np.uint8] | Tensor | list[Image.Image]:

@@ -41,11 +41,10 @@ def server(clf: "Classifier", port: int, tta: str = "none") -> ThreadingHTTPServ
         UserError: the port is taken or not allowed.
     """
     page = resources.files("fer_lightning").joinpath("demo.html").read_text(encoding="utf-8")
-    page = page.replace("__COLOURS__", json.dumps(COLOURS))
-    lock = Lock()  # one picture at a time: a second would only slow down the first
+    page = page.replace("__COLOURS__", json.dumps(COLOURS)).replace("__MAX_BYTES__", str(_MAX_BYTES))
 
     def answer(photo: bytes) -> dict[str, Any]:
-        with lock:
+        with serving.answering:
             ((_, picture, faces),) = look(clf, [(None, read_photo(io.BytesIO(photo)))], tta=tta)
         return {"width": picture.width, "height": picture.height, "faces": [face.to_json() for face in faces]}
 
@@ -54,11 +53,24 @@ def server(clf: "Classifier", port: int, tta: str = "none") -> ThreadingHTTPServ
         predict = staticmethod(answer)
 
     try:
-        serving = ThreadingHTTPServer((HOST, port), Handler)
+        serving = _Server((HOST, port), Handler)
     except (OSError, OverflowError) as error:
         raise UserError(f"port {port} of {HOST} cannot be used ({error}); choose one with --port.") from error
     Handler.port = serving.server_port  # chosen by the system if it was 0
     return serving
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.answering = Lock()  # one picture at a time: a second would only slow down the first
+        super().__init__(address, handler)
+
+    def server_close(self) -> None:
+        super().server_close()
+        # For good: a process that ends while one of its threads is inside torch or dlib is aborted.
+        self.answering.acquire()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -78,15 +90,21 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_own():
             return
         length = self.headers.get("Content-Length", "")
+        n = int(length) if length.isdecimal() and len(length) < 20 else None
         if self.path != "/predict":
             self.send_error(HTTPStatus.NOT_FOUND)
-        elif not length.isdecimal():
+        elif n is None:
             self.send_error(HTTPStatus.LENGTH_REQUIRED)
-        elif int(length) > _MAX_BYTES:
+        elif n > _MAX_BYTES:
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         else:
+            photo = b""
+            with suppress(ConnectionError):
+                photo = self.rfile.read(n)
+            if len(photo) < n:  # the page was closed meanwhile
+                return
             try:
-                status, answer = HTTPStatus.OK, self.predict(self.rfile.read(int(length)))
+                status, answer = HTTPStatus.OK, self.predict(photo)
             except UserError as error:
                 status, answer = HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)}
             self._send(status, "application/json", json.dumps(answer).encode())

@@ -1,6 +1,7 @@
 """What a person can put right, how a command ends, and the nearest right name for a wrong one."""
 
 import difflib
+import errno
 import io
 import os
 import signal
@@ -48,11 +49,17 @@ def exit_code(command: Callable[[], int]) -> int:
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the shell has closed it
+            sys.stdout.flush()
         return code
-    except BrokenPipeError:  # who read the output has seen enough, as `head` does
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush would complain
-        return 141  # as of SIGPIPE
+        if error.errno == errno.EPIPE:  # who read the output has seen enough, as `head` does
+            return 141  # as of SIGPIPE
+        print("error: the output cannot be written: no space is left.", file=sys.stderr)
+        return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

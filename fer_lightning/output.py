@@ -28,6 +28,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def printable(text: str) -> str:
+    r"""The text in one line: what would steer the terminal, or is no text, as its escape, such as \n or \x1b."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def percent(value: float | None) -> str:
     """A fraction as a table has it, "-" for none."""
     return "-" if value is None else f"{value:.2%}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -38,6 +39,7 @@ _BOX_IN_FACE = 0.87
 _BOX_BELOW = 0.05
 
 _LEGIBLE = 384  # pixels of the longer side from which a picture has room for writing
+_PATIENCE_SECONDS = 1.0  # that a photo waits for others, so that little is lost when someone stops
 _BATCH_PIXELS = 64_000_000  # of photos held until their faces have gone through the network: 192 MB
 
 
@@ -68,7 +70,7 @@ class Face:
         }
 
 
-def read_photo(file: str | Path | BinaryIO) -> Image.Image:
+def read_photo(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
     """The upright photo in RGB, of any size; the first picture of an animation.
 
     Transparent parts become white, and 16 bits a pixel 8.
@@ -80,6 +82,8 @@ def read_photo(file: str | Path | BinaryIO) -> Image.Image:
         with warnings.catch_warnings():
             # Up to twice Pillow's limit is a large photo; beyond, it raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if isinstance(file, Image.Image):  # whose pixels are read only now
+                return upright_rgb(file)
             with Image.open(file, formats=_FORMATS) as image:
                 return upright_rgb(image)
     except UnidentifiedImageError as error:
@@ -191,7 +195,8 @@ def look(
         photos: upright RGB photos, each with whatever the caller knows it by.
         detect: look for faces; otherwise each photo is one face. A photo of up to WHOLE pixels always is.
         tta: test-time augmentation, a key of tta.VIEWS.
-        batch_size: answers come after so many photos or faces; 1 for a camera, whose answers should not wait.
+        batch_size: answers come after so many photos or faces, or after a second; 1 for a camera, whose answers
+            should not wait.
 
     Yields:
         Each photo in its turn, as it came, with its faces.
@@ -201,6 +206,7 @@ def look(
     """
     waiting: list[tuple[Key, Image.Image, list[Box]]] = []
     faces = pixels = 0
+    since = perf_counter()
     for key, photo in photos:
         try:
             boxes = face_boxes(photo, detect)
@@ -210,9 +216,10 @@ def look(
         waiting.append((key, photo, boxes))
         faces += len(boxes)
         pixels += photo.width * photo.height
-        if max(faces, len(waiting)) >= batch_size or pixels >= _BATCH_PIXELS:
+        full = max(faces, len(waiting)) >= batch_size or pixels >= _BATCH_PIXELS
+        if full or perf_counter() - since > _PATIENCE_SECONDS:
             yield from _answers(clf, waiting, tta)
-            waiting, faces, pixels = [], 0, 0
+            waiting, faces, pixels, since = [], 0, 0, perf_counter()
     yield from _answers(clf, waiting, tta)
 
 

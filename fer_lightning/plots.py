@@ -146,7 +146,7 @@ def explanation(
     bars.tick_params(length=0, labelsize=13)
     bars.spines[:].set_visible(False)
     bars.set_title("probabilities", size=13, color=_INK)
-    figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
+    _title(figure, title)
     return figure
 
 
@@ -206,7 +206,7 @@ def history_curves(
     _curves(loss, "loss", history, references or {}, val_split)
     _curves(accuracy, "accuracy", history, references or {}, val_split)
     accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
+    _title(figure, title)
     return figure
 
 
@@ -237,8 +237,14 @@ def timeline(
     if seconds[0] < seconds[-1]:
         panels[0].set_xlim(seconds[0], seconds[-1])  # not only where there is a face
     panels[-1].set_xlabel("seconds", size=12)
-    figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
+    _title(figure, title)
     return figure
+
+
+def _title(figure: Figure, title: str) -> None:
+    """As it is: it may hold a file's name, with dollar signs that are no formula or bytes that are no text."""
+    text = title.encode(errors="backslashreplace").decode()
+    figure.suptitle(text, size=15, weight="bold", color=_INK, x=0.01, ha="left", parse_math=False)
 
 
 def _curves(
@@ -369,7 +375,7 @@ def run_histories(
     _plain(axes)
     lines, labels = axes.get_legend_handles_labels()
     figure.legend(lines[::-1], labels[::-1], frameon=False, fontsize=11, loc="outside lower left")
-    figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
+    _title(figure, title)
     return figure
 
 
@@ -412,7 +418,7 @@ def parallel_coordinates(
     axes.set_xlim(-0.1, len(columns) + 0.35)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
+    _title(figure, title)
     return figure
 
 
@@ -450,7 +456,7 @@ def importances(shares: Mapping[str, float], title: str) -> Figure:
     axes.tick_params(length=0, labelsize=13)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("share of the variance between runs that the setting alone explains", size=12)
-    figure.suptitle(title, size=15, weight="bold", color=_INK, x=0.01, ha="left")
+    _title(figure, title)
     return figure
 
 

@@ -18,7 +18,7 @@ from fer_lightning.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3), blue first as in OpenCV
 
-SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+SUFFIXES = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 _CAMERA_FPS = 15  # of the video written from a camera, whose frames come when the network is ready for them
 
@@ -52,6 +52,7 @@ class Video:
     def __init__(self, source: str | Path | int) -> None:
         cv2 = opencv()
         self.is_camera = isinstance(source, int)
+        _check_name(source)
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             why = "no camera of this index answers" if self.is_camera else "not a video that OpenCV can read"
@@ -97,6 +98,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, fps: float) -> None:
+        _check_name(path)
         self.path = path
         self.fps = fps
         self._cv2 = opencv()
@@ -140,6 +142,14 @@ class VideoWriter:
         if self._written:
             os.replace(self._unfinished, self.path)
         self._folder.cleanup()
+
+
+def _check_name(source: str | Path | int) -> None:
+    """OpenCV takes the process down with it where a name is no text."""
+    try:
+        str(source).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the path {source} is not UTF-8, which OpenCV needs: rename it") from error
 
 
 @contextmanager

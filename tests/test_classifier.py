@@ -150,6 +150,9 @@ def test_wrong_options_are_named(clf, faces, tested_run):
         clf.predict(faces, tta="miror")
     with pytest.raises(UserError, match="batch_size=0"):
         clf.predict(faces, batch_size=0)
+    for device in ("meta", "hpu:1"):
+        with pytest.raises(UserError, match=f"device={device} does not exist: give auto, cpu"):
+            fer_lightning.load_pretrained("tiny", device)
     with pytest.raises(UserError, match="device=quantum"):
         fer_lightning.load_checkpoint(tested_run / "checkpoints/best.ckpt", device="quantum")
     with pytest.raises(UserError, match="No such file"):

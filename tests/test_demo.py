@@ -4,6 +4,7 @@ import io
 import json
 import re
 import socket
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -85,6 +86,7 @@ def test_what_is_no_photo_is_named(serving):
     assert (status, list(json.loads(content))) == (422, ["error"])
     assert asked(serving, "POST /predict")[0] == 411
     assert asked(serving, "POST /predict", Content_Length=10**9)[0] == 413
+    assert asked(serving, "POST /predict", Content_Length="9" * 5000)[0] == 411
     assert asked(serving, "POST /else", Content_Length=0)[0] == 404
     assert asked(serving, "GET /else")[0] == 404
 
@@ -97,6 +99,38 @@ def test_other_sites_are_refused(serving, monkeypatch):
         assert asked(serving, "POST /predict", body, Content_Length=len(body), **headers)[0] == 403
         assert asked(serving, "GET /", **headers)[0] == 403
     assert asked(serving, "GET /", host=f"localhost:{port}", Origin=f"http://localhost:{port}")[0] == 200
+
+
+def test_a_page_that_goes_away_is_not_looked_at(serving, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "look", lambda *args, **options: pytest.fail("it was looked at"))
+    with pytest.raises(IndexError):  # for there is no answer
+        asked(serving, "POST /predict", b"half", Content_Length=8)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_closing_waits_for_the_answer_that_is_being_made(monkeypatch):
+    """Or the process would end in the middle of it, and be aborted."""
+    entered, go_on, order = Event(), Event(), []
+
+    def slow(*args, **options):
+        entered.set()
+        go_on.wait()
+        order.append("answered")
+        return iter([(None, Image.new("RGB", (2, 2)), [])])
+
+    monkeypatch.setattr(demo, "look", slow)
+    server = demo.server(Classifier(Bright(), InputSpec(48, 0.0, 1.0), "cpu"), 0)
+    body = photo()
+    asking = Thread(target=asked, args=(server, "POST /predict", body), kwargs={"Content_Length": len(body)})
+    closing = Thread(target=lambda: (server.server_close(), order.append("closed")))
+    asking.start()
+    assert entered.wait(30)
+    closing.start()
+    closing.join(0.1)
+    go_on.set()
+    closing.join(30)
+    asking.join(30)
+    assert order == ["answered", "closed"]
 
 
 def test_without_the_detector_it_does_not_start(monkeypatch):

@@ -261,6 +261,16 @@ def test_a_checkpoint_that_would_fill_the_memory(tmp_path):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
+def test_a_checkpoint_with_a_flipped_bit(tmp_path):
+    content = bytearray(hostile.checkpoint())
+    weights = torch.load(io.BytesIO(content), weights_only=True)["state_dict"]["net.classifier.weight"]
+    place = content.index(weights.numpy().tobytes())
+    content[place] ^= 1
+    (tmp_path / "a.ckpt").write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_checkpoint_whose_weights_are_no_numbers(value, tmp_path):
     (tmp_path / "a.ckpt").write_bytes(hostile.checkpoint())

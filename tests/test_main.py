@@ -54,6 +54,15 @@ def test_a_reader_who_has_seen_enough_ends_it_quietly(length: int) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+@pytest.mark.parametrize(("output", "code"), [(">/dev/full", 1), (">&-", 0)])
+def test_an_output_that_takes_nothing(output: str, code: int) -> None:
+    program = "import sys; from fer_lightning.errors import exit_code; sys.exit(exit_code(lambda: print(1) or 0))"
+    done = subprocess.run(["sh", "-c", f'"$0" -c "$1" {output}', sys.executable, program], stderr=subprocess.PIPE)
+    said = b"error: the output cannot be written: no space is left.\n" if code else b""
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_help_lists_the_commands_and_imports_nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys\nfrom fer_lightning.__main__ import main\n"

@@ -68,9 +68,10 @@ def load_network(args: argparse.Namespace) -> "Classifier":
         UserError: no such network, checkpoint or device.
     """
     import fer_lightning
+    from fer_lightning.classifier import checkpoint_path
 
     if args.ckpt is not None:
-        return fer_lightning.load_checkpoint(args.ckpt, args.device)
+        return fer_lightning.load_checkpoint(checkpoint_path(args.ckpt), args.device)
     return fer_lightning.load_pretrained(args.model, args.device)
 
 

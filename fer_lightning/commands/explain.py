@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from fer_lightning import plots
     from fer_lightning.emotions import EMOTIONS, emotion_index
     from fer_lightning.grad_cam import grad_cam
-    from fer_lightning.output import format_table
+    from fer_lightning.output import format_table, printable
     from fer_lightning.photos import crop_face, face_boxes, read_photo
 
     asked = None if args.emotion is None else emotion_index(args.emotion)
@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
         try:
             photo = read_photo(path)
         except UserError as error:
-            tell(f"error: {path} cannot be read: {error}.")
+            tell(f"error: {printable(str(path))} cannot be read: {error}.")
             failed = True
             continue
         boxes = face_boxes(photo, not args.no_detect)
         if not boxes:
-            tell(f"note: {path}: no face was found; --no-detect takes the whole picture for one.")
+            tell(f"note: {printable(str(path))}: no face was found; --no-detect takes the whole picture for one.")
         for box in boxes:
             face = crop_face(photo, box)
             predicted = clf.predict(face)
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 plots.write_png(plots.pixels(figure), picture)
             except OSError as error:
                 raise UserError(f"{picture} cannot be written: {error.strerror}.") from error
-            rows.append([picture.name, predicted.names[0], f"{confidence:.1%}"])
+            rows.append([printable(picture.name), predicted.names[0], f"{confidence:.1%}"])
     if rows:
         print(format_table(["picture", "emotion", "confidence"], rows))
         print(f"written: {len(rows)} in {args.save}")

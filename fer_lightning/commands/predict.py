@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fer_lightning.commands import add_network_arguments, add_tta_argument, load_network, untaken
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.output import format_table, write_atomically
+from fer_lightning.output import format_table, printable, write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from fer_lightning.photos import Face
 
 PHOTO_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # looked for in a folder
+
+_DRAWN = ".emotions"  # between the name and the suffix of what --save writes
 
 _PATH_WIDTH = 30  # of the table's first column, for the whole to fit 80
 
@@ -68,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_tta(args.tta)
     answers: list[Answer] = []
+    names = _Names(args.save)
     sources = list(_sources(args.paths, answers))
     if args.save:
         try:
@@ -76,18 +79,18 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{args.save} cannot be written: {error.strerror}.") from error
     try:
         if sources:
-            _predict(args, sources, answers)
+            _predict(args, sources, names, answers)
     except OSError as error:  # what cannot be read is an answer of its own
         raise UserError(f"{error.filename or args.save} cannot be written: {error.strerror}.") from error
     finally:
-        _print(args, answers)
+        _print(args, names, answers)
     return 1 if any(answer.error for answer in answers) else 0
 
 
 def _sources(paths: Iterable[str], answers: list[Answer]) -> Iterator[str | int]:
     """Photos, videos, "-" and cameras' indices; what does not exist becomes an answer with an error."""
     for path in paths:
-        if path == "-" or os.path.isfile(path):
+        if path == "-" or (os.path.exists(path) and not os.path.isdir(path)):
             yield path
         elif os.path.isdir(path):
             yield from _photos_in(Path(path), answers)
@@ -100,20 +103,27 @@ def _sources(paths: Iterable[str], answers: list[Answer]) -> Iterator[str | int]
 
 
 def _photos_in(folder: Path, answers: list[Answer]) -> Iterator[str]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    photos = [str(file) for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
+    def unreadable(error: OSError) -> None:
+        answers.append(Answer(str(error.filename), error=error.strerror))
+
+    found = (Path(place, name) for place, _, names in os.walk(folder, onerror=unreadable) for name in names)
+    files = sorted(file for file in found if file.is_file() or file.is_symlink())  # a broken link is named later
+    drawn = tuple(f"{_DRAWN}{suffix}" for suffix in (".jpg", ".webm"))
+    photos = [
+        str(file) for file in files if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.endswith(drawn)
+    ]
     if not photos:
         answers.append(Answer(str(folder), error=f"a folder without photos ({', '.join(PHOTO_SUFFIXES)})"))
     elif others := len(files) - len(photos):
-        print(f"note: {folder}: left out what is not a photo by its name ({others:,})", file=sys.stderr)
+        left_out = f"left out what is no photo by its name, or drawn by --save ({others:,})"
+        print(f"note: {printable(str(folder))}: {left_out}", file=sys.stderr)
     yield from photos
 
 
-def _predict(args: argparse.Namespace, sources: list[str | int], answers: list[Answer]) -> None:
+def _predict(args: argparse.Namespace, sources: list[str | int], names: "_Names", answers: list[Answer]) -> None:
     from fer_lightning.video import SUFFIXES
 
     clf = load_network(args)
-    names = _Names(args.save)
 
     def is_video(source: str | int) -> bool:
         return isinstance(source, int) or Path(source).suffix.lower() in SUFFIXES
@@ -131,10 +141,14 @@ class _Names:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        self.replaced = 0  # pictures of an earlier run
         self._taken: set[str] = set()
 
     def stem(self, path: str) -> str:
-        return untaken("stdin" if path == "-" else Path(path).stem, self._taken)
+        stem = untaken("stdin" if path == "-" else Path(path).stem, self._taken)
+        if self.folder:
+            self.replaced += any((self.folder / f"{stem}{_DRAWN}{suffix}").exists() for suffix in (".jpg", ".webm"))
+        return stem
 
 
 def _progress(items: Any, total: int | None, unit: str, name: str) -> Any:
@@ -148,23 +162,35 @@ def _photos(
     args: argparse.Namespace, clf: "Classifier", paths: list[str], names: _Names, answers: list[Answer]
 ) -> None:
     from fer_lightning.photos import annotate, look, read_photo
+    from fer_lightning.video import SUFFIXES
 
     def readable() -> "Iterator[tuple[Answer, Image.Image]]":
         for path in _progress(paths, len(paths), "photo", "photos"):
             answers.append(Answer(path))
             try:
-                photo = read_photo(io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path)
+                photo = read_photo(_stdin() if path == "-" else path)
             except UserError as error:
-                answers[-1].error = str(error)
+                videos = f"; a video's name ends in {', '.join(SUFFIXES)}" * str(error).startswith("not an image")
+                answers[-1].error = f"{error}{videos}"
             else:
                 yield answers[-1], photo
 
     for answer, photo, faces in look(clf, readable(), not args.no_detect, args.tta):
-        answer.faces = faces
         if names.folder:
             jpeg = io.BytesIO()
             annotate(photo, faces).save(jpeg, "JPEG", quality=92)
-            write_atomically(names.folder / f"{names.stem(answer.path)}.emotions.jpg", jpeg.getvalue())
+            picture = names.folder / f"{names.stem(answer.path)}{_DRAWN}.jpg"
+            try:
+                write_atomically(picture, jpeg.getvalue())
+            except OSError as error:  # the answers go on
+                answer.error = f"{picture} cannot be written: {error.strerror}"
+        answer.faces = faces
+
+
+def _stdin() -> io.BytesIO:
+    if sys.stdin is None:
+        raise UserError("stdin is closed")
+    return io.BytesIO(sys.stdin.buffer.read())
 
 
 def _video(
@@ -175,13 +201,13 @@ def _video(
 
     path = f"camera {source}" if isinstance(source, int) else source
     opencv()  # if it is missing, that is not this video's fault
+    stem = names.stem(path)
     try:
         video = Video(source)
+        writer = VideoWriter(names.folder / f"{stem}{_DRAWN}.webm", video.fps) if names.folder else nullcontext()
     except UserError as error:
         answers.append(Answer(path, error=str(error)))
         return
-    stem = names.stem(path)
-    writer = VideoWriter(names.folder / f"{stem}.emotions.webm", video.fps) if names.folder else nullcontext()
     frames = _progress(video, video.frames, "frame", path)
     first: float | None = None
     mine: list[Answer] = []
@@ -219,11 +245,11 @@ def _largest(answer: Answer) -> "Face":
     return max(answer.faces or (), key=lambda face: face.box[2] * face.box[3])
 
 
-def _print(args: argparse.Namespace, answers: list[Answer]) -> None:
+def _print(args: argparse.Namespace, names: "_Names", answers: list[Answer]) -> None:
     answers = [answer for answer in answers if answer.error or answer.faces is not None]
     for answer in answers:
         if answer.error:
-            print(f"error: {answer.path}: {answer.error}", file=sys.stderr)
+            print(f"error: {printable(answer.path)}: {printable(answer.error)}", file=sys.stderr)
     if args.json:
         print(json.dumps([_json(answer) for answer in answers], indent=2, allow_nan=False))
     elif args.csv:
@@ -231,7 +257,8 @@ def _print(args: argparse.Namespace, answers: list[Answer]) -> None:
     else:
         _print_table(answers)
     if args.save and any(answer.error is None for answer in answers):
-        print(f"pictures: {args.save}", file=sys.stderr)
+        replaced = f", {names.replaced:,} of an earlier run replaced" if names.replaced else ""
+        print(f"pictures: {printable(str(args.save))}{replaced}", file=sys.stderr)
 
 
 def _json(answer: Answer) -> dict[str, Any]:
@@ -257,7 +284,7 @@ def _print_table(answers: list[Answer]) -> None:
     for answer in answers:
         if answer.seconds is not None:
             videos.setdefault(answer.path, []).append(answer)
-        elif answer.error is None:
+        elif answer.faces is not None:
             rows.extend(_rows(answer))
     if rows:
         print(format_table(("photo", "x, y, width", "emotion", "", "next", ""), rows))
@@ -266,7 +293,8 @@ def _print_table(answers: list[Answer]) -> None:
 
 
 def _rows(answer: Answer) -> Iterator[tuple[str, ...]]:
-    path = answer.path if len(answer.path) <= _PATH_WIDTH else "..." + answer.path[3 - _PATH_WIDTH :]
+    path = printable(answer.path)
+    path = path if len(path) <= _PATH_WIDTH else "..." + path[3 - _PATH_WIDTH :]
     if not answer.faces:
         yield path, "no face", "", "", "", ""
     for face in answer.faces or ():
@@ -278,7 +306,8 @@ def _summary(path: str, frames: list[Answer]) -> str:
     """A video in a table: how often each emotion was that of the largest face."""
     seen = [_largest(frame).emotion for frame in frames if frame.faces]
     seconds = frames[-1].seconds or 0.0
-    title = f"{path}: {len(frames):,} frames in {seconds:.1f} s, a face in {len(seen):,}"
+    n = f"{len(frames):,} {'frame' if len(frames) == 1 else 'frames'}"
+    title = f"{printable(path)}: {n} in {seconds:.1f} s, a face in {len(seen):,}"
     if not seen:
         return title
     shares = sorted(((seen.count(emotion) / len(seen), emotion) for emotion in EMOTIONS), reverse=True)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_files_folders_patterns_and_stdin_in_the_order_given(capsys, monkeypatch
         "x2.png",
     ]
     assert answers[4]["faces"][0]["emotion"] == "sad"
-    assert err == "note: b: left out what is not a photo by its name (1)\n"
+    assert err == "note: b: left out what is no photo by its name, or drawn by --save (1)\n"
 
 
 def test_what_fails_is_named_and_stops_nothing(capsys):
@@ -121,10 +122,10 @@ def test_a_folder_that_cannot_be_written(capsys, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(predict, "write_atomically", full)
-    assert main(["predict", "a.png", "--save", "out"]) == 1
+    assert main(["predict", "a.png", face("b.png", 0), "--save", "out"]) == 1
     out, err = capsys.readouterr()
-    assert "a.png" in out  # the answer is told all the same
-    assert err.splitlines()[-1] == "error: out/a.emotions.jpg cannot be written: No space left on device."
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["a.png", "b.png"]  # told all the same
+    assert err.splitlines()[0] == "error: a.png: out/a.emotions.jpg cannot be written: No space left on device"
 
 
 def test_a_late_frame_shows_from_its_own_time_on():
@@ -193,11 +194,106 @@ def test_what_was_done_before_ctrl_c_is_printed(capsys, monkeypatch):
         return read(path)
 
     monkeypatch.setattr(photos, "read_photo", interrupted)
+    monkeypatch.setattr(photos, "perf_counter", lambda: 0.0)
     answers, code, err = printed(capsys, *names)
     assert code == 130
     assert [answer["path"] for answer in answers] == names[:64]  # a batch
     assert all(len(answer["faces"]) == 1 for answer in answers)
     assert "stopped by SIGINT" in err
+
+
+def test_no_photo_waits_for_long_for_the_others(capsys, monkeypatch):
+    """A photo takes 0.6 s here: the second and the fourth are answered with those that have waited."""
+    names = [face(f"{number}.png") for number in range(6)]
+    seconds = 0.0
+
+    def slow(path):
+        nonlocal seconds
+        if path == "5.png":
+            raise Stopped(2)
+        seconds += 0.6
+        return Image.open(path).convert("RGB")
+
+    monkeypatch.setattr(photos, "read_photo", slow)
+    monkeypatch.setattr(photos, "perf_counter", lambda: seconds)
+    answers, code, _ = printed(capsys, *names, "--save", "out")
+    assert code == 130
+    assert [answer["path"] for answer in answers] == names[:4]
+    assert len(list(Path("out").iterdir())) == 4
+
+
+def test_a_second_run_says_what_it_replaces_and_does_not_look_at_what_it_drew(capsys):
+    face("in/a.png")
+    Path("in/more").mkdir()
+    assert main(["predict", "in", "--save", "in"]) == 0
+    assert capsys.readouterr().err == "pictures: in\n"
+    assert main(["predict", "in", "--save", "in"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["in/a.png"]
+    assert err == (
+        "note: in: left out what is no photo by its name, or drawn by --save (1)\n"
+        "pictures: in, 1 of an earlier run replaced\n"
+    )
+
+
+def test_names_of_any_kind(capsys):
+    names = ["a$1_$2.png", "new\nline.png", "esc\x1b[31m.png", "latin\udce9.png", "gone.png"]
+    for name in names[:4]:
+        face(f"in/{name}")
+    Path("in/gone.png").symlink_to("nowhere")
+    os.mkfifo("in/fifo.png")
+    assert main(["predict", "in", "--save", "out"]) == 1
+    out, err = capsys.readouterr()
+    shown = sorted(line.split()[0] for line in out.splitlines()[2:])
+    assert shown == ["in/a$1_$2.png", "in/esc\\x1b[31m.png", "in/latin\\udce9.png", "in/new\\nline.png"]
+    assert "error: in/gone.png: No such file or directory" in err
+    assert len(list(Path("out").iterdir())) == 4
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(capsys, monkeypatch):
+    face("in/a.png")
+    scan = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    Path("in/closed").mkdir()
+    monkeypatch.setattr(os, "scandir", refusing)
+    answers, code, _ = printed(capsys, "in")
+    assert code == 1
+    assert [(answer["path"], answer["error"]) for answer in answers] == [
+        ("in/closed", "Permission denied"),
+        ("in/a.png", None),
+    ]
+
+
+def test_a_pipe_is_read_and_a_closed_stdin_named(capsys, monkeypatch):
+    read_end, write_end = os.pipe()
+    os.write(write_end, Path(face("a.png")).read_bytes())
+    os.close(write_end)
+    (answer,), code, _ = printed(capsys, f"/dev/fd/{read_end}")
+    os.close(read_end)
+    assert (code, answer["faces"][0]["emotion"]) == (0, "happy")
+    monkeypatch.setattr(sys, "stdin", None)
+    (answer,), code, _ = printed(capsys, "-")
+    assert (code, answer["error"]) == (1, "stdin is closed")
+
+
+@pytest.mark.parametrize("arguments", [["v\udce9.mp4"], ["a$1_$2.mp4", "--save", "out\udce9"]])
+def test_a_video_whose_path_is_no_text(arguments, capsys):
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter("a$1_$2.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 10, (48, 48))
+    writer.write(np.zeros((48, 48, 3), np.uint8))
+    writer.release()
+    os.link("a$1_$2.mp4", "v\udce9.mp4")
+    answers, code, _ = printed(capsys, *arguments, face("a.png"))
+    assert code == 1
+    assert "is not UTF-8, which OpenCV needs" in answers[0]["error"]
+    assert answers[1]["faces"]
+    assert main(["predict", "a$1_$2.mp4", "--save", "out"]) == 0  # whose title is no formula
+    assert Path("out/a$1_$2.timeline.png").exists()
 
 
 def test_a_video_frame_by_frame(capfd, monkeypatch):
