@@ -61,6 +61,8 @@ def read_probabilities(path: Path, ids: Sequence[str]) -> npt.NDArray[np.floatin
                 raise ValueError(f"it would unpack to {unpacked / 2**30:,.1f} GiB")
         with np.load(path, allow_pickle=False) as arrays:
             names, probabilities = arrays["ids"], arrays["probabilities"]
+            if names.ndim != 1:
+                raise ValueError(f"ids has the shape {names.shape}, not (N,)")
     except (
         *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
         *(SyntaxError, TokenError, zipfile.BadZipFile, zlib.error, struct.error),
