@@ -177,3 +177,20 @@ def test_mistakes_are_answered(ckpt, capsys):
     assert "--emotion bored is not one of angry, disgust" in capsys.readouterr().err
     assert main(["explain", "c.png", "--ckpt", ckpt, "--save", "c.png"]) == 1
     assert "c.png/c.png cannot be written" in capsys.readouterr().err
+
+
+def test_what_was_written_before_the_disk_was_full_is_told(ckpt, capsys, monkeypatch):
+    write = plots.write_png
+
+    def full(picture, path):
+        if path.stem == "d":
+            raise OSError(28, "No space left on device")
+        write(picture, path)
+
+    monkeypatch.setattr(plots, "write_png", full)
+    Image.open("c.png").save("d.png")
+    assert main(["explain", "c.png", "d.png", "--ckpt", ckpt]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[2].startswith("c.png")
+    assert out.endswith("written: 1 in explanations\n")
+    assert err == "error: explanations/d.png cannot be written: No space left on device.\n"

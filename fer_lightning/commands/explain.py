@@ -43,35 +43,39 @@ def run(args: argparse.Namespace) -> int:
     rows: list[list[str]] = []
     taken: set[str] = set()
     failed = False
-    for path in dict.fromkeys(args.paths):
-        try:
-            photo = read_photo(path)
-        except UserError as error:
-            tell(f"error: {printable(str(path))} cannot be read: {error}.")
-            failed = True
-            continue
-        boxes = face_boxes(photo, not args.no_detect)
-        if not boxes:
-            tell(f"note: {printable(str(path))}: no face was found; --no-detect takes the whole picture for one.")
-        for box in boxes:
-            face = crop_face(photo, box)
-            predicted = clf.predict(face)
-            emotion = int(predicted.labels[0]) if asked is None else asked
-            confidence = predicted.probabilities[0].max()
-            figure = plots.explanation(
-                face,
-                grad_cam(clf, face, [emotion])[0],
-                predicted.probabilities[0],
-                emotion,
-                f"{path.name}: {predicted.names[0]}, {confidence:.0%}",
-            )
-            picture = args.save / f"{untaken(path.stem, taken)}.png"
+    try:
+        for path in dict.fromkeys(args.paths):
             try:
-                plots.write_png(plots.pixels(figure), picture)
-            except OSError as error:
-                raise UserError(f"{picture} cannot be written: {error.strerror}.") from error
-            rows.append([printable(picture.name), predicted.names[0], f"{confidence:.1%}"])
-    if rows:
-        print(format_table(["picture", "emotion", "confidence"], rows))
-        print(f"written: {len(rows)} in {args.save}")
+                photo = read_photo(path)
+            except UserError as error:
+                tell(f"error: {printable(str(path))} cannot be read: {error}.")
+                failed = True
+                continue
+            boxes = face_boxes(photo, not args.no_detect)
+            if not boxes:
+                tell(
+                    f"note: {printable(str(path))}: no face was found; --no-detect takes the whole picture for one."
+                )
+            for box in boxes:
+                face = crop_face(photo, box)
+                predicted = clf.predict(face)
+                emotion = int(predicted.labels[0]) if asked is None else asked
+                confidence = predicted.probabilities[0].max()
+                figure = plots.explanation(
+                    face,
+                    grad_cam(clf, face, [emotion])[0],
+                    predicted.probabilities[0],
+                    emotion,
+                    f"{path.name}: {predicted.names[0]}, {confidence:.0%}",
+                )
+                picture = args.save / f"{untaken(path.stem, taken)}.png"
+                try:
+                    plots.write_png(plots.pixels(figure), picture)
+                except OSError as error:
+                    raise UserError(f"{picture} cannot be written: {error.strerror}.") from error
+                rows.append([printable(picture.name), predicted.names[0], f"{confidence:.1%}"])
+    finally:  # what is written is told, whatever ends it
+        if rows:
+            print(format_table(["picture", "emotion", "confidence"], rows))
+            print(f"written: {len(rows)} in {args.save}")
     return 1 if failed else 0
