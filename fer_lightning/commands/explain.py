@@ -6,9 +6,16 @@ network gets it, the parts that speak for the emotion (Selvaraju et al. 2017) an
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fer_lightning.commands import add_network_arguments, load_network, tell, untaken
 from fer_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from fer_lightning.classifier import Classifier, Prediction
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +39,6 @@ def run(args: argparse.Namespace) -> int:
     """Explains each face and writes its picture; 1 if a file could not be read."""
     from fer_lightning import plots
     from fer_lightning.emotions import EMOTIONS, emotion_index
-    from fer_lightning.grad_cam import grad_cam
     from fer_lightning.output import format_table, printable
     from fer_lightning.photos import crop_face, face_boxes, read_photo
 
@@ -57,25 +63,31 @@ def run(args: argparse.Namespace) -> int:
                     f"note: {printable(str(path))}: no face was found; --no-detect takes the whole picture for one."
                 )
             for box in boxes:
-                face = crop_face(photo, box)
-                predicted = clf.predict(face)
-                emotion = int(predicted.labels[0]) if asked is None else asked
-                confidence = predicted.probabilities[0].max()
-                figure = plots.explanation(
-                    face,
-                    grad_cam(clf, face, [emotion])[0],
-                    predicted.probabilities[0],
-                    emotion,
-                    f"{path.name}: {predicted.names[0]}, {confidence:.0%}",
-                )
+                drawn, predicted = _explained(clf, crop_face(photo, box), asked, path.name)
                 picture = args.save / f"{untaken(path.stem, taken)}.png"
                 try:
-                    plots.write_png(plots.pixels(figure), picture)
+                    plots.write_png(drawn, picture)
                 except OSError as error:
                     raise UserError(f"{picture} cannot be written: {error.strerror}.") from error
+                confidence = predicted.probabilities[0].max()
                 rows.append([printable(picture.name), predicted.names[0], f"{confidence:.1%}"])
     finally:  # what is written is told, whatever ends it
         if rows:
             print(format_table(["picture", "emotion", "confidence"], rows))
             print(f"written: {len(rows)} in {args.save}")
     return 1 if failed else 0
+
+
+def _explained(
+    clf: "Classifier", face: "npt.NDArray[np.uint8]", emotion: int | None, name: str
+) -> "tuple[npt.NDArray[np.uint8], Prediction]":
+    """The picture of a face (H, W), for its most probable emotion if none is asked for, and what is said of it."""
+    from fer_lightning import plots
+    from fer_lightning.grad_cam import grad_cam
+
+    predicted = clf.predict(face)
+    probabilities = predicted.probabilities[0]
+    emotion = int(predicted.labels[0]) if emotion is None else emotion
+    title = f"{name}: {predicted.names[0]}, {probabilities.max():.0%}"
+    figure = plots.explanation(face, grad_cam(clf, face, [emotion])[0], probabilities, emotion, title)
+    return plots.pixels(figure), predicted
