@@ -75,6 +75,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     ) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"ckpt={path} is damaged or not a checkpoint: {why}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"ckpt={path} was not written by this project: it holds one {type(content).__name__}.")
     try:
         ours = content["fer_lightning"]
         _check_header(ours, content["state_dict"])

@@ -161,8 +161,9 @@ def largest_difference(exported: Exported, clf: Classifier, faces: Pixels) -> fl
     The faces (N, H, W) are asked for in their own size, in another one (100 x 80) and one alone.
     """
     enlarged = np.stack([np.asarray(Image.fromarray(face).resize((80, 100))) for face in faces])
+    n = 32  # at once: more would take gigabytes of a large network
     return max(
-        float(np.abs(exported(batch[:, None]) - clf.predict(batch).probabilities).max())
+        float(np.abs(probabilities(exported, batch, n) - clf.predict(batch, batch_size=n).probabilities).max())
         for batch in (faces, enlarged, faces[:1])
     )
 

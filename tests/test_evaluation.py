@@ -270,6 +270,8 @@ def test_what_has_chosen_the_weights_is_told(faces, val_split, said):
     assert told["val_split"] == val_split
     assert [said in note for note in told["notes"] if "selected" in note] == [True] * (said is not None)
     assert format_evaluation(told).count("note: weights selected") == (said is not None)
+    others = to_json(evaluate("corner", clf, replace(faces, dataset="folder"), lambda line: None))
+    assert not any("selected" in note for note in others["notes"])  # another split of the same name
 
 
 def test_without_validation_there_is_no_temperature(faces, clf):

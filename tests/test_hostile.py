@@ -261,6 +261,12 @@ def test_a_checkpoint_that_would_fill_the_memory(tmp_path):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
+def test_a_checkpoint_that_is_one_tensor(tmp_path):
+    torch.save(torch.zeros(2), tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"not written by this project: it holds one Tensor\.$"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
 def test_a_checkpoint_with_a_flipped_bit(tmp_path):
     content = bytearray(hostile.checkpoint())
     weights = torch.load(io.BytesIO(content), weights_only=True)["state_dict"]["net.classifier.weight"]

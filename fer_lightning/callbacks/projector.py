@@ -34,7 +34,8 @@ class Projector(Callback):
         self.n_faces = n_faces
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.is_global_zero and tensorboard(trainer) is None:
+        # fast_dev_run is a rehearsal, without any logger.
+        if trainer.is_global_zero and tensorboard(trainer) is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise UserError(
                 "callbacks=projector writes for TensorBoard, which this run goes without: logger=tensorboard."
             )

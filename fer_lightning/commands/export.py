@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if not tested.any() or (args.int8 and not (faces.usage == TRAIN).any()):
         raise UserError(f"{faces.source} lacks test images for the check, or training images for --int8.")
 
-    tell(f"exporting to {args.format}, which takes some seconds")
+    tell(f"exporting to {args.format}, which takes seconds for a small network and minutes for a large one")
     content = export(clf, args.format)
     exported = load_exported(content, args.format)
     checked = faces.images[tested][:: ceil(tested.sum() / _CHECKED_FACES)]
