@@ -28,8 +28,9 @@ class GradCAM(Callback):
     """
 
     def __init__(self, n_faces: int = 28, every_n_epochs: int = 1) -> None:
-        if every_n_epochs < 1:
-            raise UserError(f"every_n_epochs={every_n_epochs} must be at least 1.")
+        for name, value in (("n_faces", n_faces), ("every_n_epochs", every_n_epochs)):
+            if value < 1:
+                raise UserError(f"callbacks.grad_cam.{name}={value} must be at least 1.")
         self.n_faces = n_faces
         self.every_n_epochs = every_n_epochs
 

@@ -149,5 +149,6 @@ def test_a_run_without_tensorboard_is_told_before_it_starts(tmp_path):
 def test_values_out_of_range():
     with pytest.raises(UserError, match="n_faces=1 is out of range"):
         Projector(n_faces=1)
-    with pytest.raises(UserError, match="every_n_epochs=0"):
-        GradCAM(every_n_epochs=0)
+    for name in ("n_faces", "every_n_epochs"):
+        with pytest.raises(UserError, match=rf"callbacks\.grad_cam\.{name}=0 must be at least 1"):
+            GradCAM(**{name: 0})
