@@ -108,9 +108,10 @@ def _photos_in(folder: Path, answers: list[Answer]) -> Iterator[str]:
 
     found = (Path(place, name) for place, _, names in os.walk(folder, onerror=unreadable) for name in names)
     files = sorted(file for file in found if file.is_file() or file.is_symlink())  # a broken link is named later
-    drawn = tuple(f"{_DRAWN}{suffix}" for suffix in (".jpg", ".webm"))
     photos = [
-        str(file) for file in files if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.endswith(drawn)
+        str(file)
+        for file in files
+        if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.endswith(f"{_DRAWN}.jpg")
     ]
     if not photos:
         answers.append(Answer(str(folder), error=f"a folder without photos ({', '.join(PHOTO_SUFFIXES)})"))
@@ -145,10 +146,13 @@ class _Names:
         self._taken: set[str] = set()
 
     def stem(self, path: str) -> str:
-        stem = untaken("stdin" if path == "-" else Path(path).stem, self._taken)
-        if self.folder:
-            self.replaced += any((self.folder / f"{stem}{_DRAWN}{suffix}").exists() for suffix in (".jpg", ".webm"))
-        return stem
+        return untaken("stdin" if path == "-" else Path(path).stem, self._taken)
+
+    def drawn(self, folder: Path, stem: str, suffix: str) -> Path:
+        """Where the picture or video of that stem is about to be written."""
+        path = folder / f"{stem}{_DRAWN}{suffix}"
+        self.replaced += path.exists()
+        return path
 
 
 def _progress(items: Any, total: int | None, unit: str, name: str) -> Any:
@@ -179,7 +183,7 @@ def _photos(
         if names.folder:
             jpeg = io.BytesIO()
             annotate(photo, faces).save(jpeg, "JPEG", quality=92)
-            picture = names.folder / f"{names.stem(answer.path)}{_DRAWN}.jpg"
+            picture = names.drawn(names.folder, names.stem(answer.path), ".jpg")
             try:
                 write_atomically(picture, jpeg.getvalue())
             except OSError as error:  # the answers go on
@@ -204,7 +208,7 @@ def _video(
     stem = names.stem(path)
     try:
         video = Video(source)
-        writer = VideoWriter(names.folder / f"{stem}{_DRAWN}.webm", video.fps) if names.folder else nullcontext()
+        writer = VideoWriter(names.drawn(names.folder, stem, ".webm"), video.fps) if names.folder else nullcontext()
     except UserError as error:
         answers.append(Answer(path, error=str(error)))
         return
