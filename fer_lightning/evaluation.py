@@ -279,13 +279,24 @@ def _calibration(found: Evaluation) -> Json:
 
 
 def _comparison(found: Evaluation) -> Json | None:
-    """McNemar's test on the test split and its leak-free part; None without another network."""
+    """`compare` with the other network; None without one."""
     if found.other_predictions is None:
         return None
-    logits, labels, clean = found.test
-    other_logits, _, _ = select(found.other_predictions, found.faces, (TEST,))
+    return {"against": found.other} | compare(found.predictions, found.other_predictions, found.faces)
+
+
+def compare(predictions: Predictions, others: Predictions, faces: Faces) -> Json:
+    """McNemar's test of two networks on the test split ("all") and on its leak-free part ("leak_free").
+
+    Args:
+        predictions: the first network's, of every image of the split.
+        others: the second's, of the same images in the same order.
+        faces: the dataset that their `index` points into.
+    """
+    logits, labels, clean = select(predictions, faces, (TEST,))
+    other_logits, _, _ = select(others, faces, (TEST,))
     ours, theirs = logits.argmax(dim=1) == labels, other_logits.argmax(dim=1) == labels
-    told: Json = {"against": found.other}
+    told: Json = {}
     for name, rows in (("all", torch.ones_like(clean)), ("leak_free", clean)):
         only_ours, only_theirs = int((ours & ~theirs & rows).sum()), int((theirs & ~ours & rows).sum())
         told[name] = {

@@ -33,13 +33,13 @@ from fer_lightning.checkpoint import InputSpec
 from fer_lightning.classifier import Classifier, pretrained_names
 from fer_lightning.data.faces import TEST, VAL
 from fer_lightning.data.fer2013 import load_faces
-from fer_lightning.evaluation import mcnemar
+from fer_lightning.evaluation import compare
 from fer_lightning.experiment import provenance
 from fer_lightning.export import export
 from fer_lightning.models import build_model
 from fer_lightning.module import Predictions
 from fer_lightning.output import write_json
-from fer_lightning.results import score_splits, select
+from fer_lightning.results import score_splits
 
 HERE = Path(__file__).resolve().parent
 TURNS, SECONDS = 5, 2.0
@@ -127,15 +127,9 @@ def main() -> None:
 
     def against(answers: np.ndarray, others: np.ndarray) -> dict:
         """McNemar's test on PrivateTest and on its leak-free part."""
-        (mine, labels, clean), (theirs, _, _) = (
-            select(predictions(both), faces, (TEST,)) for both in (answers, others)
-        )
-        right, others_right = mine.argmax(dim=1) == labels, theirs.argmax(dim=1) == labels
-        told = {}
-        for part, chosen in (("all", torch.ones_like(clean)), ("leak_free", clean)):
-            only = [int((x & ~y & chosen).sum()) for x, y in ((right, others_right), (others_right, right))]
-            told[part] = {"only_this_right": only[0], "only_other_right": only[1], "p": mcnemar(*only)}
-        return told
+        parts = compare(predictions(answers), predictions(others), faces)
+        kept = ("only_this_right", "only_other_right", "p")
+        return {part: {key: row[key] for key in kept} for part, row in parts.items()}
 
     ours = {name: fer_lightning.load_pretrained(name, "cpu") for name in pretrained_names()}
     fresh = {
