@@ -89,8 +89,8 @@ class Classifier:
         with torch.inference_mode():
             for start in range(0, len(checked), batch_size):
                 logits = answer(self.net, self.net_input(checked[start : start + batch_size]), tta)
-                probabilities.append(logits.softmax(dim=1).cpu())
-        return Prediction(torch.cat(probabilities).numpy())
+                probabilities.append(logits.softmax(dim=1))
+            return Prediction(torch.cat(probabilities).cpu().numpy())
 
     def predict_photos(
         self, photos: Sequence[str | Path | BinaryIO | Image.Image], detect: bool = True, tta: str = "none"

@@ -277,13 +277,12 @@ def _data(cfg: Config) -> FaceDataModule:
 
 def _batches(data: FaceDataModule, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches as the network gets them, epoch after epoch."""
-    loader: Any = data.train_dataloader()
+    data.device = torch.device(device)
+    loader = data.train_dataloader()
     for epoch in count():
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            images, index, labels = (batch[key].to(device) for key in ("images", "index", "labels"))
-            out = data.augment(images, index, data.seed, epoch, data.image_size)
-            yield normalise(out, data.mean, data.std), labels
+            yield batch["images"], batch["labels"]
 
 
 def _net(cfg: Config, device: str, channels_last: bool) -> nn.Module:

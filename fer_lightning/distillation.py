@@ -22,8 +22,9 @@ class Teacher:
         weight: part of the loss that is the distance from the teacher's answer; the rest is that from the labels.
         temperature: what both answers' logits are divided by; above 1 the less likely emotions count more.
         tta: the views of an image that the teacher's answer is the mean of, a key of tta.VIEWS.
-        augment_epochs: after so many epochs the same images come again, and the answers are remembered.
-        n_images: how many there are, where they are remembered.
+        augment_epochs: epochs after which the same images come again; the answers to them are kept.
+        n_images: rows of the dataset that images are named by.
+        n_train: images of an epoch.
 
     Raises:
         UserError: a value out of range.
@@ -37,6 +38,7 @@ class Teacher:
         tta: str = "none",
         augment_epochs: int | None = None,
         n_images: int = 0,
+        n_train: int = 0,
     ) -> None:
         if not 0 < weight <= 1:
             raise UserError(f"distill.weight={weight} is out of range: it goes from above 0 to 1.")
@@ -47,13 +49,18 @@ class Teacher:
         self.weight = weight
         self.temperature = temperature
         self.tta = tta
-        self._remembered = torch.full((augment_epochs or 0, n_images, NUM_CLASSES), torch.nan)
+        self._kept = torch.zeros(augment_epochs or 0, n_images, NUM_CLASSES)
+        # Whether every image of an epoch has its answer in there is known on the host: to look into the answers
+        # themselves, each step would have to wait for the device.
+        self._complete = [False] * len(self._kept)
+        self._n_train = n_train
+        self._epoch, self._n_answered = -1, 0
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
         """Moves the networks to where the student is."""
         for net in self.nets:
             net.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-        self._remembered = self._remembered.to(device)
+        self._kept = self._kept.to(device)
 
     @torch.no_grad()
     def answer(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
@@ -64,13 +71,21 @@ class Teacher:
             index: int64 (B,), which images they are.
             epoch: of the student's training.
         """
-        remembered = self._remembered[epoch % len(self._remembered)] if len(self._remembered) else None
-        if remembered is not None and not (said := remembered[index]).isnan().any():
-            return said
-        said = mean_answer(torch.stack([answer(net, images, self.tta) for net in self.nets]))
-        if remembered is not None:
-            remembered[index] = said
+        if not len(self._kept):
+            return self._ask(images)
+        turn = epoch % len(self._kept)
+        if self._complete[turn]:
+            return self._kept[turn, index]
+        if epoch != self._epoch:
+            self._epoch, self._n_answered = epoch, 0
+        said = self._ask(images)
+        self._kept[turn, index] = said
+        self._n_answered += len(index)  # no image comes twice in an epoch
+        self._complete[turn] = self._n_answered == self._n_train
         return said
+
+    def _ask(self, images: Tensor) -> Tensor:
+        return mean_answer(torch.stack([answer(net, images, self.tta) for net in self.nets]))
 
     def loss(self, said: Tensor, logits: Tensor, label_loss: Tensor) -> Tensor:
         """The student's whole loss.

@@ -17,10 +17,9 @@ from fer_lightning.corruptions import CORRUPTIONS, corrupt
 from fer_lightning.data.faces import TEST, VAL, Faces
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
-from fer_lightning.module import Predictions
 from fer_lightning.output import format_table
 from fer_lightning.pretrained import held_out_predictions
-from fer_lightning.results import confident_mistakes, score_classes, score_splits, select
+from fer_lightning.results import Predictions, confident_mistakes, score_classes, score_splits, select
 
 Json = dict[str, Any]
 

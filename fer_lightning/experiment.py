@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ from fer_lightning.classifier import checkpoint_path
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.distillation import Teacher
 from fer_lightning.errors import Pruned, Stopped, UserError, did_you_mean
-from fer_lightning.module import LOGGED, EmotionClassifier, Predictions, ensemble
+from fer_lightning.module import LOGGED, EmotionClassifier
 from fer_lightning.output import write_atomically, write_json
-from fer_lightning.results import Json, score_classes, score_splits, select
+from fer_lightning.results import Json, Predictions, ensemble, score_classes, score_splits, select
 from fer_lightning.runs import error_line, read_results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -84,7 +85,10 @@ def teacher(
             )
     nets = [net_from(checkpoint) for checkpoint in checkpoints]
     how = {key: cfg[key] for key in ("weight", "temperature", "tta")}
-    return Teacher(nets, **how, augment_epochs=data.augment_epochs, n_images=len(data.faces)) if nets else None
+    if not nets:
+        return None
+    n_train = len(data.rows(data.train_usages))
+    return Teacher(nets, **how, augment_epochs=data.augment_epochs, n_images=len(data.faces), n_train=n_train)
 
 
 def selected_on(checkpoints: Sequence[Checkpoint]) -> str | None:
@@ -149,7 +153,7 @@ class MovableCheckpoint(ModelCheckpoint):
     that is no longer there is forgotten, so that another can take its place.
     """
 
-    @property
+    @cached_property  # Lightning asks for it twelve times a step
     def state_key(self) -> str:
         # ModelCheckpoint's, under which runs begun before this class have saved their state.
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)

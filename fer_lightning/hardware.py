@@ -70,6 +70,17 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
+def has_room(device: torch.device, n_bytes: int) -> bool:
+    """Return whether a dataset of this size may stay in a GPU's own memory: a quarter of what is free at most.
+
+    False for all but CUDA devices: Apple's GPUs share the host's memory.
+    """
+    if device.type != "cuda":
+        return False
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return n_bytes <= free_bytes / 4
+
+
 def describe(kind: str) -> str:
     """The machine in a few words, e.g. "2 x Intel(R) Xeon(R) Processor @ 2.80GHz"."""
     if kind == "cuda" and torch.cuda.is_available():

@@ -1,33 +1,26 @@
 """The LightningModule: steps, metrics and the optimizer hook. It draws nothing and writes no files."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
 from math import ceil, isfinite
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.aggregation import MeanMetric
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
 from torchmetrics.metric import jit_distributed_available
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from
 from fer_lightning.data.datamodule import Batch
 from fer_lightning.distillation import Teacher
-from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.tta import answer, check_tta, mean_answer
+from fer_lightning.results import Predictions, score, score_classes
+from fer_lightning.tta import answer, check_tta
 
 Answer = tuple[Tensor, Tensor, Tensor]  # index (B,), logits (B, 7), labels (B,)
 OptimizerFactory = Callable[..., tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
@@ -41,15 +34,6 @@ LOGGED = (
 )
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """The network's answers on every held-out image of a validation or test epoch, on the CPU."""
-
-    index: Tensor  # int64 (N,), rows of Faces, ascending
-    logits: Tensor  # float32 (N, 7)
-    labels: Tensor  # int64 (N,)
-
-
 def gather(answers: Iterable[Answer]) -> Predictions:
     """The batches' answers as one, those of every process together, in the order of the rows."""
     index, logits, labels = (_everyones(torch.cat(parts)) for parts in zip(*answers, strict=True))
@@ -60,12 +44,6 @@ def gather(answers: Iterable[Answer]) -> Predictions:
 def _everyones(part: Tensor) -> Tensor:
     """(n, ...) -> (N, ...): this process's rows and those of the others, of which each may have another n."""
     return torch.cat(gather_all_tensors(part)) if jit_distributed_available() else part
-
-
-def ensemble(members: Sequence[Predictions]) -> Predictions:
-    """The mean of the probabilities that several networks gave for the same images."""
-    logits = mean_answer(torch.stack([member.logits for member in members]))
-    return Predictions(members[0].index, logits, members[0].labels)
 
 
 class EmotionClassifier(LightningModule):
@@ -119,24 +97,16 @@ class EmotionClassifier(LightningModule):
         self.optimizer_factory = optimizer
         self.inputs = inputs
         self.model = model
-        self.val_metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(NUM_CLASSES, average="micro"),
-                "macro_f1": MulticlassF1Score(NUM_CLASSES, average="macro"),
-                "precision": MulticlassPrecision(NUM_CLASSES, average="none"),
-                "recall": MulticlassRecall(NUM_CLASSES, average="none"),
-                "loss": MeanMetric(),
-            },
-            compute_groups=False,  # the members are updated one by one: loss takes other arguments
-        )
         self.held_out: Predictions | None = None
         self._seen: list[Answer] = []
-        # Loss sum, number right and number of images, over the epoch and since the last write; and the steps of the
-        # epoch before the first whose loss was not finite. They stay on the device: reading one in a step would
-        # make the device wait for the host.
-        self._epoch_sums = torch.zeros(3, dtype=torch.float64)
-        self._window_sums = torch.zeros(3, dtype=torch.float64)
-        self._finite_steps = torch.zeros((), dtype=torch.float64)
+        # Loss (), logits (B, 7) and labels (B,) of the steps since `_count_steps`. They stay on the device: reading
+        # one in its step would make the host wait for the device.
+        self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        # Sums of the loss, of right answers and of images, over the epoch and since the last write; and the epoch's
+        # steps before the first whose loss was not finite.
+        self._epoch_sums = [0.0] * 3
+        self._window_sums = [0.0] * 3
+        self._finite_steps = 0.0
         self._behind: dict[str, Any] | None = None  # what a run that goes on had done of its epoch
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
@@ -159,25 +129,19 @@ class EmotionClassifier(LightningModule):
             )
         mine = 1 if self.trainer.is_global_zero else 0  # all processes' sums are in the checkpoint of the first
         epoch, window = ([mine * value for value in self._behind[name]] for name in ("sums", "window"))
-        self._start_sums(epoch, window, self._behind["finite_steps"])
+        self._epoch_sums, self._window_sums, self._finite_steps = epoch, window, self._behind["finite_steps"]
 
     def on_train_epoch_start(self) -> None:
-        self._start_sums([0.0] * 3, [0.0] * 3, 0.0)
-
-    def _start_sums(self, epoch: list[float], window: list[float], finite_steps: float) -> None:
-        # MPS has no float64, and float32 counts exactly to 16 million.
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self._epoch_sums, self._window_sums, self._finite_steps = (
-            torch.tensor(start, dtype=dtype, device=self.device) for start in (epoch, window, finite_steps)
-        )
+        self._steps = []
+        self._epoch_sums, self._window_sums, self._finite_steps = [0.0] * 3, [0.0] * 3, 0.0
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout draws from torch's generator. Seeded for each step, it needs nothing saved to go on exactly.
         seed = getattr(self.trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
-        words = np.random.SeedSequence([seed, self.current_epoch, batch_idx, self.global_rank])
+        step = struct.pack("<4q", seed, self.current_epoch, batch_idx, self.global_rank)
         on_cpu = self.device.type == "cpu"
         generator: Any = torch.default_generator if on_cpu else torch.get_device_module(self.device)
-        generator.manual_seed(int(words.generate_state(1, np.uint64)[0]))
+        generator.manual_seed(int.from_bytes(blake2b(step, digest_size=8).digest(), "little"))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         labels = batch["labels"]
@@ -187,19 +151,13 @@ class EmotionClassifier(LightningModule):
         if self.teacher is not None:
             said = self.teacher.answer(images, batch["index"], self.current_epoch)
             loss = self.teacher.loss(said, logits, loss)
-        with torch.no_grad():
-            right = (logits.argmax(dim=1) == labels).sum()
-            n = torch.full_like(right, len(labels))
-            sums = torch.stack([loss.detach().float() * len(labels), right, n])
-            self._epoch_sums += sums
-            self._window_sums += sums
-        self._finite_steps += self._epoch_sums[0].isfinite()
+        self._steps.append((loss.detach(), logits.detach(), labels))
         if self.trainer.world_size > 1:
             # The processes' gradients are averaged, and their shares of a batch can differ by an image: each counts
             # by its size, so that every image counts the same.
-            total = n.clone()
+            total = loss.new_full((), len(labels), dtype=torch.float32)
             torch.distributed.all_reduce(total)
-            loss = loss * (n * self.trainer.world_size / total)
+            loss = loss * (len(labels) * self.trainer.world_size / total)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -211,7 +169,7 @@ class EmotionClassifier(LightningModule):
             self.train_metrics()  # stops a fit that has diverged before it is validated
         if due and self.logger is not None:
             loss, accuracy, _ = self._means(self._window_sums)
-            self._window_sums.zero_()
+            self._window_sums = [0.0] * 3
             self.logger.log_metrics({"step/loss": loss, "step/accuracy": accuracy}, step=self.global_step)
 
     def on_train_epoch_end(self) -> None:
@@ -224,20 +182,43 @@ class EmotionClassifier(LightningModule):
         Raises:
             UserError: the loss of a step was NaN or infinite.
         """
+        self._count_steps()
         loss, accuracy, n = self._means(self._epoch_sums)
         if not isfinite(loss):
-            step = int(self._reduced(self._finite_steps, "min")) + 1
+            [finite_steps] = self._reduced([self._finite_steps], "min")
+            step = int(finite_steps) + 1
             raise self._diverged(f"The loss of step {step} of {self.trainer.num_training_batches}")
         return loss, accuracy, n
 
-    def _means(self, sums: Tensor) -> tuple[float, float, int]:
-        loss_sum, right, n = self._reduced(sums, "sum").tolist()
+    def _count_steps(self) -> None:
+        """Add the steps since the last call to the sums, with one read of the device for all of them."""
+        if not self._steps:
+            return
+        losses, logits, labels = zip(*self._steps, strict=True)
+        self._steps = []
+        right = (torch.cat(logits).argmax(dim=1) == torch.cat(labels)).sum()
+        dtype = torch.promote_types(losses[0].dtype, torch.float32)  # which counts exactly to 16 million
+        *values, n_right = torch.cat([torch.stack(losses).to(dtype), right.to(dtype).view(1)]).tolist()
+        sizes = [len(of_step) for of_step in labels]
+        counted = (sum(loss * n for loss, n in zip(values, sizes, strict=True)), n_right, sum(sizes))
+        if isfinite(self._epoch_sums[0]):
+            self._finite_steps += next((n for n, loss in enumerate(values) if not isfinite(loss)), len(values))
+        for sums in (self._epoch_sums, self._window_sums):
+            sums[:] = [total + new for total, new in zip(sums, counted, strict=True)]
+
+    def _means(self, sums: list[float]) -> tuple[float, float, int]:
+        loss_sum, right, n = self._reduced(sums, "sum")
         return loss_sum / n, right / n, int(n)
 
-    def _reduced(self, value: Tensor, how: str) -> Tensor:
-        reduced = self.trainer.strategy.reduce(value.clone(), reduce_op=how)
+    def _reduced(self, values: list[float], how: str) -> list[float]:
+        """Return the sum or the minimum of each value over all processes."""
+        if self.trainer.world_size == 1:
+            return values
+        # MPS has no float64.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        reduced = self.trainer.strategy.reduce(torch.tensor(values, dtype=dtype, device=self.device), reduce_op=how)
         assert isinstance(reduced, Tensor)
-        return reduced
+        return reduced.tolist()
 
     def _diverged(self, what: str) -> UserError:
         return UserError(
@@ -251,21 +232,16 @@ class EmotionClassifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._seen.append(self._answer(batch, "none"))
-        _, logits, labels = self._seen[-1]
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        self.val_metrics["loss"].update(losses)
-        for name in ("accuracy", "macro_f1", "precision", "recall"):
-            self.val_metrics[name].update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
         self.held_out = gather(self._seen)
-        values = self.val_metrics.compute()
-        self.val_metrics.reset()
-        if not values["loss"].isfinite():
+        logits, labels = self.held_out.logits, self.held_out.labels
+        scores, classes = score(logits, labels), score_classes(logits, labels)
+        if not isfinite(scores["loss"]):
             raise self._diverged("The validation loss")
-        metrics = {f"{name}/val": values[name] for name in ("loss", "accuracy", "macro_f1")}
+        metrics = {f"{name}/val": scores[name] for name in ("loss", "accuracy", "macro_f1")}
         for name in ("precision", "recall"):
-            metrics |= {f"{name}/{emotion}": value for emotion, value in zip(EMOTIONS, values[name], strict=True)}
+            metrics |= {f"{name}/{emotion}": of_class[name] for emotion, of_class in classes.items()}
         self.log_at_epoch(metrics)
 
     def on_test_epoch_start(self) -> None:
@@ -312,6 +288,7 @@ class EmotionClassifier(LightningModule):
         if not all(value.isfinite().all() for value in self.net.state_dict().values()):
             self.train_metrics()  # knows the step, where the loss shows it already
             raise self._diverged("A weight")
+        self._count_steps()
         inputs = self.inputs
         checkpoint["fer_lightning"] = {
             "model": self.model,
@@ -327,9 +304,9 @@ class EmotionClassifier(LightningModule):
             ),
             "epoch": {
                 "batches": self.trainer.num_training_batches,
-                "sums": self._reduced(self._epoch_sums, "sum").tolist(),
-                "window": self._window_sums.tolist(),
-                "finite_steps": self._finite_steps.item(),
+                "sums": self._reduced(self._epoch_sums, "sum"),
+                "window": self._window_sums,
+                "finite_steps": self._finite_steps,
             },
         }
 

@@ -20,9 +20,8 @@ from fer_lightning.classifier import WEIGHTS, Classifier, load_checkpoint
 from fer_lightning.data.faces import TEST, VAL, Faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import exit_code
-from fer_lightning.module import Predictions
 from fer_lightning.output import write_json
-from fer_lightning.results import score_classes, score_splits, select
+from fer_lightning.results import Predictions, score_classes, score_splits, select
 
 CARD_TTA = ("none", "mirror", "shifts")  # what the card gives the accuracy of
 

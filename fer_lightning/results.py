@@ -1,6 +1,7 @@
 """What a run comes to: scores of every split, and how results.json is told in the terminal."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,25 @@ from torchmetrics.functional.classification import (
 
 from fer_lightning.data.faces import TEST, VAL, Faces, seen_elsewhere
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
-from fer_lightning.module import Predictions
 from fer_lightning.output import decimal, format_table, percent
+from fer_lightning.tta import mean_answer
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The network's answers on every held-out image of a validation or test epoch, on the CPU."""
+
+    index: Tensor  # int64 (N,), rows of Faces, ascending
+    logits: Tensor  # float32 (N, 7)
+    labels: Tensor  # int64 (N,)
+
+
+def ensemble(members: Sequence[Predictions]) -> Predictions:
+    """The mean of the probabilities that several networks gave for the same images."""
+    logits = mean_answer(torch.stack([member.logits for member in members]))
+    return Predictions(members[0].index, logits, members[0].labels)
 
 
 def score(logits: Tensor, labels: Tensor) -> Json:

@@ -77,7 +77,7 @@ class Counts(nn.Module):
 def test_answers_that_come_again_are_remembered():
     images = torch.randn(5, 1, 4, 4)
     net = Counts()
-    teacher = Teacher([net], augment_epochs=2, n_images=5)
+    teacher = Teacher([net], augment_epochs=2, n_images=5, n_train=5)
     first, second = torch.tensor([4, 0, 2]), torch.tensor([3, 1])
     for epoch in (0, 1):
         for index in (first, second):
@@ -87,6 +87,17 @@ def test_answers_that_come_again_are_remembered():
     mixed = torch.tensor([0, 1, 2, 3, 4])  # in another order, and of batches that never were
     torch.testing.assert_close(teacher.answer(IMAGES, mixed, 3), (images + 1).flatten(1)[:, :7].log_softmax(1))
     assert net.asked == 4
+
+
+def test_an_epoch_that_was_cut_short_is_asked_again_whole():
+    images = torch.randn(5, 1, 4, 4)
+    net = Counts()
+    teacher = Teacher([net], augment_epochs=1, n_images=5, n_train=5)
+    # Three images in the first epoch and three in the second: six answers, but the last image has none.
+    for epoch, index in enumerate((torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3]), torch.arange(5))):
+        says = teacher.answer(images[index], index, epoch)
+        torch.testing.assert_close(says, images[index].flatten(1)[:, :7].log_softmax(1))
+    assert net.asked == 3
 
 
 def test_a_teacher_may_look_at_the_mirror_image_too():

@@ -1,6 +1,6 @@
 """Exponential moving average of the weights: what is validated, tested and kept in checkpoints."""
 
-from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -31,20 +31,47 @@ class EMA(WeightAveraging):
             raise UserError(f"callbacks.ema.decay={decay} is out of range: it goes from 0 to below 1.")
         if every_n_steps < 1:
             raise UserError(f"callbacks.ema.every_n_steps={every_n_steps} must be at least 1.")
-        super().__init__(multi_avg_fn=self._average)
+        super().__init__()
         self.decay = decay
         self.every_n_steps = every_n_steps
+        # Of the average and of the network: weights and statistics, and batch norm's counters.
+        self._floats: list[list[Tensor]] = []
+        self._counters: list[list[Tensor]] = []
 
-    def _average(self, averages: Sequence[Tensor], current: Sequence[Tensor], n_averaged: Tensor | int) -> None:
-        n = self._latest_update_step // self.every_n_steps  # not n_averaged: reading it would make a GPU wait
-        weight = 1 - min(self.decay**self.every_n_steps, (1 + n) / (10 + n))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(list(averages), list(current), weight)
-        else:  # batch norm's counters
-            torch._foreach_copy_(list(averages), list(current))
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._average_model is not None
+        # Lightning makes the average before the network goes to its device, and each step would copy from there.
+        self._average_model.to(pl_module.device)
+        tensors = [
+            [tensor.detach() for tensor in chain(module.parameters(), module.buffers())]
+            for module in (self._average_model.module, pl_module)
+        ]
+        self._floats, self._counters = (
+            [[tensor for tensor in of_model if tensor.is_floating_point() == wanted] for of_model in tensors]
+            for wanted in (True, False)
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # In place of Lightning's, which asks the averaged model for the number of its updates: that is on the
+        # device, and every step would wait for it.
+        step = trainer.global_step
+        if step <= self._latest_update_step or step % self.every_n_steps:
+            return
+        n = self._latest_update_step // self.every_n_steps  # updates before this one
+        decay = min(self.decay**self.every_n_steps, (1 + n) / (10 + n)) if n else 0.0  # the first is a copy
+        averages, current = self._floats
+        torch._foreach_lerp_(averages, current, 1 - decay)
+        averages, current = self._counters
+        if averages:
+            torch._foreach_copy_(averages, current)
+        assert self._average_model is not None
+        self._average_model.n_averaged += 1
+        self._latest_update_step = step
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None and (step_idx + 1) % self.every_n_steps == 0
+        return False  # never by Lightning's own hooks
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # In a test after the fit on the same Trainer the average is what was loaded: Lightning 2.6 would put the

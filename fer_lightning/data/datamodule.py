@@ -1,13 +1,15 @@
-"""Faces as Lightning batches: one gather a batch, augmentation on the device, nothing done per sample."""
+"""Faces as Lightning batches: gathered and augmented many at a time, on the device, nothing done per sample."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
+from fer_lightning import hardware
 from fer_lightning.checkpoint import MAX_IMAGE_SIZE
 from fer_lightning.data.augment import Augment, normalise, resize
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
@@ -19,23 +21,48 @@ Batch = dict[str, Tensor]  # "images", "labels" int64 (B,) and "index" int64 (B,
 SPLITS = ("official", "kaggle_folder")
 
 
-class FaceBatches(Dataset[Batch]):
-    """A whole batch in one indexing call: ``dataset[rows]``."""
+# Pixels of the images that are prepared in one call: 256 images at 128 px, 1,820 at 48. A call is some 200 kernel
+# launches on a GPU, whatever its size, which small batches share this way.
+GROUP_PIXELS = 2**22
 
-    def __init__(self, faces: Faces) -> None:
+# uint8 (B, 1, 48, 48), index int64 (B,) and epoch -> float32 (B, 1, H, W), normalised
+Prepare = Callable[[Tensor, Tensor, int], Tensor]
+
+
+class FaceStore:
+    """Images and labels of a dataset, to be gathered for a device.
+
+    A GPU keeps a copy of all of them in its own memory, so that a batch costs no copy from the host. Elsewhere, or
+    where they would take too much of that memory, they stay where they are, which may be a file on the disk.
+
+    Args:
+        faces: the dataset.
+        device: where the gathered images shall be.
+    """
+
+    def __init__(self, faces: Faces, device: torch.device) -> None:
         self.faces = faces
+        self.device = device
+        self._resident: tuple[Tensor, Tensor] | None = None
+        if hardware.has_room(device, faces.images.nbytes):
+            self._resident = (
+                torch.tensor(faces.images).unsqueeze(1).to(device),
+                torch.tensor(faces.labels).to(device),
+            )
 
-    def __len__(self) -> int:
-        return len(self.faces)
+    @property
+    def home(self) -> torch.device:
+        """Where the images are, and where the rows that name them must be."""
+        return torch.device("cpu") if self._resident is None else self.device
 
-    def __getitem__(self, rows: Tensor) -> Batch:
-        """Int64 (B,) -> images uint8 (B, 1, 48, 48), labels and index int64 (B,)."""
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels on the device: int64 (B,) -> uint8 (B, 1, 48, 48), int64 (B,)."""
+        if self._resident is not None:
+            images, labels = self._resident
+            return images[rows], labels[rows]
         at = rows.numpy()
-        return {
-            "images": torch.from_numpy(self.faces.images[at]).unsqueeze(1),
-            "labels": torch.from_numpy(self.faces.labels[at]),
-            "index": rows,
-        }
+        gathered = torch.from_numpy(self.faces.images[at]).unsqueeze(1), torch.from_numpy(self.faces.labels[at])
+        return gathered[0].to(self.device), gathered[1].to(self.device)
 
 
 class EpochBatches(Sampler[Tensor]):
@@ -50,7 +77,6 @@ class EpochBatches(Sampler[Tensor]):
         seed: of the order; None keeps the order of `rows`.
         rank: this process.
         world_size: number of processes.
-        done: how many of the epoch's batches to leave out at its beginning; asked when the first one is wanted.
 
     Raises:
         UserError: a batch, or the whole split, with fewer images than processes.
@@ -63,7 +89,6 @@ class EpochBatches(Sampler[Tensor]):
         seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
-        done: Callable[[], int] = lambda: 0,
     ) -> None:
         if min(batch_size, len(rows)) < world_size:
             raise UserError(
@@ -75,7 +100,6 @@ class EpochBatches(Sampler[Tensor]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.done = done
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -88,11 +112,61 @@ class EpochBatches(Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         rows = self.rows
         if self.seed is not None:
-            rows = rows[permutation(self.seed, self.epoch, len(rows))]
+            rows = rows[permutation(self.seed, self.epoch, len(rows), rows.device)]
         starts = list(range(0, len(rows), self.batch_size))
         starts[-1] = min(starts[-1], len(rows) - self.world_size)
-        for start, end in list(zip(starts, [*starts[1:], len(rows)], strict=True))[self.done() :]:
+        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
             yield rows[start:end][self.rank :: self.world_size]
+
+
+class FaceLoader:
+    """One split's batches, on the device and ready for the network.
+
+    Several batches are gathered and prepared in one call. That changes nothing in them, because what becomes of an
+    image depends on its row and the epoch alone.
+
+    Args:
+        store: where images and labels come from.
+        sampler: batches of rows; Lightning tells it the epoch.
+        prepare: what the images of a batch go through.
+        group: batches to a call.
+        done: returns how many batches to leave out at the epoch's beginning; called when the first is wanted.
+    """
+
+    batch_sampler = None  # Lightning takes what has a sampler for a DataLoader and asks for this too
+
+    def __init__(
+        self,
+        store: FaceStore,
+        sampler: EpochBatches,
+        prepare: Prepare,
+        group: int = 1,
+        done: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.store = store
+        self.sampler = sampler
+        self.prepare = prepare
+        self.group = group
+        self.done = done
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches, done = list(self.sampler), self.done()
+        # Groups begin where they would in a whole epoch: an image's place in its group can change its last bit.
+        for start in range(done - done % self.group, len(batches), self.group):
+            group = self._prepared(batches[start : start + self.group])
+            yield from islice(group, max(done - start, 0), None)
+
+    def _prepared(self, batches: list[Tensor]) -> Iterator[Batch]:
+        rows = torch.cat(batches)
+        images, labels = self.store.gather(rows)
+        index = rows.to(self.store.device)
+        parts = (self.prepare(images, index, self.sampler.epoch), labels, index)
+        sizes = [len(batch) for batch in batches]
+        for of_batch in zip(*(torch.split(part, sizes) for part in parts), strict=True):
+            yield dict(zip(("images", "labels", "index"), of_batch, strict=True))
 
 
 class FaceDataModule(LightningDataModule):
@@ -161,6 +235,8 @@ class FaceDataModule(LightningDataModule):
         self.std = std
         self.seed = seed
         self.augment_epochs = augment_epochs
+        self.device = torch.device("cpu")  # where batches are made
+        self._store: FaceStore | None = None
         both = (VAL, TEST)
         self.train_usages: tuple[int, ...] = (TRAIN,)
         self.val_usages: tuple[int, ...] = both if split == "kaggle_folder" else (VAL,)
@@ -171,6 +247,10 @@ class FaceDataModule(LightningDataModule):
                     f"{faces.source} has no image in {self.split_name(usages)}; "
                     f"{len(faces)} images in all. Training needs every split: check the data's folders or columns."
                 )
+
+    def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        self.device = self.trainer.strategy.root_device
 
     def split_name(self, usages: tuple[int, ...]) -> str:
         """For people: "PublicTest" or "PublicTest+PrivateTest"."""
@@ -190,39 +270,43 @@ class FaceDataModule(LightningDataModule):
         """The rows of the given splits: int64 (n,), ascending."""
         return torch.from_numpy(np.flatnonzero(np.isin(self.faces.usage, usages)))
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_usages, self.batch_size, self.seed)
+    def train_dataloader(self) -> FaceLoader:
+        return self._loader(self.train_usages, self.batch_size, self._augmented, self.seed)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val_usages, self.eval_batch_size)
+    def val_dataloader(self) -> FaceLoader:
+        return self._loader(self.val_usages, self.eval_batch_size, self._resized)
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> FaceLoader:
         """Every held-out image, so that one pass gives each split's numbers."""
-        return self._loader((VAL, TEST), self.eval_batch_size)
+        return self._loader((VAL, TEST), self.eval_batch_size, self._resized)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
+    def predict_dataloader(self) -> FaceLoader:
         """The same images as in a test."""
         return self.test_dataloader()
 
-    def _loader(self, usages: tuple[int, ...], batch_size: int, seed: int | None = None) -> DataLoader[Batch]:
+    def _loader(
+        self, usages: tuple[int, ...], batch_size: int, prepare: Prepare, seed: int | None = None
+    ) -> FaceLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = EpochBatches(self.rows(usages), batch_size, seed, rank, world_size, self._trained_on)
-        return DataLoader(FaceBatches(self.faces), batch_size=None, sampler=batches)
+        if self._store is None or self._store.device != self.device:
+            self._store = FaceStore(self.faces, self.device)
+        batches = EpochBatches(self.rows(usages).to(self._store.home), batch_size, seed, rank, world_size)
+        group = max(1, GROUP_PIXELS * world_size // (batch_size * self.image_size**2))
+        return FaceLoader(self._store, batches, prepare, group, self._trained_on)
 
     def _trained_on(self) -> int:
-        """Batches that the epoch has behind it when its first is wanted: none, but where a run goes on amid one."""
+        """Batches already trained in this epoch; above 0 only where a run is resumed within one."""
         if self.trainer is None or not self.trainer.training:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """On the device: uint8 images -> float32 (B, 1, image_size, image_size), normalised."""
-        images = batch["images"]
-        if self.trainer is not None and self.trainer.training:
-            epoch = self.trainer.current_epoch
-            if self.augment_epochs is not None:
-                epoch %= self.augment_epochs
-            images = self.augment(images, batch["index"], self.seed, epoch, self.image_size)
-        else:
-            images = resize(images, self.image_size)
-        return {**batch, "images": normalise(images, self.mean, self.std)}
+    def _augmented(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        if self.augment_epochs is not None:
+            epoch %= self.augment_epochs
+        return normalise(self.augment(images, index, self.seed, epoch, self.image_size), self.mean, self.std)
+
+    def _resized(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        return normalise(resize(images, self.image_size), self.mean, self.std)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch  # made there

@@ -73,9 +73,9 @@ def uniforms(seed: int, epoch: int, index: Tensor, n: int) -> Tensor:
     return bits.float() * 2.0**-24
 
 
-def permutation(seed: int, epoch: int, n: int) -> Tensor:
+def permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
     """The order of an epoch: int64 (n,), a permutation of 0 .. n - 1 that depends on seed and epoch alone."""
-    bits = words(seed, epoch, torch.arange(n), 1, ORDER)
+    bits = words(seed, epoch, torch.arange(n, device=device), 1, ORDER)
     # 63 random bits an image: a tie among 10^6 images has a chance of 5e-8, and a stable sort settles even that.
     keys = (bits[:, 0] << 31) ^ bits[:, 1]
     return torch.argsort(keys, stable=True)

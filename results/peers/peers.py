@@ -37,9 +37,8 @@ from fer_lightning.evaluation import compare
 from fer_lightning.experiment import provenance
 from fer_lightning.export import export
 from fer_lightning.models import build_model
-from fer_lightning.module import Predictions
 from fer_lightning.output import write_json
-from fer_lightning.results import score_splits
+from fer_lightning.results import Predictions, score_splits
 
 HERE = Path(__file__).resolve().parent
 TURNS, SECONDS = 5, 2.0

@@ -5,8 +5,10 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from fer_lightning import hardware
+from fer_lightning.data import datamodule
 from fer_lightning.data.augment import BatchAugment, NoAugment, normalise, resize
-from fer_lightning.data.datamodule import EpochBatches, FaceDataModule
+from fer_lightning.data.datamodule import EpochBatches, FaceDataModule, FaceLoader
 from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, VAL, Faces, seen_elsewhere
 from fer_lightning.errors import UserError
 
@@ -121,6 +123,62 @@ def test_augmentation_repeats_its_draws_and_not_the_order():
     assert torch.equal(epochs[1], epochs[3])
     assert not torch.equal(epochs[0], epochs[1])
     assert len({tuple(order.tolist()) for order in orders}) == 4
+
+
+def batches_of(loader, epoch=0):
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def some_data(**options):
+    augment = BatchAugment(flip_prob=0.5, rotation_deg=10.0, brightness=0.2, erase_prob=0.5)
+    return FaceDataModule(some_faces((50, 8, 6)), augment, batch_size=7, image_size=48, **options)
+
+
+def test_batches_are_the_same_however_many_are_prepared_at_once(monkeypatch):
+    together = some_data().train_dataloader()
+    monkeypatch.setattr(datamodule, "GROUP_PIXELS", 3 * 7 * 48**2)
+    three = some_data().train_dataloader()
+    monkeypatch.setattr(datamodule, "GROUP_PIXELS", 1)
+    alone = some_data().train_dataloader()
+    assert (alone.group, three.group) == (1, 3)
+    assert together.group > len(together) == 8
+    expected = batches_of(alone, epoch=2)
+    assert [len(batch["labels"]) for batch in expected] == [7] * 7 + [1]
+    for grouped in (batches_of(three, epoch=2), batches_of(together, epoch=2)):
+        for got, batch in zip(grouped, expected, strict=True):
+            torch.testing.assert_close(got, batch)
+
+
+@pytest.mark.parametrize("done", range(9))
+def test_an_epoch_goes_on_bit_for_bit_wherever_it_was_left(done):
+    data = some_data()
+    whole = data.train_dataloader()
+    rest = FaceLoader(whole.store, whole.sampler, whole.prepare, group=3, done=lambda: done)
+    whole.group = 3
+    assert same(batches_of(rest), batches_of(whole)[done:])
+
+
+def test_batches_out_of_a_devices_own_memory_are_the_same(monkeypatch):
+    """On a GPU the dataset is resident; here the CPU is taken for one."""
+    loaders = [getattr(some_data(), f"{stage}_dataloader")() for stage in ("train", "val", "test")]
+    monkeypatch.setattr(hardware, "has_room", lambda device, n_bytes: True)
+    residents = [getattr(some_data(), f"{stage}_dataloader")() for stage in ("train", "val", "test")]
+    for loader, resident in zip(loaders, residents, strict=True):
+        assert same(batches_of(loader, 1), batches_of(resident, 1))
+
+
+def test_a_quarter_of_a_gpus_free_memory_is_room_for_a_dataset(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    assert [hardware.has_room(torch.device("cuda"), n_bytes) for n_bytes in (250, 251)] == [True, False]
+    assert not hardware.has_room(torch.device("cpu"), 1)
 
 
 @pytest.mark.parametrize("n", [20, 21])

@@ -1,0 +1,186 @@
+"""Without a GPU: nothing is left on the CPU, and a training step never makes the host wait for the device."""
+
+from functools import partial
+
+import pytest
+import torch
+import yaml
+from fake_gpu import Enough, trainer_on
+from lightning.pytorch import Callback
+from torch._subclasses import FakeTensorMode
+
+from fer_lightning.callbacks.ema import EMA
+from fer_lightning.checkpoint import InputSpec
+from fer_lightning.classifier import Classifier
+from fer_lightning.config import CONF_DIR, build
+from fer_lightning.data.augment import TorchvisionAugment
+from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.distillation import Teacher
+from fer_lightning.models import build_model
+from fer_lightning.module import EmotionClassifier
+from fer_lightning.optim import build_optimizer
+from fer_lightning.tta import VIEWS
+
+NETWORKS = {
+    "fer_model0": {"channels": [4, 8]},
+    "small_vgg": {"channels": [4, 8, 12]},
+    "small_vgg residual": {"channels": [4, 8, 12], "residual": True},
+    "small_vgg mirrored": {"channels": [4, 8, 12], "mirrored": True},
+    "resnet": {"channels": [4, 8], "blocks": 1, "dropout": 0.5},
+    "torchvision": {"architecture": "resnet18"},
+}
+INPUTS = InputSpec(32, 0.5, 0.25)
+AUGMENTS = [path.stem for path in sorted(CONF_DIR.glob("augment/*.yaml"))]
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return synthetic_faces(n_train=40, n_val=21, n_test=14)
+
+
+def augmentation(name):
+    return build(yaml.safe_load((CONF_DIR / f"augment/{name}.yaml").read_text()))
+
+
+def network(name):
+    options = NETWORKS[name]
+    return build_model(name.partition(" ")[0], image_size=INPUTS.image_size, **options)
+
+
+def data_of(faces, augment="strong"):
+    # The last of three training batches is smaller.
+    return FaceDataModule(faces, augmentation(augment), 16, INPUTS.image_size, eval_batch_size=8)
+
+
+def module_of(name, optim="adam", teacher=None, **options):
+    model = {"name": name.partition(" ")[0], **NETWORKS[name]}
+    optimizer = partial(build_optimizer, name=optim, schedule="cosine", warmup_epochs=0.1)
+    return EmotionClassifier(network(name), optimizer, INPUTS, model, teacher=teacher, **options)
+
+
+def test_every_network_is_here():
+    assert {name.partition(" ")[0] for name in NETWORKS} == {path.stem for path in CONF_DIR.glob("model/*.yaml")}
+
+
+def fit(monkeypatch, faces, module, *callbacks, augment="strong", **options):
+    """Three training steps with all that belongs to them, up to where the epoch would end."""
+    data = data_of(faces, augment)
+    ended = []
+
+    class Ended(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert {part.device.type for part in batch.values()} == {"meta"}
+            assert outputs["loss"].device.type == "meta"
+            ended.append(batch_idx)
+
+    # The third step is the epoch's last, whose loss is read: stop after two, and after the optimizer's update.
+    with pytest.raises(Enough):
+        trainer_on("meta", monkeypatch, *callbacks, Ended(), **options).fit(module, datamodule=data)
+    assert ended == [0, 1]
+    assert {parameter.grad.device.type for parameter in module.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_training_step_reads_nothing_from_the_device(name, channels_last, faces, monkeypatch):
+    fit(monkeypatch, faces, module_of(name, channels_last=channels_last, label_smoothing=0.1))
+
+
+@pytest.mark.parametrize("optim", ["adam", "adamw", "sgd"])
+def test_nor_does_an_optimizer_or_what_belongs_to_its_step(optim, faces, monkeypatch):
+    fit(monkeypatch, faces, module_of("fer_model0", optim), EMA(), gradient_clip_val=1.0)
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror"])
+@pytest.mark.parametrize("augment_epochs", [None, 2])
+def test_nor_does_a_teacher(augment_epochs, tta, faces, monkeypatch):
+    nets = [network("fer_model0"), network("small_vgg")]
+    teacher = Teacher(nets, tta=tta, augment_epochs=augment_epochs, n_images=len(faces), n_train=40)
+    fit(monkeypatch, faces, module_of("small_vgg", teacher=teacher), EMA(every_n_steps=2))
+
+
+def test_nor_does_a_teacher_that_has_answered(faces):
+    net = network("fer_model0").to("meta")
+    teacher = Teacher([net], augment_epochs=1, n_images=len(faces), n_train=40)
+    teacher.to(torch.device("meta"), torch.contiguous_format)
+    images, index = torch.zeros(40, 1, 32, 32, device="meta"), torch.zeros(40, dtype=torch.int64, device="meta")
+    teacher.answer(images, index, 0)
+    teacher.nets.clear()  # it would have to ask otherwise
+    assert teacher.answer(images, index, 1).device.type == "meta"
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_nor_does_an_augmentation(augment, faces, monkeypatch):
+    if isinstance(augmentation(augment), TorchvisionAugment):
+        pytest.skip("image by image, from seeds that the host reads")
+    fit(monkeypatch, faces, module_of("fer_model0"), augment=augment)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda loss: loss.item(),
+        lambda loss: loss.tolist(),
+        lambda loss: loss.cpu(),
+        lambda loss: bool(loss > 0),
+        lambda loss: loss + torch.ones(3),
+    ],
+    ids=["item", "tolist", "cpu", "if", "a tensor on the CPU"],
+)
+def test_what_would_wait_for_the_device_is_found(read, faces, monkeypatch):
+    """The tests above can fail."""
+
+    class Reads(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            read(outputs["loss"].detach())
+
+    trainer = trainer_on("meta", monkeypatch, Reads())
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        trainer.fit(module_of("fer_model0"), datamodule=data_of(faces))
+
+
+def fake_cuda():
+    """Until it ends "cuda" needs no GPU; what was made before counts as on the CPU."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_validation_leaves_nothing_on_the_cpu(name, faces, monkeypatch):
+    module = module_of(name)
+    with fake_cuda(), pytest.raises(Enough):
+        trainer_on("cuda", monkeypatch).validate(module, datamodule=data_of(faces))
+    assert {part.device.type for answer in module._seen for part in answer} == {"cuda"}
+
+
+@pytest.mark.parametrize("tta", VIEWS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nor_does_any_view_of_a_test(name, tta, faces, monkeypatch):
+    module = module_of(name, tta=tta)
+    with fake_cuda(), pytest.raises(Enough):
+        trainer_on("cuda", monkeypatch).test(module, datamodule=data_of(faces))
+    assert {part.device.type for answer in module._seen for part in answer} == {"cuda"}
+    assert [len(answer[1]) for answer in module._seen] == [8, 8]
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_nor_does_an_augmentation_of_many_batches(augment):
+    if isinstance(augmentation(augment), TorchvisionAugment):
+        pytest.skip("image by image, from seeds that the host reads")
+    with fake_cuda():
+        images = torch.zeros(40, 1, 48, 48, dtype=torch.uint8, device="cuda")
+        index = torch.zeros(40, dtype=torch.int64, device="cuda")
+        out = augmentation(augment)(images, index, 0, 3, 128)
+    assert (out.device.type, out.dtype, out.shape) == ("cuda", torch.float32, (40, 1, 128, 128))
+
+
+@pytest.mark.parametrize("tta", VIEWS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nor_does_a_prediction(name, tta, faces):
+    net = network(name)
+    with fake_cuda():
+        clf = Classifier(net, INPUTS, "cuda")
+        assert clf.net_input(faces.images).device.type == "cuda"
+        # The only thing that is missing is what the answers are.
+        with pytest.raises(RuntimeError, match=r"\.numpy\(\)"):
+            clf.predict(faces.images, tta=tta, batch_size=32)
