@@ -127,6 +127,39 @@ def training(bench: Bench) -> Json:
     }
 
 
+def overhead(bench: Bench) -> Json:
+    """What a step costs beside the network: the recipe with one channel at 8 px, which hardly takes any time."""
+    hardly = ("model=fer_model0", "model.channels=[1]", "data.image_size=8", "augment=none")
+    steps = max(1, N_TRAINING // bench.machine["batch_size"])
+    limits = ("stages=[fit]", "trainer.limit_val_batches=1", "trainer.max_epochs=3")
+    way = bench.machine["precision"] + " channels_last" * bench.machine["channels_last"] + " eager"
+    turns = take_turns(
+        bench,
+        {
+            "network": contender(bench, "floor", *hardly, way=way, steps=steps),
+            "network, data": contender(bench, "raw_loop", *hardly, steps=steps),
+            "network, data, Lightning": contender(bench, "bare_trainer", *hardly, steps=steps),
+            "all but callbacks": train(bench, *hardly, *limits, "callbacks=none", "logger=none"),
+            "all": train(bench, *hardly, *limits),
+        },
+    )
+    rates = columns(turns, "images_per_second")
+    step_ms = {name: [1000 * bench.machine["batch_size"] / rate for rate in rates[name]] for name in rates}
+    network, data, lightning, no_callbacks, everything = step_ms.values()
+    parts = {
+        "Lightning": difference(lightning, data),
+        "ours: data": difference(data, network),
+        "ours: module, history, checkpoints": difference(no_callbacks, lightning),
+        "ours: drawing callbacks, TensorBoard": difference(everything, no_callbacks),
+    }
+    return {
+        "ratio": {"all / Lightning alone": ratio(everything, lightning)},
+        "step_ms": step_ms,
+        "ms_of_a_step": parts,
+        "notes": ["One channel at 8 px without augmentation; drawing itself is left out of a run's time."],
+    }
+
+
 def start(bench: Bench) -> Json:
     """Process start to the end of the first training step."""
     warm = train(bench, "stages=[fit]", "trainer.max_steps=1", "trainer.limit_val_batches=0")
@@ -230,7 +263,7 @@ def _threads(n: int) -> str:
 
 
 SECTIONS: dict[str, Callable[[Bench], Json]] = {
-    section.__name__: section for section in (data, training, start, memory, inference, growth)
+    section.__name__: section for section in (data, training, overhead, start, memory, inference, growth)
 }
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -146,6 +147,43 @@ def raw_loop(cfg: Config, steps: int) -> Json:
     return {"images_per_second": _rate(step, device, steps=steps)}
 
 
+class _Bare(LightningModule):
+    """The least that Lightning can train with: a network, a loss, an optimizer and its schedule."""
+
+    def __init__(self, net: nn.Module, layout: torch.memory_format, optim: Json) -> None:
+        super().__init__()
+        self.net = net
+        self.layout = layout
+        self.optim = optim
+        self.epochs_s: list[float] = []  # ends of the epochs, by the clock
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        logits = self.net(batch["images"].contiguous(memory_format=self.layout))
+        return F.cross_entropy(logits, batch["labels"])
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer, schedule = build_optimizer(self.net.parameters(), 10**9, 10**9, **self.optim)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_end(self) -> None:
+        _synchronise(self.device.type)
+        self.epochs_s.append(perf_counter())
+
+
+def bare_trainer(cfg: Config, steps: int) -> Json:
+    """The raw loop under Lightning's Trainer, without callbacks, loggers or metrics."""
+    data = _data(cfg)
+    arguments, _ = experiment.for_this_machine(cfg["trainer"])
+    module = _Bare(_net(cfg, "cpu", cfg["channels_last"]), _layout(cfg["channels_last"]), cfg["optim"])
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    nothing = dict.fromkeys((*off, "use_distributed_sampler"), False)
+    epochs = {"max_epochs": 3, "limit_train_batches": steps, "limit_val_batches": 0}
+    Trainer(**(arguments | epochs | nothing)).fit(module, datamodule=data)
+    seconds = np.diff(module.epochs_s)  # of every epoch but the first
+    images = min(steps * data.batch_size, len(data.rows(data.train_usages)))
+    return {"images_per_second": images / float(np.median(seconds))}
+
+
 def floor(cfg: Config, way: str, steps: int) -> Json:
     """The network on one batch that stays on the device: as fast as it trains without data, metrics or Trainer.
 
@@ -219,6 +257,7 @@ CONTENDERS: dict[str, Callable[..., Json]] = {
         per_image,
         pipeline,
         raw_loop,
+        bare_trainer,
         floor,
         inference,
     )

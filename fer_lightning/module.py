@@ -109,6 +109,14 @@ class EmotionClassifier(LightningModule):
         self._finite_steps = 0.0
         self._behind: dict[str, Any] | None = None  # what a run that goes on had done of its epoch
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook that it is in some 40 times a step, and nn.Module first looks for a parameter, a
+        # module and a buffer of that name.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
         return self.net(images.contiguous(memory_format=self.memory_format))  # type: ignore[no-any-return]
 

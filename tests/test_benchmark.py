@@ -40,6 +40,7 @@ ANSWERS = {
     "per_image": RATE,
     "pipeline": RATE | {"memory_mapped": True},
     "raw_loop": RATE,
+    "bare_trainer": RATE,
     "floor": RATE,
     "inference": RATE | {"p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0},
 }
@@ -133,6 +134,7 @@ def test_the_peers_augmentation_is_that_of_the_baseline():
         ("per_image", {"folder": "images", "workers": 0, "decode": True}),
         ("pipeline", {}),
         ("raw_loop", {"steps": 2}),
+        ("bare_trainer", {"steps": 2}),
         ("floor", {"way": "bf16-mixed channels_last eager", "steps": 2}),
         ("floor", {"way": "32-true contiguous eager", "steps": 2}),
         ("inference", {"batch_size": 1}),
@@ -214,6 +216,7 @@ def test_measuring_starts_without_torch():
 QUANTITIES = {
     "data": {"ratio", "images_per_second"},
     "training": {"ratio", "percent_of_our_step", "step_ms", "images_per_second"},
+    "overhead": {"ratio", "step_ms", "ms_of_a_step"},
     "start": {"ratio", "seconds_beyond_imports", "seconds"},
     "memory": {"ratio", "peak_mib_beyond_imports", "peak_mib", "peak_gpu_mib"},
     "inference": {"ratio", "images_per_second", "latency_ms"},
@@ -271,6 +274,24 @@ def test_a_training_step_by_its_parts(bench, monkeypatch):
         "data and augmentation": [pytest.approx(30)],
     }
     assert "bf16-mixed channels_last eager" in section["notes"][1]
+
+
+def test_the_cost_of_a_step_beside_the_network_is_taken_apart(bench, monkeypatch):
+    rates = {"floor": 64_000.0, "raw_loop": 32_000.0, "bare_trainer": 16_000.0}
+    trained = cycle((12_800.0, 8_000.0))  # without callbacks, and with
+    monkeypatch.setattr(
+        benchmark, "contender", lambda bench, name, *_, **__: lambda: {"images_per_second": rates[name]}
+    )
+    monkeypatch.setattr(benchmark, "train", lambda bench, *_: lambda: {"images_per_second": next(trained)})
+    section = benchmark.overhead(bench)
+    assert list(section["step_ms"].values()) == [[0.5], [1.0], [2.0], [2.5], [4.0]]
+    assert section["ms_of_a_step"] == {
+        "Lightning": [1.0],
+        "ours: data": [0.5],
+        "ours: module, history, checkpoints": [0.5],
+        "ours: drawing callbacks, TensorBoard": [1.5],
+    }
+    assert section["ratio"] == {"all / Lightning alone": [2.0]}
 
 
 def test_ratios_are_taken_within_a_turn():
