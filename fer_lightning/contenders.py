@@ -135,7 +135,7 @@ def raw_loop(cfg: Config, steps: int) -> Json:
     net = _net(cfg, device, cfg["channels_last"])
     if cfg["compile"]:
         net.compile(dynamic=False)
-    optimizer, schedule = build_optimizer(net.parameters(), 10**9, 10**9, **cfg["optim"])
+    optimizer, schedule = _optimizer(net, cfg)
     batches = _batches(data, device)
 
     def step() -> int:
@@ -150,11 +150,11 @@ def raw_loop(cfg: Config, steps: int) -> Json:
 class _Bare(LightningModule):
     """The least that Lightning can train with: a network, a loss, an optimizer and its schedule."""
 
-    def __init__(self, net: nn.Module, layout: torch.memory_format, optim: Json) -> None:
+    def __init__(self, cfg: Config) -> None:
         super().__init__()
-        self.net = net
-        self.layout = layout
-        self.optim = optim
+        self.cfg = cfg
+        self.layout = _layout(cfg["channels_last"])
+        self.net = _net(cfg, "cpu", cfg["channels_last"])
         self.epochs_s: list[float] = []  # ends of the epochs, by the clock
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -162,7 +162,7 @@ class _Bare(LightningModule):
         return F.cross_entropy(logits, batch["labels"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer, schedule = build_optimizer(self.net.parameters(), 10**9, 10**9, **self.optim)
+        optimizer, schedule = _optimizer(self.net, self.cfg)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_end(self) -> None:
@@ -174,7 +174,7 @@ def bare_trainer(cfg: Config, steps: int) -> Json:
     """The raw loop under Lightning's Trainer, without callbacks, loggers or metrics."""
     data = _data(cfg)
     arguments, _ = experiment.for_this_machine(cfg["trainer"])
-    module = _Bare(_net(cfg, "cpu", cfg["channels_last"]), _layout(cfg["channels_last"]), cfg["optim"])
+    module = _Bare(cfg)
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     nothing = dict.fromkeys((*off, "use_distributed_sampler"), False)
     epochs = {"max_epochs": 3, "limit_train_batches": steps, "limit_val_batches": 0}
@@ -201,10 +201,7 @@ def floor(cfg: Config, way: str, steps: int) -> Json:
     net = _net(cfg, device, channels_last)
     if "compiled" in flags:
         net.compile(dynamic=False)
-    options = {**cfg["optim"], "fused": True}
-    if "captured" in flags and options["name"] != "sgd":  # which can be captured as it is
-        options["capturable"] = True
-    optimizer, _ = build_optimizer(net.parameters(), 10**9, 10**9, **options)
+    optimizer, _ = _optimizer(net, cfg, captured="captured" in flags)
     images = torch.randn(n, 1, size, size, device=device).contiguous(memory_format=_layout(channels_last))
     labels = torch.randint(NUM_CLASSES, (n,), device=device)
     step: Callable[[], object] = partial(_train, net, optimizer, images, labels, precision)
@@ -216,6 +213,46 @@ def floor(cfg: Config, way: str, steps: int) -> Json:
         return n
 
     return {"images_per_second": _rate(counted, device, steps=steps)}
+
+
+def captured_loop(cfg: Config, steps: int, k: int) -> Json:
+    """An experiment: k whole steps, from the gather to the optimizer, replayed as one CUDA graph.
+
+    Their augmentation has the draws of epoch 0 throughout, and the learning rate stays. Without CUDA the steps run
+    one by one.
+    """
+    torch.backends.cudnn.benchmark = True
+    data, device = _data(cfg), _device(cfg)
+    data.device = torch.device(device)
+    loader = data.train_dataloader()
+    precision = experiment.for_this_machine(cfg["trainer"])[0]["precision"]
+    layout = _layout(cfg["channels_last"])
+    net = _net(cfg, device, cfg["channels_last"])
+    options = (
+        cfg["optim"] if cfg["optim"]["name"] == "sgd" or device != "cuda" else cfg["optim"] | {"capturable": True}
+    )
+    optimizer, _ = build_optimizer(net.parameters(), 10**9, 10**9, **options)
+    n = data.batch_size
+    rows = torch.zeros(k * n, dtype=torch.int64, device=loader.store.home)  # filled anew for each replay
+
+    def k_steps() -> None:
+        images, labels = loader.store.gather(rows)
+        images = loader.prepare(images, rows, 0).contiguous(memory_format=layout)
+        for batch in zip(images.split(n), labels.split(n), strict=True):  # type: ignore[no-untyped-call]
+            _train(net, optimizer, *batch, precision)
+
+    replay = _capture(k_steps) if device == "cuda" else k_steps
+    order = cycle(torch.cat(list(loader.sampler)).split(k * n))  # type: ignore[no-untyped-call]
+
+    def counted() -> int:
+        part = next(order)
+        if len(part) < k * n:  # the epoch's end
+            part = next(order)
+        rows.copy_(part)
+        replay()
+        return k * n
+
+    return {"images_per_second": _rate(counted, device, steps=max(1, steps // k))}
 
 
 def inference(cfg: Config, batch_size: int) -> Json:
@@ -259,6 +296,7 @@ CONTENDERS: dict[str, Callable[..., Json]] = {
         raw_loop,
         bare_trainer,
         floor,
+        captured_loop,
         inference,
     )
 }
@@ -327,6 +365,16 @@ def _batches(data: FaceDataModule, device: str) -> Iterator[tuple[Tensor, Tensor
 def _net(cfg: Config, device: str, channels_last: bool) -> nn.Module:
     net = build_model(image_size=cfg["data"]["image_size"], **cfg["model"])
     return net.to(device, memory_format=_layout(channels_last))  # type: ignore[call-overload, no-any-return]
+
+
+def _optimizer(
+    net: nn.Module, cfg: Config, captured: bool = False
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The recipe's, whose rate stays; `captured`: for a CUDA graph."""
+    options = dict(cfg["optim"])
+    if captured and options["name"] != "sgd":  # which can be captured as it is
+        options["capturable"] = True
+    return build_optimizer(net.parameters(), 10**9, 10**9, **options)
 
 
 def _train(

@@ -6,9 +6,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fer_lightning.checkpoint import InputSpec
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
 from fer_lightning.tta import answer, check_tta, mean_answer
+
+
+class OtherInput(nn.Module):
+    """A network that gets images made for another one: normalised as its own were, then resized to its size.
+
+    Args:
+        net: float (B, 1, h, w) -> logits (B, 7).
+        own: what `net` was trained on.
+        given: what the images are made for.
+    """
+
+    def __init__(self, net: nn.Module, own: InputSpec, given: InputSpec) -> None:
+        super().__init__()
+        self.net = net
+        self.size = (own.image_size, own.image_size)
+        self.factor, self.offset = given.std / own.std, (given.mean - own.mean) / own.std
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
+        own = self.factor * images + self.offset
+        if own.shape[-2:] != self.size:
+            own = F.interpolate(own, size=self.size, mode="bilinear", antialias=True)
+        logits: Tensor = self.net(own)
+        return logits
 
 
 class Teacher:

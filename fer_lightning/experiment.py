@@ -32,7 +32,7 @@ from fer_lightning.callbacks.history import History
 from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from, read_checkpoint
 from fer_lightning.classifier import checkpoint_path
 from fer_lightning.data.datamodule import FaceDataModule
-from fer_lightning.distillation import Teacher
+from fer_lightning.distillation import OtherInput, Teacher
 from fer_lightning.errors import Pruned, Stopped, UserError, did_you_mean
 from fer_lightning.module import LOGGED, EmotionClassifier
 from fer_lightning.output import write_atomically, write_json
@@ -72,21 +72,16 @@ def checkpoint_paths(ckpt: object) -> list[str]:
 def teacher(
     cfg: Mapping[str, Any], checkpoints: Sequence[Checkpoint], inputs: InputSpec, data: FaceDataModule
 ) -> Teacher | None:
-    """The networks that the one in training shall learn from, or None.
-
-    Raises:
-        UserError: one of them takes other images than the network in training.
-    """
-    for checkpoint in checkpoints:
-        if checkpoint.inputs != inputs:
-            raise UserError(
-                f"distill.ckpt={checkpoint.path} takes {checkpoint.inputs}, and this network {inputs}: a teacher "
-                "sees the student's images. Set data.image_size, data.mean and data.std to the teacher's."
-            )
-    nets = [net_from(checkpoint) for checkpoint in checkpoints]
-    how = {key: cfg[key] for key in ("weight", "temperature", "tta")}
-    if not nets:
+    """Return the networks that the one in training learns from, or None. Each may have an input of its own."""
+    if not checkpoints:
         return None
+    nets = [
+        net_from(checkpoint)
+        if checkpoint.inputs == inputs
+        else OtherInput(net_from(checkpoint), checkpoint.inputs, inputs)
+        for checkpoint in checkpoints
+    ]
+    how = {key: cfg[key] for key in ("weight", "temperature", "tta")}
     n_train = len(data.rows(data.train_usages))
     return Teacher(nets, **how, augment_epochs=data.augment_epochs, n_images=len(data.faces), n_train=n_train)
 

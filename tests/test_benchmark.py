@@ -41,6 +41,7 @@ ANSWERS = {
     "pipeline": RATE | {"memory_mapped": True},
     "raw_loop": RATE,
     "bare_trainer": RATE,
+    "captured_loop": RATE,
     "floor": RATE,
     "inference": RATE | {"p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0},
 }
@@ -135,6 +136,7 @@ def test_the_peers_augmentation_is_that_of_the_baseline():
         ("pipeline", {}),
         ("raw_loop", {"steps": 2}),
         ("bare_trainer", {"steps": 2}),
+        ("captured_loop", {"steps": 4, "k": 2}),
         ("floor", {"way": "bf16-mixed channels_last eager", "steps": 2}),
         ("floor", {"way": "32-true contiguous eager", "steps": 2}),
         ("inference", {"batch_size": 1}),

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fer_lightning.checkpoint import read_checkpoint
+from fer_lightning.checkpoint import InputSpec, read_checkpoint
 from fer_lightning.config import main
-from fer_lightning.distillation import Teacher
+from fer_lightning.data.augment import normalise
+from fer_lightning.distillation import OtherInput, Teacher
 from fer_lightning.errors import UserError
 from train import job
 
@@ -140,6 +141,29 @@ def test_a_run_with_teachers(taught):
     assert not torch.equal(student["net.classifier.weight"], alone["net.classifier.weight"])
 
 
-def test_a_teacher_that_takes_other_images_is_refused(taught, capsys):
-    assert main(job, ["name=student", f"distill.ckpt={taught}", "data.image_size=32", *SMALL]) == 1
-    assert "Set data.image_size, data.mean and data.std to the teacher's." in capsys.readouterr().err
+def test_a_teacher_of_another_input_gets_its_own_images(taught):
+    options = (
+        f"distill.ckpt={taught}",
+        "data.image_size=32",
+        "data.mean=0.4",
+        "data.std=0.2",
+        "distill.weight=1.0",
+    )
+    assert main(job, ["name=student", *options, *SMALL]) == 0
+
+
+def test_another_input_is_the_same_pixels():
+    pixels = torch.rand(3, 1, 24, 24)
+    seen = []
+
+    class Sees(nn.Module):
+        def forward(self, images):
+            seen.append(images)
+            return images.flatten(1)[:, :7]
+
+    given = InputSpec(24, 0.5, 0.25)
+    for size, mean, std in ((24, 0.3, 0.5), (32, 0.3, 0.5), (12, 0.5, 0.25)):
+        own = InputSpec(size, mean, std)
+        OtherInput(Sees(), own, given)(normalise(pixels, given.mean, given.std))
+        resized = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+        torch.testing.assert_close(seen[-1], normalise(resized, mean, std))
