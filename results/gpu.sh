@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# What this project wants a GPU for, as commands of less than ten minutes each:
+#
+#   results/gpu.sh check OUT       the tests' GPU part, the benchmark, the throughput of `best`, the speed run, `best`
+#   results/gpu.sh teachers OUT    a wide VGG, and `best` at 64 px
+#   results/gpu.sh student OUT     `best` again, which learns the answers of these three
+#   results/gpu.sh table OUT       the known recipe in two widths, seeds 1 and 2 of `best`, the benchmark's other parts
+#
+# Words after OUT are settings for all that trains. FER2013_PATH names the data. Runs and what was measured lie in runs/;
+# the same command again skips what is finished and goes on with the rest. Everything worth keeping is copied to OUT
+# after each step: a log, the benchmark with the runs' results.json, config.yaml and command.txt in runs.tar.gz, the
+# best weights of what was trained in half precision, and a table, which is printed at the end.
+#
+#   BUDGET_S=555          seconds after which a training is interrupted, to go on the next time, and none begins
+#   TEACHERS="A.pt B.pt"  the student's teachers besides those of the three that this machine has trained
+#   PLAN=1                print the commands and run nothing
+set -uo pipefail
+cd "$(dirname "$0")/.."
+call=${1:-} out=${2:-}
+case "$call" in check | teachers | student | table) ;; *) call= ;; esac
+if [ -z "$call" ] || [ -z "$out" ]; then
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+shift 2
+settings=("$@")
+mkdir -p "$out" runs
+out=$(cd "$out" && pwd)
+
+# Print a command, or run it within what is left of the time. What fails is told and counted; the others go on.
+failed=0
+run() {
+    if [ -n "${PLAN:-}" ]; then
+        printf '%q ' "$@"
+        echo
+        return
+    fi
+    local left=$((${BUDGET_S:-555} - SECONDS)) started=$SECONDS code=0
+    if [ "$left" -lt 15 ]; then
+        echo "--- no time left for: $*" | tee -a "$out/$call.log"
+        return
+    fi
+    echo "--- $*" | tee -a "$out/$call.log"
+    PYTHONUNBUFFERED=1 timeout --signal=INT --kill-after=20 "$left" "$@" 2>&1 | tee -a "$out/$call.log"
+    code=${PIPESTATUS[0]}
+    [ "$code" -eq 0 ] || failed=$((failed + 1))
+    echo "--- exit code $code after $((SECONDS - started)) s" | tee -a "$out/$call.log"
+    keep
+}
+
+# A training by its name, as a sweep of its seeds: those that are finished are skipped, the others go on.
+train() { run python train.py -m "name=$1" "${@:2}" ${settings[@]+"${settings[@]}"}; }
+
+# A section of the benchmark, unless it was measured before.
+benchmark() {
+    [ -f "runs/gpu-$1.json" ] ||
+        run python -m fer_lightning benchmark "$1" ${settings[@]+"${settings[@]}"} "${@:2}" --out "runs/gpu-$1.json"
+}
+
+# Copy what was found so far to OUT, and put it in a table.
+begun=$(date +%s)
+keep() { python results/gpu_results.py "$out" --since "$begun" >"$out/table.txt" 2>&1; }
+
+best=runs/best/gpu/0/checkpoints/best.ckpt
+wide=runs/best_cpu/gpu-wide/0/checkpoints/best.ckpt
+large=runs/best/gpu-64px/0/checkpoints/best.ckpt
+seldom=(callbacks.prediction_grid.every_n_epochs=20 callbacks.confusion_matrix.every_n_epochs=20)
+
+case "$call" in
+check)
+    run python -m pytest -q -m gpu
+    benchmark training --repeats 1 --steps 400
+    benchmark data --repeats 1
+    train gpu-throughput experiment=best data.batch_size=128,256,512 'stages=[fit]' trainer.max_epochs=3 \
+        trainer.limit_val_batches=1 callbacks=none logger=none
+    train gpu experiment=fast seed=0,1,2,3,4
+    train gpu experiment=best seed=0
+    ;;
+teachers)
+    train gpu experiment=best seed=0
+    train gpu-wide experiment=best_cpu seed=0 'model.channels=[64,128,256,512]' augment=strong callbacks=ema \
+        callbacks.ema.decay=0.999 tta=shifts data.batch_size=256 optim.lr=0.2 optim.warmup_epochs=5.0 \
+        trainer.max_epochs=200 "${seldom[@]}"
+    train gpu-64px experiment=best seed=0 data.image_size=64 trainer.max_epochs=110
+    ;;
+student)
+    teachers=(${TEACHERS:-})
+    for ckpt in "$best" "$wide" "$large"; do
+        if [ -f "$ckpt" ] || [ -n "${PLAN:-}" ]; then teachers+=("$ckpt"); fi
+    done
+    if [ "${#teachers[@]}" -eq 0 ]; then
+        echo "error: no teachers: run $0 teachers OUT first, or name checkpoints in TEACHERS." >&2
+        exit 1
+    fi
+    list="[$(IFS=, && echo "${teachers[*]}")]"
+    train gpu-student experiment=best seed=0 "distill.ckpt=$list" distill.weight=1.0 distill.tta=mirror \
+        data.augment_epochs=30 trainer.max_epochs=220
+    run python train.py "name=gpu-ensemble-$(date +%H%M%S)" 'stages=[test]' "ckpt=$list" tta=shifts
+    ;;
+table)
+    train gpu experiment=baseline seed=0,1,2 'model.channels=[16,32,128],[32,64,128]' "${seldom[@]}"
+    train gpu-seeds experiment=best seed=1,2
+    for section in overhead inference memory start; do benchmark "$section" --repeats 1; done
+    ;;
+esac
+[ -n "${PLAN:-}" ] && exit 0
+keep
+echo
+cat "$out/table.txt"
+exit $((failed > 0))

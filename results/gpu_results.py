@@ -1,0 +1,58 @@
+"""What the runs of results/gpu.sh came to: a table on stdout, and files in a folder that can leave the machine.
+
+python results/gpu_results.py FOLDER [--since SECONDS]
+"""
+
+import argparse
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fer_lightning.output import format_table, percent
+from fer_lightning.pretrained import halved
+
+KEPT = ("results.json", "config.yaml", "command.txt")  # of each run
+
+
+def row(folder: Path, results: dict[str, Any]) -> list[str]:
+    """Name, state, epochs, accuracies and speed of a run."""
+    tested = results["splits"] or {}
+    without = results["without_tta"] or tested
+
+    def of(splits: dict[str, Any], name: str) -> str:
+        return percent(splits[name]["accuracy"]) if name in splits else "-"
+
+    rate = results["images_per_second"]
+    return [
+        str(folder.relative_to("runs")),
+        results["status"],
+        str(len(results["history"])),
+        *(of(splits, name) for name in ("PublicTest", "PrivateTest") for splits in (without, tested)),
+        f"{results['train_seconds']:.0f}",
+        f"{rate:,.0f}" if rate else "-",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--since", type=float, default=0, help="only weights written since then, seconds of 1970")
+    args = parser.parse_args()
+    found = sorted(Path("runs").glob("*/gpu*/**/results.json"))
+    columns = ["run", "state", "epochs", "Public", "with views", "Private", "with views", "fit, s", "images/s"]
+    print(format_table(columns, [row(path.parent, json.loads(path.read_text())) for path in found]))
+    with tarfile.open(args.folder / "runs.tar.gz", "w:gz") as archive:
+        for path in [*Path("runs").glob("gpu-*.json"), *(path.with_name(name) for path in found for name in KEPT)]:
+            archive.add(path)
+    for path in found:
+        best = path.parent / "checkpoints" / "best.ckpt"
+        if path.parts[1] in ("best", "best_cpu") and best.exists() and best.stat().st_mtime >= args.since:
+            weights = halved(torch.load(best, map_location="cpu", weights_only=True))
+            torch.save(weights, args.folder / f"{'-'.join(path.parts[1:-1])}.pt")
+
+
+if __name__ == "__main__":
+    main()
