@@ -12,6 +12,7 @@
 # best weights of what was trained in half precision, and a table, which is printed at the end.
 #
 #   BUDGET_S=555          seconds after which a training is interrupted, to go on the next time, and none begins
+#   STEPS=400             training steps that the benchmark times
 #   TEACHERS="A.pt B.pt"  the student's teachers besides those of the three that this machine has trained
 #   PLAN=1                print the commands and run nothing
 set -uo pipefail
@@ -69,7 +70,7 @@ seldom=(callbacks.prediction_grid.every_n_epochs=20 callbacks.confusion_matrix.e
 case "$call" in
 check)
     run python -m pytest -q -m gpu
-    benchmark training --repeats 1 --steps 400
+    benchmark training --repeats 1 --steps "${STEPS:-400}"
     benchmark data --repeats 1
     train gpu-throughput experiment=best data.batch_size=128,256,512 'stages=[fit]' trainer.max_epochs=3 \
         trainer.limit_val_batches=1 callbacks=none logger=none
@@ -100,7 +101,7 @@ student)
 table)
     train gpu experiment=baseline seed=0,1,2 'model.channels=[16,32,128],[32,64,128]' "${seldom[@]}"
     train gpu-seeds experiment=best seed=1,2
-    for section in overhead inference memory start; do benchmark "$section" --repeats 1; done
+    for section in overhead inference memory start; do benchmark "$section" --repeats 1 --steps "${STEPS:-400}"; done
     ;;
 esac
 [ -n "${PLAN:-}" ] && exit 0

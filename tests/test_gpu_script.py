@@ -1,0 +1,101 @@
+"""results/gpu.sh: what it would run composes, and what it found leaves the machine. It trains nothing here."""
+
+import json
+import os
+import runpy
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from faults import run
+
+from fer_lightning.benchmark import SECTIONS
+from fer_lightning.checkpoint import read_checkpoint
+from fer_lightning.config import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+def plan(call, *settings):
+    """The commands that a call would run."""
+    done = subprocess.run(
+        ["bash", str(ROOT / "results/gpu.sh"), call, os.path.abspath("out"), *settings],
+        env={**os.environ, "PLAN": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("call", "runs"),
+    [
+        ("check", {"best/gpu-throughput": 3, "fast/gpu": 5, "best/gpu": 1}),
+        ("teachers", {"best/gpu": 1, "best_cpu/gpu-wide": 1, "best/gpu-64px": 1}),
+        ("student", {"best/gpu-student": 1, "default": 1}),
+        ("table", {"baseline/gpu": 6, "best/gpu-seeds": 2}),
+    ],
+)
+def test_every_command_composes(call, runs):
+    composed = []
+
+    def compose(cfg, run_dir):
+        composed.append(run_dir)
+        assert cfg["trainer"]["log_every_n_steps"] == 7
+        (run_dir / "results.json").write_text('{"status": "finished", "history": []}')
+
+    for command in plan(call, "trainer.log_every_n_steps=7"):
+        if command[:2] == ["python", "train.py"]:
+            # The ensemble's has no settings of a training's.
+            further = [] if "-m" in command else ["trainer.log_every_n_steps=7"]
+            assert main(compose, [*command[2:], *further]) == 0
+        else:
+            assert command[:3] == ["python", "-m", "pytest"] or command[4] in SECTIONS
+    parents = [str(run_dir.parent.relative_to("runs")) for run_dir in composed]
+    assert {parent: parents.count(parent) for parent in parents} == runs
+
+
+def test_the_student_learns_from_the_teachers_that_were_trained():
+    [student, ensemble] = plan("student")
+    [teachers] = [word.removeprefix("distill.ckpt=") for word in student if word.startswith("distill.ckpt=")]
+    assert f"ckpt={teachers}" in ensemble
+    trained = {
+        f"runs/{experiment}/{name}/0/checkpoints/best.ckpt"
+        for experiment, name in (("best", "gpu"), ("best_cpu", "gpu-wide"), ("best", "gpu-64px"))
+    }
+    assert set(teachers.strip("[]").split(",")) == trained
+
+
+def test_a_wrong_call_is_told_how_it_goes():
+    done = subprocess.run(["bash", str(ROOT / "results/gpu.sh"), "chekc", "out"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "results/gpu.sh check OUT" in done.stderr
+    assert not Path("out").exists()
+
+
+def test_what_was_found_leaves_in_a_few_files(monkeypatch, capsys):
+    run("-m", "experiment=best_cpu", "name=gpu-a", "seed=0", "trainer.max_epochs=1", "tta=mirror")
+    Path("runs/gpu-data.json").write_text("{}")
+    Path("out").mkdir()
+    monkeypatch.setattr(sys, "argv", ["gpu_results.py", "out"])
+    capsys.readouterr()
+    runpy.run_path(str(ROOT / "results/gpu_results.py"), run_name="__main__")
+    table = capsys.readouterr().out
+    results = json.loads(Path("runs/best_cpu/gpu-a/0/results.json").read_text())
+    assert "best_cpu/gpu-a/0" in table
+    assert f"{results['splits']['test']['accuracy']:.2%}" in table
+    with tarfile.open("out/runs.tar.gz") as archive:
+        assert sorted(archive.getnames()) == [
+            *(f"runs/best_cpu/gpu-a/0/{name}" for name in ("command.txt", "config.yaml", "results.json")),
+            "runs/gpu-data.json",
+        ]
+    shipped = read_checkpoint("out/best_cpu-gpu-a-0.pt").state_dict
+    for name, weight in read_checkpoint("runs/best_cpu/gpu-a/0/checkpoints/best.ckpt").state_dict.items():
+        torch.testing.assert_close(shipped[name].to(weight.dtype), weight, atol=1e-3, rtol=1e-3)
