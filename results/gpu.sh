@@ -72,8 +72,8 @@ check)
     run python -m pytest -q -m gpu
     benchmark training --repeats 1 --steps "${STEPS:-400}"
     benchmark data --repeats 1
-    train gpu-throughput experiment=best data.batch_size=128,256,512 'stages=[fit]' trainer.max_epochs=3 \
-        trainer.limit_val_batches=1 callbacks=none logger=none
+    train gpu-throughput experiment=best data.batch_size=128,256,512 trainer.benchmark=false,true 'stages=[fit]' \
+        trainer.max_epochs=2 trainer.limit_val_batches=1 callbacks=none logger=none
     train gpu experiment=fast seed=0,1,2,3,4
     train gpu experiment=best seed=0
     ;;

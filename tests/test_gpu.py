@@ -90,8 +90,8 @@ def test_a_run_comes_to_what_it_comes_to_on_the_cpu(device):
         for key in ("train_loss", "val_loss"):
             assert here[key] == pytest.approx(there[key], rel=2e-2)  # TF32 in convolutions
         assert (here["images"], here["lr"]) == (there["images"], there["lr"])
-    assert got["splits"].keys() == expected["splits"].keys()
-    assert got["loss"] == pytest.approx(expected["loss"], rel=5e-2)
+    for name, scores in expected["last_epoch"].items():  # another epoch may be the best one
+        assert got["last_epoch"][name]["loss"] == pytest.approx(scores["loss"], rel=5e-2)
 
 
 def test_what_a_machine_chooses_by_itself_learns(device, tmp_path):

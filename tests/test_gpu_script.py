@@ -37,7 +37,7 @@ def plan(call, *settings):
 @pytest.mark.parametrize(
     ("call", "runs"),
     [
-        ("check", {"best/gpu-throughput": 3, "fast/gpu": 5, "best/gpu": 1}),
+        ("check", {"best/gpu-throughput": 6, "fast/gpu": 5, "best/gpu": 1}),
         ("teachers", {"best/gpu": 1, "best_cpu/gpu-wide": 1, "best/gpu-64px": 1}),
         ("student", {"best/gpu-student": 1, "default": 1}),
         ("table", {"baseline/gpu": 6, "best/gpu-seeds": 2}),

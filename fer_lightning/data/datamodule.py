@@ -272,7 +272,9 @@ class FaceDataModule(LightningDataModule):
         return torch.from_numpy(np.flatnonzero(np.isin(self.faces.usage, usages)))
 
     def train_dataloader(self) -> FaceLoader:
-        return self._loader(self.train_usages, self.batch_size, self._augmented, self.seed)
+        # Lightning's overfit_batches is about the same batches in every epoch.
+        fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        return self._loader(self.train_usages, self.batch_size, self._augmented, None if fixed else self.seed)
 
     def val_dataloader(self) -> FaceLoader:
         return self._loader(self.val_usages, self.eval_batch_size, self._resized)

@@ -51,8 +51,9 @@ class Watcher(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def watch(data, epochs=1):
+def watch(data, epochs=1, **options):
     trainer = Trainer(
+        **options,
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
@@ -112,6 +113,12 @@ def test_each_epoch_has_an_order_of_its_own_and_every_image_once():
     batches = EpochBatches(torch.tensor(sorted(first)), 7, seed=3)
     batches.set_epoch(1)
     assert torch.cat(list(batches)).tolist() == second
+
+
+def test_overfit_batches_are_the_same_in_every_epoch():
+    got = watch(FaceDataModule(some_faces(), NoAugment(), 7, 48), epochs=3, overfit_batches=2)["train"]
+    first, *others = got["index"].view(3, 14)
+    assert all(torch.equal(order, first) for order in others)
 
 
 def test_augmentation_repeats_its_draws_and_not_the_order():
