@@ -4,7 +4,7 @@
 #   results/gpu.sh check OUT       the tests' GPU part, the benchmark, the throughput of `best`, the speed run, `best`
 #   results/gpu.sh teachers OUT    a wide VGG, and `best` at 64 px
 #   results/gpu.sh student OUT     `best` again, which learns the answers of these three
-#   results/gpu.sh table OUT       the known recipe in two widths, seeds 1 and 2 of `best`, the benchmark's other parts
+#   results/gpu.sh rest OUT        the known recipe in two widths, seeds 1 and 2 of `best`, the benchmark's other parts
 #
 # Words after OUT are settings for all that trains. FER2013_PATH names the data. Runs and what was measured lie in runs/;
 # the same command again skips what is finished and goes on with the rest. Everything worth keeping is copied to OUT
@@ -18,7 +18,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 call=${1:-} out=${2:-}
-case "$call" in check | teachers | student | table) ;; *) call= ;; esac
+case "$call" in check | teachers | student | rest) ;; *) call= ;; esac
 if [ -z "$call" ] || [ -z "$out" ]; then
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
     exit 2
@@ -65,7 +65,6 @@ keep() { python results/gpu_results.py "$out" --since "$begun" >"$out/table.txt"
 best=runs/best/gpu/0/checkpoints/best.ckpt
 wide=runs/best_cpu/gpu-wide/0/checkpoints/best.ckpt
 large=runs/best/gpu-64px/0/checkpoints/best.ckpt
-seldom=(callbacks.prediction_grid.every_n_epochs=20 callbacks.confusion_matrix.every_n_epochs=20)
 
 case "$call" in
 check)
@@ -79,9 +78,8 @@ check)
     ;;
 teachers)
     train gpu experiment=best seed=0
-    train gpu-wide experiment=best_cpu seed=0 'model.channels=[64,128,256,512]' augment=strong callbacks=ema \
-        callbacks.ema.decay=0.999 tta=shifts data.batch_size=256 optim.lr=0.2 optim.warmup_epochs=5.0 \
-        trainer.max_epochs=200 "${seldom[@]}"
+    train gpu-wide experiment=best_cpu seed=0 'model.channels=[64,128,256,512]' augment=strong callbacks=long \
+        tta=shifts data.batch_size=256 optim.lr=0.2 optim.warmup_epochs=5.0 trainer.max_epochs=200
     train gpu-64px experiment=best seed=0 data.image_size=64 trainer.max_epochs=110
     ;;
 student)
@@ -98,8 +96,9 @@ student)
         data.augment_epochs=30 trainer.max_epochs=220
     run python train.py "name=gpu-ensemble-$(date +%H%M%S)" 'stages=[test]' "ckpt=$list" tta=shifts
     ;;
-table)
-    train gpu experiment=baseline seed=0,1,2 'model.channels=[16,32,128],[32,64,128]' "${seldom[@]}"
+rest)
+    train gpu experiment=baseline seed=0,1,2 'model.channels=[16,32,128],[32,64,128]' \
+        callbacks.prediction_grid.every_n_epochs=20 callbacks.confusion_matrix.every_n_epochs=20
     train gpu-seeds experiment=best seed=1,2
     for section in overhead inference memory start; do benchmark "$section" --repeats 1 --steps "${STEPS:-400}"; done
     ;;

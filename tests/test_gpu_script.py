@@ -40,7 +40,7 @@ def plan(call, *settings):
         ("check", {"best/gpu-throughput": 6, "fast/gpu": 5, "best/gpu": 1}),
         ("teachers", {"best/gpu": 1, "best_cpu/gpu-wide": 1, "best/gpu-64px": 1}),
         ("student", {"best/gpu-student": 1, "default": 1}),
-        ("table", {"baseline/gpu": 6, "best/gpu-seeds": 2}),
+        ("rest", {"baseline/gpu": 6, "best/gpu-seeds": 2}),
     ],
 )
 def test_every_command_composes(call, runs):

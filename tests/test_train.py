@@ -526,6 +526,14 @@ def test_every_experiment_runs_on_files_in_the_real_format(experiment, tmp_path)
         assert np.isfinite(results["loss"])
 
 
+@pytest.mark.parametrize("experiment", [path.stem for path in sorted(CONF_DIR.glob("experiment/*.yaml"))])
+def test_an_experiment_leaves_no_callback_behind_that_was_chosen_away(experiment):
+    composed = []
+    arguments = [f"experiment={experiment}", "callbacks=none", "name=a"]
+    assert main(lambda cfg, run_dir: composed.append(cfg["callbacks"]), arguments) == 0
+    assert composed == [{}]
+
+
 # But optuna.yaml, which has its own tests in test_search.py.
 SWEEPS = [path.stem for path in sorted(CONF_DIR.glob("sweep/*.yaml")) if path.stem != "optuna"]
 
