@@ -39,7 +39,7 @@ run() {
     local left=$((${BUDGET_S:-555} - SECONDS)) started=$SECONDS code=0
     if [ "$left" -lt 15 ]; then
         echo "--- no time left for: $*" | tee -a "$out/$call.log"
-        return
+        return 1
     fi
     echo "--- $*" | tee -a "$out/$call.log"
     PYTHONUNBUFFERED=1 timeout --signal=INT --kill-after=20 "$left" "$@" 2>&1 | tee -a "$out/$call.log"
@@ -47,15 +47,17 @@ run() {
     [ "$code" -eq 0 ] || failed=$((failed + 1))
     echo "--- exit code $code after $((SECONDS - started)) s" | tee -a "$out/$call.log"
     keep
+    return "$code"
 }
 
 # A training by its name, as a sweep of its seeds: those that are finished are skipped, the others go on.
 train() { run python train.py -m "name=$1" "${@:2}" ${settings[@]+"${settings[@]}"}; }
 
-# A section of the benchmark, unless it was measured before.
+# A section of the benchmark, unless it was measured before, to its end.
 benchmark() {
-    [ -f "runs/gpu-$1.json" ] ||
-        run python -m fer_lightning benchmark "$1" ${settings[@]+"${settings[@]}"} "${@:2}" --out "runs/gpu-$1.json"
+    [ -f "runs/gpu-$1.json" ] && return
+    run python -m fer_lightning benchmark "$1" ${settings[@]+"${settings[@]}"} "${@:2}" --out "runs/gpu-$1-part.json" &&
+        [ -z "${PLAN:-}" ] && mv "runs/gpu-$1-part.json" "runs/gpu-$1.json" && keep
 }
 
 # Copy what was found so far to OUT, and put it in a table.

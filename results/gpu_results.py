@@ -18,19 +18,14 @@ KEPT = ("results.json", "config.yaml", "command.txt")  # of each run
 
 
 def row(folder: Path, results: dict[str, Any]) -> list[str]:
-    """Name, state, epochs, accuracies and speed of a run."""
-    tested = results["splits"] or {}
-    without = results["without_tta"] or tested
-    # PublicTest and PrivateTest, without views and with them; the third is both together.
-    accuracies = [
-        percent(list(splits.values())[n]["accuracy"]) for n in (0, 1) for splits in (without, tested) if splits
-    ]
+    """Name, state, epochs, accuracies with the run's views, and speed of a run."""
+    splits = list((results["splits"] or {}).values())  # PublicTest, PrivateTest, both together
     rate = results["images_per_second"]
     return [
         str(folder.relative_to("runs")),
         results["status"],
         str(len(results["history"])),
-        *(accuracies or ["-"] * 4),
+        *(percent(scores["accuracy"]) for scores in splits[:2] or [{"accuracy": None}] * 2),
         f"{results['train_seconds']:.0f}",
         f"{rate:,.0f}" if rate else "-",
     ]
@@ -42,7 +37,7 @@ def main() -> None:
     parser.add_argument("--since", type=float, default=0, help="only weights written since then, seconds of 1970")
     args = parser.parse_args()
     found = sorted(Path("runs").glob("*/gpu*/**/results.json"))
-    columns = ["run", "state", "epochs", "Public", "views", "Private", "views", "fit, s", "images/s"]
+    columns = ["run", "state", "epochs", "Public", "Private", "fit, s", "images/s"]
     print(format_table(columns, [row(path.parent, json.loads(path.read_text())) for path in found]))
     with tarfile.open(args.folder / "runs.tar.gz", "w:gz") as archive:
         for path in [*Path("runs").glob("gpu-*.json"), *(path.with_name(name) for path in found for name in KEPT)]:
