@@ -37,6 +37,7 @@ def job(cfg: Config, run_dir: Path) -> None:
     keep = experiment.checkpoints(run_dir, cfg["monitor"], **cfg["checkpoint"]) if fit else []
 
     hardware.keep_freed_memory()
+    hardware.prepare_cublas()
     seed_everything(cfg["seed"], verbose=False)
     batching = {key: cfg["data"][key] for key in FaceDataModule.SETTINGS if key in cfg["data"]}
     tested = [] if fit else starts

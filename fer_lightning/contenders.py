@@ -233,7 +233,11 @@ def captured_loop(cfg: Config, steps: int, k: int) -> Json:
     )
     optimizer, _ = build_optimizer(net.parameters(), 10**9, 10**9, **options)
     n = data.batch_size
-    rows = torch.zeros(k * n, dtype=torch.int64, device=loader.store.home)  # filled anew for each replay
+    if device == "cuda" and loader.store.home.type != device:
+        raise UserError("the dataset has no room in the GPU's memory, from which a graph has to take its batches.")
+    parts = torch.cat(list(loader.sampler)).split(k * n)  # type: ignore[no-untyped-call]
+    order = cycle([part for part in parts if len(part) == k * n])
+    rows = next(order).clone()  # filled anew for each replay
 
     def k_steps() -> None:
         images, labels = loader.store.gather(rows)
@@ -242,13 +246,9 @@ def captured_loop(cfg: Config, steps: int, k: int) -> Json:
             _train(net, optimizer, *batch, precision)
 
     replay = _capture(k_steps) if device == "cuda" else k_steps
-    order = cycle(torch.cat(list(loader.sampler)).split(k * n))  # type: ignore[no-untyped-call]
 
     def counted() -> int:
-        part = next(order)
-        if len(part) < k * n:  # the epoch's end
-            part = next(order)
-        rows.copy_(part)
+        rows.copy_(next(order))
         replay()
         return k * n
 

@@ -46,7 +46,8 @@ class Teacher:
         weight: part of the loss that is the distance from the teacher's answer; the rest is that from the labels.
         temperature: what both answers' logits are divided by; above 1 the less likely emotions count more.
         tta: the views of an image that the teacher's answer is the mean of, a key of tta.VIEWS.
-        augment_epochs: epochs after which the same images come again; the answers to them are kept.
+        augment_epochs: epochs after which the same images come again; the answers to them are kept, once an epoch
+            has asked for all of them. An epoch that is cut short, or shared by several processes, is asked anew.
         n_images: rows of the dataset that images are named by.
         n_train: images of an epoch.
 

@@ -227,7 +227,7 @@ def make_trainer(
     # Epochs are always logged, whatever the interval; and a resumed run's folder is there on purpose.
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # Its batches go on where they were: see EpochBatches.
+    # Its batches go on where they were: see FaceLoader.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     # What is logged is that of all processes already.
@@ -246,6 +246,9 @@ def make_trainer(
         "plugins": [AtomicCheckpointIO()],
         "use_distributed_sampler": False,  # EpochBatches deals the images out itself
     }
+    torch.use_deterministic_algorithms(
+        False
+    )  # Lightning leaves on what an earlier run of this process has asked for
     try:
         trainer = Trainer(**(ours | arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:

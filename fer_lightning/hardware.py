@@ -81,6 +81,15 @@ def has_room(device: torch.device, n_bytes: int) -> bool:
     return n_bytes <= free_bytes / 4
 
 
+def prepare_cublas() -> None:
+    """Choose the workspace by which cuBLAS is deterministic, which PyTorch's own default equals in size.
+
+    PyTorch looks for it once, at the first matrix product of the process. Lightning chooses it for
+    ``trainer.deterministic=true`` alone, which can come later: in the second run of a sweep.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def describe(kind: str) -> str:
     """The machine in a few words, e.g. "2 x Intel(R) Xeon(R) Processor @ 2.80GHz"."""
     if kind == "cuda" and torch.cuda.is_available():

@@ -165,7 +165,7 @@ class EmotionClassifier(LightningModule):
             # by its size, so that every image counts the same.
             total = loss.new_full((), len(labels), dtype=torch.float32)
             torch.distributed.all_reduce(total)
-            loss = loss * (len(labels) * self.trainer.world_size / total)
+            loss = loss * (len(labels) * self.trainer.world_size) / total
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

@@ -11,12 +11,15 @@
 # after each step: a log, the benchmark with the runs' results.json, config.yaml and command.txt in runs.tar.gz, the
 # best weights of what was trained in half precision, and a table, which is printed at the end.
 #
-#   BUDGET_S=555          seconds after which a training is interrupted, to go on the next time, and none begins
+#   BUDGET_S=540          seconds after which a training is interrupted, to go on the next time, and none begins
 #   STEPS=400             training steps that the benchmark times
-#   TEACHERS="A.pt B.pt"  the student's teachers besides those of the three that this machine has trained
+#   TEACHERS="A.pt B.pt"  the student's teachers besides those of the three that this machine has trained to the end
 #   PLAN=1                print the commands and run nothing
+#
+# Exit codes: 0 all is done, 1 something failed, 3 the time was up: the same command goes on. Ctrl-C stops it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 call=${1:-} out=${2:-}
 case "$call" in check | teachers | student | rest) ;; *) call= ;; esac
 if [ -z "$call" ] || [ -z "$out" ]; then
@@ -28,24 +31,27 @@ settings=("$@")
 mkdir -p "$out" runs
 out=$(cd "$out" && pwd)
 
-# Print a command, or run it within what is left of the time. What fails is told and counted; the others go on.
-failed=0
+# Print a command, or run it within what is left of the time. What fails is told; the others go on.
+failed=0 unfinished=0 stopped=
+trap 'stopped=1' INT
 run() {
     if [ -n "${PLAN:-}" ]; then
         printf '%q ' "$@"
         echo
         return
     fi
-    local left=$((${BUDGET_S:-555} - SECONDS)) started=$SECONDS code=0
-    if [ "$left" -lt 15 ]; then
-        echo "--- no time left for: $*" | tee -a "$out/$call.log"
+    [ -z "$stopped" ] || exit 130
+    local left=$((${BUDGET_S:-540} - SECONDS)) started=$SECONDS code=0
+    if [ "$left" -lt 1 ]; then
+        echo "--- no time left for: $*" | tee -ia "$out/$call.log"
+        unfinished=1
         return 1
     fi
-    echo "--- $*" | tee -a "$out/$call.log"
-    PYTHONUNBUFFERED=1 timeout --signal=INT --kill-after=20 "$left" "$@" 2>&1 | tee -a "$out/$call.log"
+    echo "--- $*" | tee -ia "$out/$call.log"
+    timeout --foreground --signal=INT --kill-after=20 "$left" "$@" 2>&1 | tee -ia "$out/$call.log"
     code=${PIPESTATUS[0]}
-    [ "$code" -eq 0 ] || failed=$((failed + 1))
-    echo "--- exit code $code after $((SECONDS - started)) s" | tee -a "$out/$call.log"
+    case "$code" in 0) ;; 124) unfinished=1 ;; *) failed=1 ;; esac
+    echo "--- exit code $code after $((SECONDS - started)) s" | tee -ia "$out/$call.log"
     keep
     return "$code"
 }
@@ -62,7 +68,11 @@ benchmark() {
 
 # Copy what was found so far to OUT, and put it in a table.
 begun=$(date +%s)
-keep() { python results/gpu_results.py "$out" --since "$begun" >"$out/table.txt" 2>&1; }
+keep() {
+    python results/gpu_results.py "$out" --since "$begun" >"$out/table.txt" 2>&1 && return
+    failed=1
+    cat "$out/table.txt"
+}
 
 best=runs/best/gpu/0/checkpoints/best.ckpt
 wide=runs/best_cpu/gpu-wide/0/checkpoints/best.ckpt
@@ -87,10 +97,11 @@ teachers)
 student)
     teachers=(${TEACHERS:-})
     for ckpt in "$best" "$wide" "$large"; do
-        if [ -f "$ckpt" ] || [ -n "${PLAN:-}" ]; then teachers+=("$ckpt"); fi
+        results=${ckpt%/checkpoints/*}/results.json
+        if [ -n "${PLAN:-}" ] || grep -qs '"status": "finished"' "$results"; then teachers+=("$ckpt"); fi
     done
     if [ "${#teachers[@]}" -eq 0 ]; then
-        echo "error: no teachers: run $0 teachers OUT first, or name checkpoints in TEACHERS." >&2
+        echo "error: no teachers: run $0 teachers OUT to its end, or name checkpoints in TEACHERS." >&2
         exit 1
     fi
     list="[$(IFS=, && echo "${teachers[*]}")]"
@@ -105,8 +116,8 @@ rest)
     for section in overhead inference memory start; do benchmark "$section" --repeats 1 --steps "${STEPS:-400}"; done
     ;;
 esac
-[ -n "${PLAN:-}" ] && exit 0
-keep
+[ -z "${PLAN:-}" ] || exit 0
 echo
 cat "$out/table.txt"
-exit $((failed > 0))
+[ "$unfinished" -eq 0 ] || echo "The time was up: the same command goes on."
+if [ "$failed" -ne 0 ]; then exit 1; elif [ "$unfinished" -ne 0 ]; then exit 3; fi

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import yaml
-from fake_gpu import Enough, trainer_on
+from fake_gpu import Enough, OneDevice, trainer_on
 from lightning.pytorch import Callback
 from torch._subclasses import FakeTensorMode
 
@@ -13,6 +13,7 @@ from fer_lightning.callbacks.ema import EMA
 from fer_lightning.checkpoint import InputSpec
 from fer_lightning.classifier import Classifier
 from fer_lightning.config import CONF_DIR, build
+from fer_lightning.data import datamodule
 from fer_lightning.data.augment import TorchvisionAugment
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.synthetic import synthetic_faces
@@ -49,8 +50,8 @@ def network(name):
 
 
 def data_of(faces, augment="strong"):
-    # The last of three training batches is smaller.
-    return FaceDataModule(faces, augmentation(augment), 16, INPUTS.image_size, eval_batch_size=8)
+    # Five training batches, two in a group.
+    return FaceDataModule(faces, augmentation(augment), 8, INPUTS.image_size, eval_batch_size=8)
 
 
 def module_of(name, optim="adam", teacher=None, **options):
@@ -64,7 +65,8 @@ def test_every_network_is_here():
 
 
 def fit(monkeypatch, faces, module, *callbacks, augment="strong", **options):
-    """Three training steps with all that belongs to them, up to where the epoch would end."""
+    """Four training steps with all that belongs to them, up to the epoch's last, whose loss is read."""
+    monkeypatch.setattr(datamodule, "GPU_GROUP_PIXELS", 2 * 8 * 48**2)  # gathered within the steps too
     data = data_of(faces, augment)
     ended = []
 
@@ -74,10 +76,11 @@ def fit(monkeypatch, faces, module, *callbacks, augment="strong", **options):
             assert outputs["loss"].device.type == "meta"
             ended.append(batch_idx)
 
-    # The third step is the epoch's last, whose loss is read: stop after two, and after the optimizer's update.
-    with pytest.raises(Enough):
-        trainer_on("meta", monkeypatch, *callbacks, Ended(), **options).fit(module, datamodule=data)
-    assert ended == [0, 1]
+    one_device = OneDevice()
+    trainer = trainer_on("meta", monkeypatch, *callbacks, Ended(), after=4, one_device=one_device, **options)
+    with one_device, pytest.raises(Enough):
+        trainer.fit(module, datamodule=data)
+    assert ended == [0, 1, 2, 3]
     assert {parameter.grad.device.type for parameter in module.parameters()} == {"meta"}
 
 
@@ -125,8 +128,9 @@ def test_nor_does_an_augmentation(augment, faces, monkeypatch):
         lambda loss: loss.cpu(),
         lambda loss: bool(loss > 0),
         lambda loss: loss + torch.ones(3),
+        lambda loss: loss + torch.ones(3).to(loss.device),
     ],
-    ids=["item", "tolist", "cpu", "if", "a tensor on the CPU"],
+    ids=["item", "tolist", "cpu", "if", "a tensor on the CPU", "a copy to the device"],
 )
 def test_what_would_wait_for_the_device_is_found(read, faces, monkeypatch):
     """The tests above can fail."""
@@ -135,9 +139,13 @@ def test_what_would_wait_for_the_device_is_found(read, faces, monkeypatch):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             read(outputs["loss"].detach())
 
-    trainer = trainer_on("meta", monkeypatch, Reads())
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        trainer.fit(module_of("fer_model0"), datamodule=data_of(faces))
+    one_device = OneDevice()
+    trainer, module = (
+        trainer_on("meta", monkeypatch, Reads(), after=4, one_device=one_device),
+        module_of("fer_model0"),
+    )
+    with one_device, pytest.raises((RuntimeError, NotImplementedError)):
+        trainer.fit(module, datamodule=data_of(faces))
 
 
 def fake_cuda():

@@ -3,6 +3,7 @@
 Each test runs on the CPU too, where it compares the CPU with itself: so that it works when there is a GPU to try.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -164,19 +165,21 @@ def test_a_stopped_run_goes_on_bit_for_bit(device, monkeypatch):
         run("name=stopped", *settings)
     assert main(job, ["resume=runs/default/stopped"]) == 0
     assert differences("runs/default/stopped", "runs/default/never") == []
+    torch.use_deterministic_algorithms(False)  # Lightning leaves it on
 
 
 def test_a_sweep_leaves_no_memory_behind(device, capsys):
     held_bytes = []
 
     def memory():
+        gc.collect()
         held_bytes.append(torch.cuda.memory_allocated() if device == "cuda" else 0)
 
     for seeds in ("0", "0,1"):
         run("-m", f"name=s{len(seeds)}", f"seed={seeds}", on(device), "trainer.max_epochs=1")
         memory()
     assert "2 runs in runs/default/s3" in capsys.readouterr().out
-    assert held_bytes[1] <= held_bytes[0] + 2**20
+    assert held_bytes[1] <= held_bytes[0] + 2**17  # the dataset of one run is 340 kB
 
 
 def test_ddp_with_one_device(device):

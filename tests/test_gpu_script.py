@@ -1,9 +1,10 @@
-"""results/gpu.sh: what it would run composes, and what it found leaves the machine. It trains nothing here."""
+"""results/gpu.sh: its commands compose, what fails or takes too long stops no other, what it found is copied."""
 
 import json
 import os
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -78,6 +79,75 @@ def test_a_wrong_call_is_told_how_it_goes():
     assert done.returncode == 2
     assert "results/gpu.sh check OUT" in done.stderr
     assert not Path("out").exists()
+
+
+# In the place of Python: the second part of the benchmark and the speed run fail, and the last training takes long.
+PYTHON = """#!/usr/bin/env bash
+echo "$*" >> "$STARTED"
+while [ $# -gt 1 ] && [ "$1" != --out ]; do words="$words $1"; shift; done
+[ "$1" = --out ] && echo '{}' > "$2"
+case "$words" in
+    *gpu_results*) echo "the table" ;;
+    *"benchmark data"*) exit 1 ;;
+    *"name=gpu experiment=fast"*) echo "error: no luck"; exit 1 ;;
+    *"name=gpu experiment=best"*) exec sleep 60 ;;
+esac
+"""
+
+
+@pytest.fixture
+def call(tmp_path):
+    """Runs the script in a copy of the project, with PYTHON in the place of Python."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text(PYTHON)
+    (tmp_path / "bin/python").chmod(0o755)
+    (tmp_path / "project/results").mkdir(parents=True)
+    script = shutil.copy(ROOT / "results/gpu.sh", tmp_path / "project/results")
+
+    def run_script(budget_s):
+        started = tmp_path / "started"
+        started.write_text("")
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", script, "check", str(tmp_path / "out")],
+            env={**os.environ, "PATH": path, "STARTED": str(started), "BUDGET_S": str(budget_s)},
+            capture_output=True,
+            text=True,
+        )
+        return done, [line for line in started.read_text().splitlines() if "gpu_results" not in line]
+
+    return run_script
+
+
+def test_what_fails_or_takes_too_long_stops_no_other_and_is_done_the_next_time(call, tmp_path):
+    done, started = call(budget_s=3)
+    assert done.returncode == 1
+    assert len(started) == 6
+    assert "error: no luck" in done.stdout
+    assert done.stdout.endswith("the table\nThe time was up: the same command goes on.\n")
+    log = (tmp_path / "out/check.log").read_text()
+    assert [line.split()[3] for line in log.splitlines() if "exit code" in line] == ["0", "0", "1", "0", "1", "124"]
+    # The first part of the benchmark is done with.
+    done, again = call(budget_s=3)
+    assert again == [line for line in started if "benchmark training" not in line]
+
+
+def test_a_call_without_time_does_nothing_and_says_so(call):
+    done, started = call(budget_s=0)
+    assert (done.returncode, started) == (3, [])
+    assert "no time left for: python -m pytest" in done.stdout
+
+
+def test_a_run_that_failed_early_is_in_the_table(monkeypatch, capsys):
+    folder = Path("runs/best/gpu-student/0")
+    folder.mkdir(parents=True)
+    Path("out").mkdir()
+    failed = {"command": "x", "history": [], "status": "failed", "error": "UserError: no such file"}
+    (folder / "results.json").write_text(json.dumps(failed))
+    monkeypatch.setattr(sys, "argv", ["gpu_results.py", "out"])
+    runpy.run_path(str(ROOT / "results/gpu_results.py"), run_name="__main__")
+    assert "best/gpu-student/0  failed" in capsys.readouterr().out
+    assert Path("out/runs.tar.gz").exists()
 
 
 def test_what_was_found_leaves_in_a_few_files(monkeypatch, capsys):

@@ -295,7 +295,8 @@ class FaceDataModule(LightningDataModule):
             self._store = FaceStore(self.faces, self.device)
         batches = EpochBatches(self.rows(usages).to(self._store.home), batch_size, seed, rank, world_size)
         pixels = GROUP_PIXELS if self.device.type == "cpu" else GPU_GROUP_PIXELS
-        group = max(1, pixels * world_size // (batch_size * self.image_size**2))
+        side = max(self.image_size, self.faces.images.shape[-1])  # images are warped at their own size, at least
+        group = max(1, pixels * world_size // (batch_size * side**2))
         return FaceLoader(self._store, batches, prepare, group, self._trained_on)
 
     def _trained_on(self) -> int:
