@@ -70,6 +70,21 @@ class Kill(Callback):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Killed(BaseException):
+    """As after a kill, nothing more is written."""
+
+
+class KilledAt(Callback):
+    """What `Kill` does, without a process of its own."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Killed
+
+
 def kill_at(path: str | Path) -> list[str]:
     """The settings of train.py that put `Kill` among the callbacks."""
     return ["+callbacks.kill._target_=faults.Kill", f"+callbacks.kill.path={path}"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from fake_fer2013 import fake_faces, write_folder
-from faults import STATEFUL, differences, results_of, run, with_callback
+from faults import STATEFUL, Killed, KilledAt, differences, results_of, run, with_callback
 from lightning.pytorch import Callback
 from PIL import Image
 
@@ -143,25 +143,12 @@ def test_training_steps_never_wait_for_the_gpu(device, monkeypatch):
     assert watch.steps == 3 * 7
 
 
-class Stopped(BaseException):
-    """As after a kill, nothing more is written."""
-
-
-class StopAt(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise Stopped
-
-
 def test_a_stopped_run_goes_on_bit_for_bit(device, monkeypatch):
     settings = [*STATEFUL, on(device), "trainer.deterministic=true", "checkpoint.every_n_minutes=1e-9"]
     settings += [EMA, "trainer.max_epochs=2"]
     run("name=never", *settings)
-    with_callback(monkeypatch, StopAt(11))
-    with pytest.raises(Stopped):
+    with_callback(monkeypatch, KilledAt(11))
+    with pytest.raises(Killed):
         run("name=stopped", *settings)
     assert main(job, ["resume=runs/default/stopped"]) == 0
     assert differences("runs/default/stopped", "runs/default/never") == []

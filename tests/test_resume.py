@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from fake_fer2013 import fake_faces, write_zip
-from faults import SMALL, STATEFUL, content, differences, kill_at, results_of, run, same, with_callback
-from lightning.pytorch import Callback
+from faults import (
+    SMALL,
+    STATEFUL,
+    Killed,
+    KilledAt,
+    content,
+    differences,
+    kill_at,
+    results_of,
+    run,
+    same,
+    with_callback,
+)
 
 from fer_lightning.config import main
 from train import job
@@ -50,21 +61,6 @@ def test_a_run_killed_at_a_step_ends_as_one_never_killed(minutes, resumed_after,
     assert f"resumed:  from last.ckpt, after step {resumed_after}\n" in capsys.readouterr().out
     assert differences(folder, "runs/default/never") == []
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-
-
-class Killed(BaseException):
-    """As after a kill, nothing more is written."""
-
-
-class KilledAt(Callback):
-    """What `faults.Kill` does, without a process of its own."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise Killed
 
 
 @pytest.mark.parametrize(
