@@ -246,9 +246,8 @@ def make_trainer(
         "plugins": [AtomicCheckpointIO()],
         "use_distributed_sampler": False,  # EpochBatches deals the images out itself
     }
-    torch.use_deterministic_algorithms(
-        False
-    )  # Lightning leaves on what an earlier run of this process has asked for
+    # Lightning leaves on what an earlier run of this process has asked for.
+    torch.use_deterministic_algorithms(False)
     try:
         trainer = Trainer(**(ours | arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:
