@@ -228,10 +228,7 @@ def captured_loop(cfg: Config, steps: int, k: int) -> Json:
     precision = experiment.for_this_machine(cfg["trainer"])[0]["precision"]
     layout = _layout(cfg["channels_last"])
     net = _net(cfg, device, cfg["channels_last"])
-    options = (
-        cfg["optim"] if cfg["optim"]["name"] == "sgd" or device != "cuda" else cfg["optim"] | {"capturable": True}
-    )
-    optimizer, _ = build_optimizer(net.parameters(), 10**9, 10**9, **options)
+    optimizer, _ = _optimizer(net, cfg, captured=device == "cuda")
     n = data.batch_size
     if device == "cuda" and loader.store.home.type != device:
         raise UserError("the dataset has no room in the GPU's memory, from which a graph has to take its batches.")
