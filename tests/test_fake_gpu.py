@@ -17,7 +17,7 @@ from fer_lightning.data import datamodule
 from fer_lightning.data.augment import TorchvisionAugment
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.synthetic import synthetic_faces
-from fer_lightning.distillation import Teacher
+from fer_lightning.distillation import OtherInput, Teacher
 from fer_lightning.models import build_model
 from fer_lightning.module import EmotionClassifier
 from fer_lightning.optim import build_optimizer
@@ -98,7 +98,8 @@ def test_nor_does_an_optimizer_or_what_belongs_to_its_step(optim, faces, monkeyp
 @pytest.mark.parametrize("tta", ["none", "mirror"])
 @pytest.mark.parametrize("augment_epochs", [None, 2])
 def test_nor_does_a_teacher(augment_epochs, tta, faces, monkeypatch):
-    nets = [network("fer_model0"), network("small_vgg")]
+    larger = build_model("fer_model0", image_size=48, **NETWORKS["fer_model0"])
+    nets = [network("small_vgg"), OtherInput(larger, InputSpec(48, 0.5, 0.5), INPUTS)]
     teacher = Teacher(nets, tta=tta, augment_epochs=augment_epochs, n_images=len(faces), n_train=40)
     fit(monkeypatch, faces, module_of("small_vgg", teacher=teacher), EMA(every_n_steps=2))
 
