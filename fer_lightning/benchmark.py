@@ -110,7 +110,7 @@ def training(bench: Bench) -> Json:
         },
     )
     rates = columns(turns, "images_per_second")
-    step_ms = {name: [1000 * bench.machine["batch_size"] / rate for rate in rates[name]] for name in rates}
+    step_ms = _step_ms(bench, rates)
     parts = {
         "Trainer, metrics, logging": difference(step_ms["ours"], step_ms["raw loop"]),
         "data and augmentation": difference(step_ms["raw loop"], step_ms["floor"]),
@@ -142,11 +142,10 @@ def overhead(bench: Bench) -> Json:
     hardly = ("model=fer_model0", "model.channels=[1]", "data.image_size=8", "augment=none")
     steps = max(1, N_TRAINING // bench.machine["batch_size"])
     limits = ("stages=[fit]", "trainer.limit_val_batches=1", "trainer.max_epochs=3")
-    way = bench.machine["precision"] + " channels_last" * bench.machine["channels_last"] + " eager"
     turns = take_turns(
         bench,
         {
-            "network": contender(bench, "floor", *hardly, way=way, steps=steps),
+            "network": contender(bench, "floor", *hardly, way=_way(bench), steps=steps),
             "network, data": contender(bench, "raw_loop", *hardly, steps=steps),
             "network, data, Lightning": contender(bench, "bare_trainer", *hardly, steps=steps),
             "all but callbacks": train(bench, *hardly, *limits, "callbacks=none", "logger=none"),
@@ -154,7 +153,7 @@ def overhead(bench: Bench) -> Json:
         },
     )
     rates = columns(turns, "images_per_second")
-    step_ms = {name: [1000 * bench.machine["batch_size"] / rate for rate in rates[name]] for name in rates}
+    step_ms = _step_ms(bench, rates)
     network, data, lightning, no_callbacks, everything = step_ms.values()
     parts = {
         "Lightning": difference(lightning, data),
@@ -244,9 +243,10 @@ def growth(bench: Bench) -> Json:
         pipelines[f"data path, {factor}x"] = contender(bench, "pipeline", *faces)
         pipelines[f"data path, {factor}x"]()  # not counted: it fills the cache
         runs[f"{factor}x: {n:,} faces"] = train(bench, *faces, *few)
-    way = machine["precision"] + " channels_last" * machine["channels_last"]
     networks = {
-        f"network, {size} px": contender(bench, "floor", f"data.image_size={size}", way=way, steps=bench.steps)
+        f"network, {size} px": contender(
+            bench, "floor", f"data.image_size={size}", way=_way(bench), steps=bench.steps
+        )
         for size in IMAGE_SIZES
     }
     turns = take_turns(bench, pipelines | runs | networks)
@@ -266,6 +266,17 @@ def growth(bench: Bench) -> Json:
         "peak_mib": columns(turns, "peak_mib", runs),
         "notes": [f"The images are {'' if mapped else 'NOT '}memory-mapped."],
     }
+
+
+def _step_ms(bench: Bench, rates: dict[str, Samples]) -> dict[str, Samples]:
+    """Milliseconds of a step, turn by turn, from images a second."""
+    return {name: [1000 * bench.machine["batch_size"] / rate for rate in rates[name]] for name in rates}
+
+
+def _way(bench: Bench) -> str:
+    """How train.py trains on this machine, as the contender `floor` takes it."""
+    layout = " channels_last" if bench.machine["channels_last"] else ""
+    return f"{bench.machine['precision']}{layout}"
 
 
 def _threads(n: int) -> str:

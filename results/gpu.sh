@@ -45,7 +45,7 @@ run() {
     if [ "$left" -lt 1 ]; then
         echo "--- no time left for: $*" | tee -ia "$out/$call.log"
         unfinished=1
-        return 1
+        return
     fi
     echo "--- $*" | tee -ia "$out/$call.log"
     timeout --foreground --signal=INT --kill-after=20 "$left" "$@" 2>&1 | tee -ia "$out/$call.log"
@@ -53,7 +53,6 @@ run() {
     case "$code" in 0) ;; 124) unfinished=1 ;; *) failed=1 ;; esac
     echo "--- exit code $code after $((SECONDS - started)) s" | tee -ia "$out/$call.log"
     keep
-    return "$code"
 }
 
 # A training by its name, as a sweep of its seeds: those that are finished are skipped, the others go on.
@@ -61,9 +60,8 @@ train() { run python train.py -m "name=$1" "${@:2}" ${settings[@]+"${settings[@]
 
 # A section of the benchmark, unless it was measured before, to its end.
 benchmark() {
-    [ -f "runs/gpu-$1.json" ] && return
-    run python -m fer_lightning benchmark "$1" ${settings[@]+"${settings[@]}"} "${@:2}" --out "runs/gpu-$1-part.json" &&
-        [ -z "${PLAN:-}" ] && mv "runs/gpu-$1-part.json" "runs/gpu-$1.json" && keep
+    grep -qs "\"$1\": {" "runs/gpu-$1.json" ||
+        run python -m fer_lightning benchmark "$1" ${settings[@]+"${settings[@]}"} "${@:2}" --out "runs/gpu-$1.json"
 }
 
 # Copy what was found so far to OUT, and put it in a table.
@@ -118,6 +116,6 @@ rest)
 esac
 [ -z "${PLAN:-}" ] || exit 0
 echo
-cat "$out/table.txt"
+[ ! -f "$out/table.txt" ] || cat "$out/table.txt"
 [ "$unfinished" -eq 0 ] || echo "The time was up: the same command goes on."
 if [ "$failed" -ne 0 ]; then exit 1; elif [ "$unfinished" -ne 0 ]; then exit 3; fi

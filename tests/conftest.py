@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from fer_lightning import hardware
+
 # As train.py does: the first product on a GPU decides for the whole process whether they can be deterministic.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+hardware.prepare_cublas()
 
 # Absolute, for the tests work in folders of their own.
 REAL_DATA = os.environ.get("FER2013_PATH") and os.path.abspath(os.environ["FER2013_PATH"])

@@ -44,12 +44,9 @@ class FaceStore:
     def __init__(self, faces: Faces, device: torch.device) -> None:
         self.faces = faces
         self.device = device
-        self._resident: tuple[Tensor, Tensor] | None = None
+        self._resident: list[Tensor] | None = None
         if hardware.has_room(device, faces.images.nbytes):
-            self._resident = (
-                torch.tensor(faces.images).unsqueeze(1).to(device),
-                torch.tensor(faces.labels).to(device),
-            )
+            self._resident = [torch.tensor(part).to(device) for part in (faces.images, faces.labels)]
 
     @property
     def home(self) -> torch.device:
@@ -59,11 +56,11 @@ class FaceStore:
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return images and labels on the device: int64 (B,) -> uint8 (B, 1, 48, 48), int64 (B,)."""
         if self._resident is not None:
-            images, labels = self._resident
-            return images[rows], labels[rows]
-        at = rows.numpy()
-        gathered = torch.from_numpy(self.faces.images[at]).unsqueeze(1), torch.from_numpy(self.faces.labels[at])
-        return gathered[0].to(self.device), gathered[1].to(self.device)
+            images, labels = (part[rows] for part in self._resident)
+        else:
+            parts = (self.faces.images, self.faces.labels)
+            images, labels = (torch.from_numpy(part[rows.numpy()]).to(self.device) for part in parts)
+        return images.unsqueeze(1), labels
 
 
 class EpochBatches(Sampler[Tensor]):
