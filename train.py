@@ -18,6 +18,7 @@ def job(cfg: Config, run_dir: Path) -> None:
     from lightning.pytorch import seed_everything
 
     from fer_lightning import experiment, hardware
+    from fer_lightning.arguments import check_options
     from fer_lightning.callbacks.dashboard import Dashboard
     from fer_lightning.callbacks.history import History
     from fer_lightning.checkpoint import InputSpec, load_weights, read_checkpoint
@@ -51,6 +52,7 @@ def job(cfg: Config, run_dir: Path) -> None:
     augment = build(cfg["augment"])
     # A network that is only tested gets the input that it was trained on.
     inputs_of = [experiment.own_input(checkpoint) for checkpoint in tested] or [{}]
+    check_options(FaceDataModule, "data", batching, faces, augment)
     datas = [FaceDataModule(faces, augment, seed=cfg["seed"], **(batching | own)) for own in inputs_of]
     data = datas[0]
 
@@ -59,6 +61,7 @@ def job(cfg: Config, run_dir: Path) -> None:
     else:
         inputs = InputSpec(data.image_size, data.mean, data.std)
         net = build_model(image_size=data.image_size, **cfg["model"])
+        check_options(build_optimizer, "optim", cfg["optim"], [], 1, 1)
         optimizer = partial(build_optimizer, **cfg["optim"])
         module = EmotionClassifier(
             net,
@@ -89,7 +92,7 @@ def job(cfg: Config, run_dir: Path) -> None:
         purge_step=last.global_step + 1 if last else 0 if cfg["resume"] else None,
     )
     # History comes after what draws, so that its clock leaves drawing out.
-    callbacks = [*(build(node) for node in cfg["callbacks"].values()), history, dashboard, *keep]
+    callbacks = [*experiment.build_callbacks(cfg["callbacks"], build), history, dashboard, *keep]
     trainer = experiment.make_trainer(logger or False, callbacks, run_dir, trainer_arguments)
     results["processes"] = trainer.world_size
 

@@ -7,7 +7,8 @@ from typing import NoReturn
 
 from fer_lightning import benchmark
 from fer_lightning.commands import audit, demo, evaluate, explain, export, predict, runs
-from fer_lightning.errors import UserError, did_you_mean, exit_code
+from fer_lightning.errors import UserError, did_you_mean
+from fer_lightning.exit import exit_code
 
 COMMANDS = {
     "predict": predict,
@@ -35,12 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 a mistake of the person's or in the data, 130 or 143 interrupted.
     """
-    return exit_code(lambda: _run(list(sys.argv[1:] if arguments is None else arguments)))
+    return exit_code(_run, sys.argv[1:] if arguments is None else arguments)
 
 
 def _run(arguments: list[str]) -> int:
     parser = _Parser(
-        "fer-lightning", description="Tools around the training; python train.py --help is about that."
+        "fer-lightning",
+        description="Tools around the training; python train.py --help is about that.",
+        epilog="--traceback, or FER_LIGHTNING_TRACEBACK=1, shows the cause behind an error's line.",
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parsers = {}

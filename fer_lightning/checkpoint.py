@@ -7,12 +7,12 @@ import zipfile
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
+from fer_lightning.arguments import first_line
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models import build_model
@@ -56,46 +56,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             are in another order, or one with weights that are not finite.
     """
     path = Path(path)
+    content = _load(path)
     try:
-        _check_archive(path)
-        # From memory: from a file cut short torch may raise OSError too.
-        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(
-            f"ckpt={path} cannot be read: {error.strerror}. Give a run's checkpoints/best.ckpt."
-        ) from error
-    except UnpicklingError as error:
-        raise UserError(
-            f"ckpt={path} is not a checkpoint of plain weights: it is damaged, or loading it could run code, so it "
-            "was not loaded."
-        ) from error
-    except (
-        *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError),
-        *(AssertionError, zipfile.BadZipFile, NotImplementedError),
-    ) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"ckpt={path} is damaged or not a checkpoint: {why}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"ckpt={path} was not written by this project: it holds one {type(content).__name__}.")
-    try:
-        ours = content["fer_lightning"]
-        _check_header(ours, content["state_dict"])
-        found = Checkpoint(
-            path=path,
-            epoch=int(content["epoch"]),
-            global_step=int(content["global_step"]),
-            inputs=InputSpec(
-                int(ours["image_size"]), float(ours["mean"]), float(ours["std"]), tuple(ours["classes"])
-            ),
-            model=dict(ours["model"]),
-            val_split=ours.get("val_split"),
-            data_fingerprint=ours.get("data_fingerprint"),
-            state_dict=content["state_dict"],
-        )
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise UserError(
-            f"ckpt={path} was not written by this project: {error} is missing or of the wrong kind."
-        ) from error
+        found = _parsed(path, content)
+    except _ForeignError as error:
+        raise UserError(f"ckpt={path} was not written by this project: {error}.") from error
     if found.inputs.classes != EMOTIONS:
         raise UserError(
             f"ckpt={path} was trained on the classes {reprlib.repr(found.inputs.classes)}, not on {EMOTIONS}."
@@ -108,49 +73,107 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return found
 
 
-def _check_archive(path: Path) -> None:
-    """Raises for what would take more memory than the file has bytes, or names more than plain tensors."""
-    with zipfile.ZipFile(path) as archive:
+def _load(path: Path) -> Any:
+    """Return what a file holds, once nothing in it can execute or take more memory than the file has bytes."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"ckpt={path} cannot be read: {error.strerror}. Give a run's checkpoints/best.ckpt."
+        ) from error
+    try:
+        names, why = _pickled_names(content)
+    except Exception as error:  # zipfile and pickletools raise nearly anything for what is damaged
+        raise UserError(f"ckpt={path} is damaged or not a checkpoint: {first_line(error)}") from error
+    foreign = sorted(
+        name for name in names if not (name in _PLAIN or (name.startswith("torch ") and name.endswith("Storage")))
+    )
+    if why or foreign:
+        raise UserError(
+            f"ckpt={path} is not a checkpoint of plain weights: it is damaged, or loading it could run code, so it "
+            f"was not loaded ({why or reprlib.repr(foreign[0])})."
+        )
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # and so does torch
+        raise UserError(f"ckpt={path} is damaged or not a checkpoint: {first_line(error)}") from error
+
+
+def _pickled_names(content: bytes) -> tuple[set[str], str]:
+    """Return the classes and functions that an archive of torch.save names, and why not to load it, or ""."""
+    names: set[str] = set()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         # torch.save packs nothing, so what it has written cannot unpack to more.
-        if sum(member.file_size for member in members) > path.stat().st_size:
-            raise UnpicklingError("more bytes than the file has")
+        if sum(member.file_size for member in members) > len(content):
+            return names, "more bytes than the file has"
         if (damaged := archive.testzip()) is not None:
-            raise UnpicklingError(f"damaged: {damaged}")
+            return names, f"damaged: {reprlib.repr(damaged)}"
         for member in members:
             if member.filename.rpartition("/")[2] == "data.pkl":
                 for opcode, name, _ in pickletools.genops(archive.read(member)):
-                    if opcode.name in ("GLOBAL", "STACK_GLOBAL") and not (
-                        name in _PLAIN or (str(name).startswith("torch ") and str(name).endswith("Storage"))
-                    ):
-                        raise UnpicklingError(f"not a plain value: {name}")
+                    if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                        names.add(str(name))
+    return names, ""
 
 
-def _check_header(ours: Any, weights: Any) -> None:
-    """Raises TypeError or ValueError for a header or weights that this project does not write."""
-    if not (isinstance(ours, dict) and isinstance(ours["model"], dict) and isinstance(weights, dict)):
-        raise TypeError("header or state_dict")
-    if not isinstance(ours["model"]["name"], str) or "image_size" in ours["model"]:
-        raise TypeError("model")
-    for name, value in ours["model"].items():
+class _ForeignError(Exception):
+    """What in a checkpoint is missing or is not what this project writes."""
+
+
+def _parsed(path: Path, content: Any) -> Checkpoint:
+    """Check everything that a checkpoint says before any of it is used."""
+    header = _field(content, "fer_lightning", dict)
+    inputs = InputSpec(
+        image_size=_field(header, "image_size", int),
+        mean=float(_field(header, "mean", int | float)),
+        std=float(_field(header, "std", int | float)),
+        classes=tuple(_field(header, "classes", list | tuple)),
+    )
+    if not 1 <= inputs.image_size <= MAX_IMAGE_SIZE:
+        raise _ForeignError(f"image_size={inputs.image_size}")
+    if not (isfinite(inputs.mean) and isfinite(inputs.std) and inputs.std > 0):
+        raise _ForeignError(f"mean={inputs.mean}, std={inputs.std}")
+    if not all(isinstance(one, str) for one in inputs.classes):
+        raise _ForeignError("a class without a name")
+    model = _field(header, "model", dict)
+    _field(model, "name", str)
+    for name, value in model.items():
         values = value if isinstance(value, list | tuple) else [value]
-        if not isinstance(name, str) or not all(isinstance(one, int | float | str | None) for one in values):
-            raise TypeError("model")
-    if not 1 <= int(ours["image_size"]) <= MAX_IMAGE_SIZE:
-        raise ValueError("image_size")
-    if not (isfinite(ours["mean"]) and isfinite(ours["std"]) and ours["std"] > 0):
-        raise ValueError("mean or std")
-    if not all(isinstance(one, str) for one in ours["classes"]):
-        raise TypeError("classes")
-    for name in ("val_split", "data_fingerprint"):
-        if not isinstance(ours.get(name), str | None):
-            raise TypeError(name)
-    for name, tensor in weights.items():
+        plain = all(isinstance(one, int | float | str | None) for one in values)
+        if not isinstance(name, str) or name == "image_size" or not plain:
+            raise _ForeignError(f"model: {reprlib.repr(name)}")
+    state_dict = _field(content, "state_dict", dict)
+    for name, tensor in state_dict.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise TypeError("state_dict")
+            raise _ForeignError(f"state_dict: {reprlib.repr(name)}")
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise _ForeignError(f"state_dict: {reprlib.repr(name)} is not a plain tensor")
         # A view that repeats its numbers could be of any size.
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError("state_dict")
+            raise _ForeignError(f"state_dict: {reprlib.repr(name)} repeats its numbers")
+    return Checkpoint(
+        path=path,
+        epoch=_field(content, "epoch", int),
+        global_step=_field(content, "global_step", int),
+        inputs=inputs,
+        model=model,
+        val_split=_field(header, "val_split", str | None, None),
+        data_fingerprint=_field(header, "data_fingerprint", str | None, None),
+        state_dict=state_dict,
+    )
+
+
+def _field(content: Any, name: str, kind: Any, *default: Any) -> Any:
+    """Return an entry of a dict, of this type."""
+    if not isinstance(content, dict):
+        raise _ForeignError(f"it holds one {type(content).__name__}")
+    if name not in content and default:
+        return default[0]
+    value = content.get(name)
+    if name not in content or not isinstance(value, kind) or (isinstance(value, int) and abs(value) >= 2**63):
+        raise _ForeignError(f"{name} is missing or of the wrong kind")
+    return value
 
 
 def load_weights(net: nn.Module, checkpoint: Checkpoint) -> None:

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from datetime import datetime
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,7 +35,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning import runs
-from fer_lightning.errors import UserError, did_you_mean, exit_code
+from fer_lightning.arguments import call
+from fer_lightning.errors import UserError, did_you_mean
+from fer_lightning.exit import exit_code
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -91,8 +94,9 @@ TRAINER_ARGUMENTS = (
     "model_registry",
 )
 
-# Below these a person may add keys of their own: what is built there checks its arguments itself.
-_OPEN_NODES = ("callbacks", "logger", "augment.transforms", "hydra")
+# Below these anybody may add keys, without a plus sign: `build` checks the arguments of what is built there.
+_NEW_KEYS = ("callbacks", "logger")
+_OPEN_NODES = (*_NEW_KEYS, "augment.transforms", "hydra")
 
 
 def main(job: Job, arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +109,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 a mistake of the person's or a failed run, 130 or 143 interrupted.
     """
-    return exit_code(lambda: _run(job, list(sys.argv[1:] if arguments is None else arguments)))
+    return exit_code(lambda rest: _run(job, rest), sys.argv[1:] if arguments is None else arguments)
 
 
 def _run(job: Job, arguments: list[str]) -> int:
@@ -136,13 +140,14 @@ def _run(job: Job, arguments: list[str]) -> int:
             params = [f"{key}={values}" for key, values in (sweeper.params or {}).items()]
             runs.begin_sweep(folder, params + [str(o.input_line) for o in overrides if _numbers_runs(o)])
             sweep = runs.Sweep(folder)
-    failed: list[str] = []
+    failed = False
+    raised: list[Exception] = []
 
     def task(cfg: DictConfig) -> None:
         hydra_cfg = HydraConfig.get()
         plain = _plain(cfg)
         plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
-        # As the person may write them: the pluses are `_check`'s.
+        # As users write them: the pluses are those of `_check`.
         plain["overrides"] = [text.removeprefix("++") for text in hydra_cfg.overrides.task]
         run_dir = Path(os.path.relpath(hydra_cfg.runtime.output_dir))
         if sweep is not None:
@@ -151,10 +156,10 @@ def _run(job: Job, arguments: list[str]) -> int:
             return
         try:
             _alone(job, plain, run_dir)
-        except UserError as error:
-            # Not raised further: Hydra would print a traceback for what one line says.
-            print(f"error: {error}", file=sys.stderr)
-            failed.append(str(error))
+        except Exception as error:  # noqa: BLE001
+            raised.append(
+                error
+            )  # again below: Hydra would shorten a bug's traceback, and print one for a UserError
 
     # Hydra reads the process's own command line.
     sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + rewritten
@@ -165,9 +170,11 @@ def _run(job: Job, arguments: list[str]) -> int:
             hydra_main()
     except SystemExit as left:  # how Hydra leaves after printing what went wrong
         if left.code:
-            failed.append(str(left.code))
+            failed = True
             if sweep is not None:
                 runs.remove_unbegun(sweep.folder)
+    if raised:
+        raise raised[0]
     if sweep is not None:
         return 1 if sweep.report() or failed else 0
     return 1 if failed else 0
@@ -233,21 +240,57 @@ def _join_run(job: Job, process: str, folder: str) -> int:
 
 
 def build(node: Any, **arguments: Any) -> Any:
-    """The object that a configuration node's ``_target_`` names, built with the node's other keys.
+    """Build the object that a configuration node names, and those within it.
 
     Args:
-        node: a dict with a ``_target_``, or a dict or list of such.
+        node: a dict with a ``_target_``, the dotted name of a class or function, and its arguments; or a dict or
+            list of such. ``_args_`` holds positional arguments; ``_partial_: true`` asks for a partial function.
         arguments: further keyword arguments of the outermost one.
 
     Raises:
-        UserError: the target does not exist or does not take these arguments.
+        UserError: the target does not exist, or does not take these arguments. What else the target raises is a bug
+            in it, and passes unchanged.
     """
-    try:
-        return hydra.utils.instantiate(node, **arguments, _convert_="all")
-    except HydraException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise UserError(_first_lines(error)) from error
+    if isinstance(node, list):
+        return [build(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    options = {key: build(value) for key, value in node.items() if key not in _BUILD_KEYS} | arguments
+    if "_target_" not in node:
+        return options
+    name = node["_target_"]
+    target, positional = _locate(name), build(node.get("_args_", []))
+    if node.get("_partial_"):
+        return partial(target, *positional, **options)
+    return call(target, str(name), options, *positional)
+
+
+_BUILD_KEYS = ("_target_", "_args_", "_partial_")
+
+
+def _locate(name: Any) -> Callable[..., Any]:
+    """Return the class or function of a dotted name.
+
+    Raises:
+        UserError: there is none. An exception of the module itself passes unchanged.
+    """
+    parts = str(name).split(".")
+    for n_modules in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:n_modules])
+        try:
+            found: Any = import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # of an import within the module
+            continue
+        for part in parts[n_modules:]:
+            if not hasattr(found, part):
+                raise UserError(f"_target_={name}: {found.__name__} has no {part}.{did_you_mean(part, dir(found))}")
+            found = getattr(found, part)
+        if not callable(found):
+            raise UserError(f"_target_={name} is neither a class nor a function.")
+        return found  # type: ignore[no-any-return]
+    raise UserError(f"_target_={name}: there is no module {parts[0]}; the full name of a class is expected.")
 
 
 def to_yaml(cfg: Config) -> str:
@@ -274,11 +317,11 @@ def _flags(arguments: list[str]) -> argparse.Namespace:
 def _parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
-    except HydraException:
+    except HydraException as error:
         raise UserError(
             f"cannot read {text!r}: a setting is NAME=value, e.g. trainer.max_epochs=20. "
             "A value with spaces, commas or brackets of its own needs quotes within quotes: 'name=\"a, b\"'."
-        ) from None
+        ) from error
 
 
 def _folder(overrides: list[Override], multirun: bool) -> Path:
@@ -360,10 +403,12 @@ def _check(overrides: list[Override]) -> tuple[list[str], DictConfig]:
     for o in overrides:
         text = o.input_line
         assert text is not None
-        if not _is_group(o.key_or_group) and not _is_open(o.key_or_group):
-            if o.key_or_group.startswith("trainer.") and not o.is_delete():
+        if not _is_group(o.key_or_group):
+            takes_any = o.key_or_group.startswith(("trainer.", *(f"{node}." for node in _NEW_KEYS)))
+            if takes_any and not o.is_delete():
                 text = "++" + text.lstrip("+")
-            _check_value(o, cfg)
+            if not _is_open(o.key_or_group):
+                _check_value(o, cfg)
         rewritten.append(text)
     # Once as a whole, for what Hydra would refuse at length; a group that is swept stands for its first choice.
     final = [_parse(text) for text in rewritten]
@@ -397,8 +442,8 @@ def _check_search(sweeper: DictConfig, overrides: list[Override]) -> None:
 def _check_launcher(name: str, target: str) -> None:
     try:
         import_module(target.rpartition(".")[0])
-    except ImportError:
-        raise UserError(f'hydra/launcher={name} is not installed: pip install -e ".[launchers]".') from None
+    except ImportError as error:
+        raise UserError(f'hydra/launcher={name} is not installed: pip install -e ".[launchers]".') from error
     if target.endswith(".SlurmLauncher") and not shutil.which("srun"):
         raise UserError(
             f"hydra/launcher={name} finds no Slurm here, for srun is not in the PATH: start it on the cluster, "

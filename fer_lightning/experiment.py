@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import version
@@ -27,6 +27,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torchmetrics.metric import jit_distributed_available
 
 from fer_lightning import hardware
+from fer_lightning.arguments import LIBRARIES, check_options, first_line, raised_within
 from fer_lightning.callbacks.checkpoints import AtomicCheckpointIO, TimedCheckpoint
 from fer_lightning.callbacks.history import History
 from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from, read_checkpoint
@@ -212,6 +213,29 @@ def for_this_machine(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]
     return chosen, f"{hardware.describe(kind)}; precision {chosen['precision']} ({why})"
 
 
+def build_callbacks(nodes: Mapping[str, Any], build: Callable[[Any], Any]) -> list[Callback]:
+    """Build the callbacks that a configuration lists.
+
+    Args:
+        nodes: a node with a ``_target_`` for each callback's name.
+        build: returns what a node names.
+
+    Raises:
+        UserError: a node that names no callback.
+    """
+    callbacks = []
+    for name, node in nodes.items():
+        callback = build(node)
+        if not isinstance(callback, Callback):
+            with_target = [other for other in nodes if other != name]
+            raise UserError(
+                f"callbacks.{name} is not a Lightning callback.{did_you_mean(name, with_target)} A callback of "
+                f"your own is named by its class: callbacks.{name}._target_=my_module.MyCallback"
+            )
+        callbacks.append(callback)
+    return callbacks
+
+
 def make_trainer(
     logger: Logger | bool, callbacks: list[Callback], run_dir: Path, arguments: dict[str, Any]
 ) -> Trainer:
@@ -248,10 +272,14 @@ def make_trainer(
     }
     # Lightning leaves on what an earlier run of this process has asked for.
     torch.use_deterministic_algorithms(False)
+    settings = ours | arguments
+    check_options(Trainer, "trainer", settings)
     try:
-        trainer = Trainer(**(ours | arguments))
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"Lightning's Trainer does not take this: {str(error).splitlines()[0]}") from error
+        trainer = Trainer(**settings)
+    except Exception as error:
+        if not raised_within(error, *LIBRARIES):
+            raise
+        raise UserError(f"Lightning's Trainer does not take this: {first_line(error)}") from error
     if trainer.world_size > 1:
         _prepare_processes(trainer)
     return trainer
@@ -460,8 +488,7 @@ def recorded(
                 f"allow writing, then go on by resume={run_dir}."
             ) from error
         except RuntimeError as error:
-            # torch.OutOfMemoryError on a GPU; a bare RuntimeError of the allocator elsewhere.
-            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            if not hardware.is_out_of_memory(error):
                 raise
             raise UserError(
                 f"Out of memory: {str(error).splitlines()[0]} Lower data.batch_size, data.eval_batch_size, "
@@ -535,11 +562,11 @@ def train(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except (MisconfigurationException, ValueError) as error:
-        # The one setting that Lightning refuses by a ValueError; any other is no mistake of the person's.
-        if isinstance(error, ValueError) and "`val_check_interval`" not in str(error):
+        # Settings that do not go together. What Lightning refuses in somebody's own hook is a bug of that hook.
+        of_settings = isinstance(error, MisconfigurationException) or "`val_check_interval`" in str(error)
+        if not of_settings or not raised_within(error, *LIBRARIES, EmotionClassifier.__module__):
             raise
-        why = str(error).strip().splitlines()[0]
-        raise UserError(f"Lightning cannot fit with these settings: {why}") from error
+        raise UserError(f"Lightning cannot fit with these settings: {first_line(error)}") from error
     finally:
         results |= {
             "history": history.epochs,

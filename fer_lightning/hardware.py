@@ -81,6 +81,11 @@ def has_room(device: torch.device, n_bytes: int) -> bool:
     return n_bytes <= free_bytes / 4
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether PyTorch ran out of memory, on a GPU or, where it has no exception for that, on a CPU."""
+    return any(text in str(error) for text in ("out of memory", "can't allocate memory"))
+
+
 def prepare_cublas() -> None:
     """Choose the workspace by which cuBLAS is deterministic, which PyTorch's own default equals in size.
 

@@ -15,7 +15,7 @@ from torchmetrics.metric import jit_distributed_available
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from
-from fer_lightning.data.datamodule import Batch
+from fer_lightning.data.datamodule import Batch, FaceDataModule
 from fer_lightning.distillation import Teacher
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
@@ -117,6 +117,12 @@ class EmotionClassifier(LightningModule):
         else:
             super().__setattr__(name, value)
 
+    @property
+    def _data(self) -> FaceDataModule:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, FaceDataModule)
+        return data
+
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
         return self.net(images.contiguous(memory_format=self.memory_format))  # type: ignore[no-any-return]
 
@@ -145,8 +151,7 @@ class EmotionClassifier(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout draws from torch's generator. Seeded for each step, it needs nothing saved to go on exactly.
-        seed = getattr(self.trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
-        step = struct.pack("<4q", seed, self.current_epoch, batch_idx, self.global_rank)
+        step = struct.pack("<4q", self._data.seed, self.current_epoch, batch_idx, self.global_rank)
         on_cpu = self.device.type == "cpu"
         generator: Any = torch.default_generator if on_cpu else torch.get_device_module(self.device)
         generator.manual_seed(int.from_bytes(blake2b(step, digest_size=8).digest(), "little"))
@@ -304,12 +309,8 @@ class EmotionClassifier(LightningModule):
             "mean": inputs.mean,
             "std": inputs.std,
             "classes": list(inputs.classes),
-            "val_split": getattr(self.trainer.datamodule, "val_split", None),  # type: ignore[attr-defined]
-            "data_fingerprint": getattr(
-                getattr(self.trainer.datamodule, "faces", None),  # type: ignore[attr-defined]
-                "fingerprint",
-                None,
-            ),
+            "val_split": self._data.val_split,
+            "data_fingerprint": self._data.faces.fingerprint,
             "epoch": {
                 "batches": self.trainer.num_training_batches,
                 "sums": self._reduced(self._epoch_sums, "sum"),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fer_lightning.arguments import call
 from fer_lightning.errors import UserError
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -69,11 +70,8 @@ def build_optimizer(
     groups = list(parameters)
     # One kernel for all weights instead of a dozen for each.
     fused = all(weight.device.type in ("cpu", "cuda") and weight.is_floating_point() for weight in groups)
-    try:
-        optimizer = OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **({"fused": fused} | options))
-    except (TypeError, ValueError) as error:
-        given = ", ".join(f"optim.{key}={value}" for key, value in options.items())
-        raise UserError(f"optim.name={name} cannot be built with {given}: {error}.") from error
+    options = {"lr": lr, "weight_decay": weight_decay, "fused": fused} | options
+    optimizer = call(OPTIMIZERS[name], f"optim.name={name}", options, groups)
     # Fused optimizers offer to undo fp16's loss scaling themselves, and for that Lightning refuses to clip
     # gradients, with bf16 too. It scales back just as well.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ import torch
 from fer_lightning.classifier import WEIGHTS, Classifier, load_checkpoint
 from fer_lightning.data.faces import TEST, VAL, Faces
 from fer_lightning.emotions import EMOTIONS
-from fer_lightning.errors import exit_code
+from fer_lightning.exit import exit_code
 from fer_lightning.output import write_json
 from fer_lightning.results import Predictions, score_classes, score_splits, select
 
@@ -81,8 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", metavar="RUN_FOLDER", type=Path)
     parser.add_argument("name", metavar="NAME", help="what load_pretrained will call it")
     parser.add_argument("--data", metavar="PATH", help="zip, folder or CSV; by default FER2013_PATH's, then ./data")
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: _ship(args))
+    return exit_code(lambda rest: _ship(parser.parse_args(rest)), sys.argv[1:] if arguments is None else arguments)
 
 
 def _ship(args: argparse.Namespace) -> int:

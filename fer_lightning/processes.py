@@ -107,7 +107,7 @@ def contender(bench: Bench, name: str, *settings: str, threads: int | None = Non
 
 def train(bench: Bench, *settings: str) -> Measure:
     """train.py with these further settings: images_per_second, first_step_seconds, peak_mib, peak_gpu_mib."""
-    probe = ("+callbacks.probe._target_=fer_lightning.contenders.Probe", "+callbacks.probe.path=probe.json")
+    probe = ("callbacks.probe._target_=fer_lightning.contenders.Probe", "callbacks.probe.path=probe.json")
     recipe = ("experiment=baseline", "name=run", *bench.settings, *settings, *probe)
 
     def measure() -> Json:

@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from fer_lightning.errors import UserError
+from fer_lightning.exit import print_error
 from fer_lightning.lock import is_locked, lock
 from fer_lightning.output import decimal, format_table, percent, write_json
 
@@ -188,7 +189,7 @@ class Sweep:
                 except Exception as error:  # noqa: BLE001
                     # Whatever it was, the other runs go on.
                     if isinstance(error, UserError):
-                        print(f"error: {error}", file=sys.stderr)
+                        print_error(error)
                     else:
                         traceback.print_exc()
                     results = read_results(run_dir) or {"command": command, "history": []}

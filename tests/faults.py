@@ -87,7 +87,7 @@ class KilledAt(Callback):
 
 def kill_at(path: str | Path) -> list[str]:
     """The settings of train.py that put `Kill` among the callbacks."""
-    return ["+callbacks.kill._target_=faults.Kill", f"+callbacks.kill.path={path}"]
+    return ["callbacks.kill._target_=faults.Kill", f"callbacks.kill.path={path}"]
 
 
 def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:

@@ -35,7 +35,7 @@ SETTINGS = (
     "trainer.accelerator=cpu",
     "trainer.enable_model_summary=false",
     "trainer.log_every_n_steps=1",
-    "+callbacks.watch._target_=watching.Watch",
+    "callbacks.watch._target_=watching.Watch",
 )
 SCORES = ("n", "accuracy", "macro_f1", "accuracy_leak_free", "n_leak_free")
 

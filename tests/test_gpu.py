@@ -35,7 +35,7 @@ from fer_lightning.tta import VIEWS
 from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
-EMA = "+callbacks.ema._target_=fer_lightning.callbacks.ema.EMA"
+EMA = "callbacks.ema._target_=fer_lightning.callbacks.ema.EMA"
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -78,7 +78,7 @@ def test_augmented_faces_are_those_of_the_cpu(augment, device, faces):
 def test_a_run_comes_to_what_it_comes_to_on_the_cpu(device):
     settings = [
         "trainer.precision=32-true",
-        "+callbacks.ema._target_=fer_lightning.callbacks.ema.EMA",
+        "callbacks.ema._target_=fer_lightning.callbacks.ema.EMA",
         "tta=shifts",
     ]
     run("name=cpu", *settings)

@@ -78,7 +78,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_from_its_last_checkpoint(tmp_pa
         "logger=none",
         "trainer.accelerator=cpu",
         "trainer.max_epochs=2",
-        "+callbacks.watch._target_=watching.Watch",
+        "callbacks.watch._target_=watching.Watch",
     )
     (tmp_path / "hold").write_text("0")
     with start(
@@ -147,7 +147,7 @@ def test_every_launcher_takes_its_configuration(launcher, monkeypatch, tmp_path)
     assert plugin.__version__ == "1.2.0"
     monkeypatch.chdir(tmp_path)
     cfg = config._compose([f"hydra/launcher={launcher}", "hydra.sweep.dir=runs/x"])
-    built = config.build(cfg.hydra.launcher)
+    built = config.build(config._plain(cfg.hydra.launcher))
     assert type(built).__module__.startswith("hydra_plugins.")
 
 

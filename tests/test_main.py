@@ -45,8 +45,8 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("length", [1, 1_000_000])
 def test_a_reader_who_has_seen_enough_ends_it_quietly(length: int) -> None:
-    command = f"lambda: print('x' * {length}) or 0"
-    code = f"import sys\nfrom fer_lightning.errors import exit_code\nsys.exit(exit_code({command}))"
+    command = f"lambda _: print('x' * {length}) or 0"
+    code = f"import sys\nfrom fer_lightning.exit import exit_code\nsys.exit(exit_code({command}, []))"
     read_end, write_end = os.pipe()
     os.close(read_end)
     done = subprocess.run([sys.executable, "-c", code], stdout=write_end, stderr=subprocess.PIPE, text=True)
@@ -57,7 +57,9 @@ def test_a_reader_who_has_seen_enough_ends_it_quietly(length: int) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
 @pytest.mark.parametrize(("output", "code"), [(">/dev/full", 1), (">&-", 0)])
 def test_an_output_that_takes_nothing(output: str, code: int) -> None:
-    program = "import sys; from fer_lightning.errors import exit_code; sys.exit(exit_code(lambda: print(1) or 0))"
+    program = (
+        "import sys; from fer_lightning.exit import exit_code; sys.exit(exit_code(lambda _: print(1) or 0, []))"
+    )
     done = subprocess.run(["sh", "-c", f'"$0" -c "$1" {output}', sys.executable, program], stderr=subprocess.PIPE)
     said = b"error: the output cannot be written: no space is left.\n" if code else b""
     assert (done.returncode, done.stderr) == (code, said)

@@ -129,9 +129,9 @@ def test_resnet_leaves_features_out_in_training_only():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"name": "resnet", "channels": [4], "blocks": 0}, "at least 1"),
+        ({"name": "resnet", "channels": [4], "blocks": 0}, "blocks=0 is out of range: it goes from 1 to 100"),
         ({"name": "resnet", "channels": [4] * 9}, "leave nothing of 128 px"),
-        ({"name": "small_vgg", "channels": []}, "at least the stem"),
+        ({"name": "small_vgg", "channels": []}, "at least one width"),
         ({"name": "small_vgg", "channels": [4] * 8}, "leave nothing of 128 px"),
         ({"name": "small_vgg", "channels": [4, 3], "mirrored": True}, "needs even channels"),
         (
@@ -140,7 +140,7 @@ def test_resnet_leaves_features_out_in_training_only():
         ),
         ({"name": "fer_modle0"}, "Did you mean fer_model0?"),
         ({"name": "fer_model0", "widths": [3]}, "widths"),
-        ({"name": "fer_model0", "channels": []}, "at least one block"),
+        ({"name": "fer_model0", "channels": []}, "at least one width"),
         ({"name": "fer_model0", "channels": [4] * 9}, "leave nothing of 128 px"),
     ],
 )

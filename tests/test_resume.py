@@ -43,7 +43,7 @@ def resume(folder, *arguments, code=0):
 )
 def test_a_run_killed_at_a_step_ends_as_one_never_killed(minutes, resumed_after, capsys):
     """SIGKILL in the second of three epochs of seven steps, in a process of its own."""
-    settings = [*STATEFUL, "+callbacks.ema._target_=fer_lightning.callbacks.ema.EMA", *minutes]
+    settings = [*STATEFUL, "callbacks.ema._target_=fer_lightning.callbacks.ema.EMA", *minutes]
     run("name=never", *settings)
     Path("step").write_text("12")
     done = subprocess.run(

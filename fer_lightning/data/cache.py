@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -73,31 +72,38 @@ def load_or_build(key: str, build: Callable[[], Faces], directory: str | Path | 
 
 def _load(entry: Path) -> Faces:
     """The entry as Faces; FileNotFoundError when there is none, _DamagedError when it is not as written."""
-    meta_path = entry / "meta.json"
     if not entry.is_dir():
         raise FileNotFoundError(entry)
     try:
-        sealed = json.loads(meta_path.read_bytes())
-        meta = sealed["meta"]
-        if sealed["sha256"] != _digest_of_meta(meta):
-            raise _DamagedError("meta.json does not match its checksum")
-        arrays = {name: _load_array(entry, name, meta["sha256"][name]) for name in _ARRAYS}
-        faces = Faces(
-            images=arrays["images"],
-            labels=arrays["labels"],
-            usage=arrays["usage"],
-            ids=_unpack(arrays["ids"]),
-            dataset=str(meta["dataset"]),
-            source=str(meta["source"]),
-            fingerprint=str(meta["fingerprint"]),
-            split_names=_three(meta["split_names"]),
-            notes=tuple(map(str, meta["notes"])),
-        )
-    except (
-        *(FileNotFoundError, KeyError, TypeError, ValueError, EOFError, AttributeError, RecursionError),
-        *(SyntaxError, TokenError, MemoryError),  # of an array's header, which NumPy reads as Python
-    ) as error:
-        raise _DamagedError(f"{type(error).__name__}: {error}") from error
+        sealed = json.loads((entry / "meta.json").read_bytes())
+    except (ValueError, RecursionError, FileNotFoundError) as error:
+        raise _DamagedError(f"meta.json: {type(error).__name__}: {error}") from error
+    meta = sealed.get("meta") if isinstance(sealed, dict) else None
+    if not isinstance(meta, dict) or sealed.get("sha256") != _digest_of_meta(meta):
+        raise _DamagedError("meta.json does not match its checksum")
+    texts: dict[str, Any] = {name: meta.get(name) for name in ("dataset", "source", "fingerprint")}
+    split_names, notes, sums = (meta.get(name) for name in ("split_names", "notes", "sha256"))
+    if not (
+        all(isinstance(text, str) for text in texts.values())
+        and isinstance(split_names, list)
+        and len(split_names) == 3
+        and isinstance(notes, list)
+        and isinstance(sums, dict)
+    ):
+        raise _DamagedError("meta.json is not of this form")
+    arrays = {name: _load_array(entry, name, sums.get(name)) for name in _ARRAYS}
+    if arrays["ids"].dtype != np.uint8 or arrays["ids"].ndim != 1:
+        raise _DamagedError("its ids are not text")
+    first, second, third = map(str, split_names)
+    faces = Faces(
+        images=arrays["images"],
+        labels=arrays["labels"],
+        usage=arrays["usage"],
+        ids=_unpack(arrays["ids"]),
+        split_names=(first, second, third),
+        notes=tuple(map(str, notes)),
+        **texts,
+    )
     if not _is_sound(faces):
         raise _DamagedError("its arrays do not fit together")
     return faces
@@ -109,26 +115,26 @@ def _is_sound(faces: Faces) -> bool:
     wanted = {"images": ("uint8", (n, 48, 48)), "labels": ("int64", (n,)), "usage": ("uint8", (n,))}
     arrays = {name: getattr(faces, name) for name in wanted}
     return (
-        {name: (str(array.dtype), array.shape) for name, array in arrays.items()} == wanted
+        n > 0
+        and {name: (str(array.dtype), array.shape) for name, array in arrays.items()} == wanted
         and len(set(faces.ids)) == n
         and 0 <= int(faces.labels.min()) <= int(faces.labels.max()) < NUM_CLASSES
         and int(faces.usage.max()) <= TEST
     )
 
 
-def _three(names: Any) -> tuple[str, str, str]:
-    first, second, third = map(str, names)
-    return first, second, third
-
-
 _ARRAYS = ("images", "labels", "usage", "ids")
 
 
-def _load_array(entry: Path, name: str, sha256: str) -> npt.NDArray[Any]:
+def _load_array(entry: Path, name: str, sha256: Any) -> npt.NDArray[Any]:
     path = entry / f"{name}.npy"
-    if _sha256(path) != sha256:
+    if not path.exists() or _sha256(path) != sha256:
         raise _DamagedError(f"{path.name} does not match its checksum")
-    array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # never a pickle, nor another format
+    try:
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # never a pickle, nor another format
+    # NumPy reads the header as Python, and raises nearly anything for a forged one.
+    except Exception as error:
+        raise _DamagedError(f"{path.name}: {type(error).__name__}: {error}") from error
     return array
 
 

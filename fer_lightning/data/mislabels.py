@@ -4,12 +4,9 @@ C. Northcutt, L. Jiang and I. Chuang, "Confident Learning: Estimating Uncertaint
 (2021), arXiv:1911.00068.
 """
 
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -54,23 +51,19 @@ def read_probabilities(path: Path, ids: Sequence[str]) -> npt.NDArray[np.floatin
     Raises:
         UserError: the file cannot be read, or is not about these images, or holds no probabilities.
     """
+    takes = "It takes what numpy.savez(FILE, ids=ids, probabilities=p) writes."
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > _MAX_UNPACKED:
-                raise ValueError(f"it would unpack to {unpacked / 2**30:,.1f} GiB")
-        with np.load(path, allow_pickle=False) as arrays:
-            names, probabilities = arrays["ids"], arrays["probabilities"]
-            if names.ndim != 1:
-                raise ValueError(f"ids has the shape {names.shape}, not (N,)")
-    except (
-        *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
-        *(SyntaxError, TokenError, zipfile.BadZipFile, zlib.error, struct.error),
-    ) as error:
-        raise UserError(
-            f"--probabilities {path} cannot be read ({error}). It takes what "
-            "numpy.savez(FILE, ids=ids, probabilities=p) writes."
-        ) from error
+        if unpacked <= _MAX_UNPACKED:
+            with np.load(path, allow_pickle=False) as arrays:
+                names, probabilities = arrays["ids"], arrays["probabilities"]
+    except Exception as error:  # zipfile and NumPy raise nearly anything for what is damaged
+        raise UserError(f"--probabilities {path} cannot be read ({error}). {takes}") from error
+    if unpacked > _MAX_UNPACKED:
+        raise UserError(f"--probabilities {path} would unpack to {unpacked / 2**30:,.1f} GiB. {takes}")
+    if names.ndim != 1:
+        raise UserError(f"--probabilities {path}: ids has the shape {names.shape}, not (N,). {takes}")
     if probabilities.shape != (len(names), NUM_CLASSES) or not np.issubdtype(probabilities.dtype, np.floating):
         raise UserError(
             f"--probabilities {path} has probabilities of shape {probabilities.shape} and type "

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from fer_lightning import hardware
+from fer_lightning.arguments import call, first_line
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.models.fer_model0 import FERModel0
 from fer_lightning.models.resnet import ResNet
@@ -28,14 +30,17 @@ def build_model(name: str, image_size: int, **options: Any) -> nn.Module:
         options: the network's own options, e.g. ``channels=[16, 32, 64]``.
 
     Raises:
-        UserError: no such network, or options that it cannot be built with.
+        UserError: no such network, options that it cannot be built with, or too little memory.
     """
     if name not in MODELS:
         known = ", ".join(sorted(MODELS))
         raise UserError(f"There is no network called {name!r}.{did_you_mean(name, MODELS)} There are: {known}.")
     try:
-        return MODELS[name](image_size=image_size, **options)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:  # the last two of numbers too large
+        return call(MODELS[name], f"model={name}", options | {"image_size": image_size})
+    except UserError as error:
         given = ", ".join(f"{key}={value}" for key, value in options.items())
-        why = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(f"The network {name} cannot be built with {given} at {image_size} px: {why}.") from error
+        raise UserError(f"The network {name} cannot be built with {given} at {image_size} px: {error}") from error
+    except RuntimeError as error:
+        if not hardware.is_out_of_memory(error):
+            raise
+        raise UserError(f"The network {name} is too large for the memory: {first_line(error)}") from error

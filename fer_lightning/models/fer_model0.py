@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.models.channels import check_channels
 
 
 class FERModel0(nn.Module):
@@ -16,15 +17,15 @@ class FERModel0(nn.Module):
     Args:
         channels: the width of each block.
         image_size: height and width in pixels of the input.
+
+    Raises:
+        UserError: a width out of range, or more poolings than the image has room for.
     """
 
     def __init__(self, channels: Sequence[int] = (16, 32, 128), image_size: int = 128) -> None:
         super().__init__()
+        check_channels(channels, image_size, halvings=len(channels))
         side = image_size >> len(channels)
-        if not channels or min(channels) < 1:
-            raise ValueError("channels needs at least one block, each at least 1 wide")
-        if side < 1:
-            raise ValueError(f"{len(channels)} poolings leave nothing of {image_size} px")
         layers: list[nn.Module] = []
         width_in = 1
         for width in channels:

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.errors import UserError
+from fer_lightning.models.channels import check_channels
 
 
 class ResidualBlock(nn.Module):
@@ -46,6 +48,9 @@ class ResNet(nn.Module):
         stem_stride: 2 halves the image at once, for a quarter of the work.
         dropout: part of the features that training leaves out before the linear layer.
         image_size: height and width in pixels of the input.
+
+    Raises:
+        UserError: a value out of range, or more stages than the image has room for.
     """
 
     def __init__(
@@ -57,13 +62,12 @@ class ResNet(nn.Module):
         image_size: int = 48,
     ) -> None:
         super().__init__()
-        if not channels or min(channels) < 1 or not 1 <= blocks <= 100 or stem_stride < 1:
-            raise ValueError(
-                "channels needs at least one stage, each at least 1 wide, blocks is from 1 to 100, and stem_stride "
-                "at least 1"
-            )
-        if image_size // stem_stride >> (len(channels) - 1) < 1:
-            raise ValueError(f"{len(channels)} stages leave nothing of {image_size} px")
+        for name, value, most in (("blocks", blocks, 100), ("stem_stride", stem_stride, image_size)):
+            if not 1 <= value <= most:
+                raise UserError(f"{name}={value} is out of range: it goes from 1 to {most}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout={dropout} is out of range: it goes from 0 to below 1")
+        check_channels(channels, image_size // stem_stride, halvings=len(channels) - 1)
         width = channels[0]
         layers: list[nn.Module] = [
             nn.Conv2d(1, width, 3, stem_stride, padding=1, bias=False),

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.errors import UserError
+from fer_lightning.models.channels import check_channels
 
 
 class Shortcut(nn.Sequential):
@@ -96,6 +98,9 @@ class SmallVGG(nn.Module):
         mirrored: whether the filters come in mirrored pairs. It halves the parameters, and the answer to a face is
             that to its mirror image.
         image_size: height and width in pixels of the input.
+
+    Raises:
+        UserError: a width out of range, odd widths of mirrored filters, or more stages than the image has room for.
     """
 
     def __init__(
@@ -106,13 +111,10 @@ class SmallVGG(nn.Module):
         image_size: int = 48,
     ) -> None:
         super().__init__()
-        if not channels or min(channels) < 1:
-            raise ValueError("channels needs at least the stem, each at least 1 wide")
-        if image_size >> len(channels) < 1:
-            raise ValueError(f"{len(channels)} halvings leave nothing of {image_size} px")
+        check_channels(channels, image_size, halvings=len(channels))
         if mirrored and (any(width % 2 for width in channels) or image_size % 2 ** len(channels)):
             # A halving of an odd width leaves out a column on one side only.
-            raise ValueError(
+            raise UserError(
                 f"mirrored=true needs even channels and an image_size that can be halved {len(channels)} times"
             )
         self.mirrored = mirrored

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fer_lightning import hardware
+from fer_lightning.arguments import first_line
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError, did_you_mean
 
@@ -19,8 +21,7 @@ def torchvision_net(architecture: str = "resnet18", image_size: int = 224) -> nn
         image_size: height and width in pixels of the input.
 
     Raises:
-        UserError: torchvision has no such classification network.
-        ValueError: the network does not take images of this size.
+        UserError: torchvision has no such classification network, or it does not take images of this size.
     """
     from torchvision import models  # not needed for other networks, and not quick to import
 
@@ -46,8 +47,10 @@ def torchvision_net(architecture: str = "resnet18", image_size: int = 224) -> nn
         with torch.no_grad():
             net.eval()(torch.zeros(1, 1, image_size, image_size))  # how the others say that it is too small
     except (AssertionError, RuntimeError, ValueError) as error:
-        why = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"choose another data.image_size, most were made for 224 ({why})") from error
+        if isinstance(error, RuntimeError) and hardware.is_out_of_memory(error):
+            raise
+        why = first_line(error).rstrip(".")
+        raise UserError(f"choose another data.image_size, most were made for 224 ({why})") from error
     return net.train()
 
 

@@ -63,7 +63,7 @@ def test_probabilities_are_put_into_the_order_of_the_images(tmp_path: Path) -> N
     ("arrays", "why"),
     [
         ({"probabilities": P}, "ids is not a file in the archive"),
-        ({"ids": "a", "probabilities": P}, "cannot be read (ids has the shape (), not (N,))"),
+        ({"ids": "a", "probabilities": P}, "ids has the shape (), not (N,)"),
         ({"ids": IDS, "probabilities": P[:2]}, "shape (2, 7) and type float64 for 3 ids: (3, 7) floats are needed"),
         ({"ids": IDS, "probabilities": P.astype(int)}, "type int64"),
         ({"ids": IDS, "probabilities": P * 7}, "3 rows are no probabilities, the first is that of 'a'"),

@@ -1,0 +1,98 @@
+"""How a command ends: its exit code, one line for a user's mistake, and the traceback behind it where asked for."""
+
+import errno
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from fer_lightning.errors import Stopped, UserError
+
+# Set to 1, it does what --traceback does. Processes that a command starts inherit it.
+TRACEBACK_VARIABLE = "FER_LIGHTNING_TRACEBACK"
+
+
+def exit_code(command: Callable[[list[str]], int], arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        command: called with the arguments; returns the exit code.
+        arguments: the command line without the program's name. ``--traceback``, wherever it stands before "--", is
+            taken out: it shows the traceback behind the line of a UserError.
+
+    Returns:
+        The command's own code; 1 for a UserError, shown on stderr; 130 or 143 for SIGINT or SIGTERM; 141 if nobody
+        reads the output any more. Any other exception is a bug and passes unchanged.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names may hold bytes that are not text
+            stream.reconfigure(errors="backslashreplace")
+    stopped = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # Once: a second Ctrl-C, or a scheduler's SIGTERM after it, must not cut the first one's cleanup short. Not
+        # by SIG_IGN, because Lightning restores the handlers that it found.
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            raise Stopped(signum)
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with _without_flag(arguments) as rest:
+            return _run(command, rest)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    try:
+        code = command(arguments)
+        if sys.stdout is not None:  # None if the shell has closed it
+            sys.stdout.flush()
+        return code
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush would complain
+        if error.errno == errno.EPIPE:  # the reader has seen enough, as `head` does
+            return 141  # as of SIGPIPE
+        print("error: the output cannot be written: no space is left.", file=sys.stderr)
+        return 1
+    except UserError as error:
+        print_error(error)
+        return 1
+    except Stopped as error:
+        print(f"stopped by {error}", file=sys.stderr)
+        return error.exit_code
+
+
+@contextmanager
+def _without_flag(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Take --traceback out of the arguments, and keep it in the environment until the end of the block."""
+    arguments = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if "--traceback" not in arguments[:end]:
+        yield arguments
+        return
+    before = os.environ.get(TRACEBACK_VARIABLE)
+    os.environ[TRACEBACK_VARIABLE] = "1"
+    try:
+        yield [argument for argument in arguments[:end] if argument != "--traceback"] + arguments[end:]
+    finally:
+        if before is None:
+            del os.environ[TRACEBACK_VARIABLE]
+        else:
+            os.environ[TRACEBACK_VARIABLE] = before
+
+
+def print_error(error: UserError) -> None:
+    """Print a user's mistake on stderr, after the traceback of its cause if that was asked for."""
+    if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,159 @@
+"""A bug in somebody's own code shows its traceback; a user's mistake is one line, with its cause on request."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import contributed
+import pytest
+from faults import SMALL, results_of
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from fer_lightning import models, optim
+from fer_lightning.__main__ import main as tools
+from fer_lightning.config import main
+from fer_lightning.exit import TRACEBACK_VARIABLE
+from train import job
+
+ROOT = Path(__file__).resolve().parent.parent
+CALLBACK = "callbacks.mine._target_=contributed.MyCallback"
+TRANSFORM = "augment.transforms=[{_target_: contributed.MyTransform, where: %s}]"
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+@pytest.fixture(autouse=True)
+def _added(monkeypatch):
+    """A network and an optimizer are added by a line in the project's own tables."""
+    monkeypatch.setitem(models.MODELS, "torchvision", contributed.MyNet)  # whose options are those of its YAML
+    monkeypatch.setitem(optim.OPTIMIZERS, "adam", contributed.MyOptimizer)
+
+
+FEW = [*(setting for setting in SMALL if not setting.startswith("model.")), "trainer.max_epochs=1"]
+NET = "model=torchvision"
+STOP = "callbacks.stop"
+AFFINE = "augment.transforms=[{_target_: torchvision.transforms.v2.RandomAffine}]"
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ([CALLBACK, "callbacks.mine.where=constructor"], TypeError),
+        ([CALLBACK, "callbacks.mine.where=hook"], TypeError),
+        ([CALLBACK, "callbacks.mine.where=value"], ValueError),
+        ([CALLBACK, "callbacks.mine.where=wrong hook"], MisconfigurationException),
+        (["model.architecture=constructor"], TypeError),
+        (["model.architecture=forward"], TypeError),
+        (["model.architecture=shape"], IndexError),
+        (["augment=torchvision", TRANSFORM % "constructor"], TypeError),
+        (["augment=torchvision", TRANSFORM % "forward"], TypeError),
+        (["optim.lr=13"], TypeError),
+        (["logger._target_=contributed.MyLogger", "logger.where=constructor"], TypeError),
+        (["data._target_=contributed.my_faces", "data.seed=13"], TypeError),
+    ],
+)
+@pytest.mark.parametrize("sweep", [False, True], ids=["run", "sweep"])
+def test_a_bug_in_what_somebody_adds_ends_in_its_traceback(settings, error, sweep, capsys):
+    if sweep:
+        assert main(job, [*FEW, NET, *settings, "-m", "name=s"]) == 1
+        told = capsys.readouterr().err
+        assert "Traceback (most recent call last):" in told
+        assert "contributed.py" in told or error is IndexError
+        assert results_of("runs/default/s/0")["error"].startswith(error.__name__)
+    else:
+        with pytest.raises(error):
+            main(job, [*FEW, NET, *settings])
+
+
+def test_what_somebody_adds_works_without_its_bug():
+    mine = [CALLBACK, "augment=torchvision", TRANSFORM % "none", "logger._target_=contributed.MyLogger"]
+    assert main(job, [*FEW, NET, "model.architecture=mine", *mine, "name=a"]) == 0
+    assert results_of("runs/default/a")["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([CALLBACK, "callbacks.mine.wher=x"], "contributed.MyCallback does not take 'wher'. Did you mean where?"),
+        ([CALLBACK, "callbacks.mine.n=x"], "contributed.MyCallback: n=x is of the wrong type, expected int"),
+        (
+            ["callbacks.mine._target_=contributed.MyCalback"],
+            "has no MyCalback. Did you mean MyCallback?",
+        ),
+        (["callbacks.mine._target_=contributd.MyCallback"], "there is no module contributd"),
+        (["callbacks.mine._target_=builtins.dict"], "callbacks.mine is not a Lightning callback."),
+        (["callbacks=default", "callbacks.prediction_grd.n_faces=7"], "Did you mean prediction_grid?"),
+        (["callbacks=default", "callbacks.prediction_grid.n_face=7"], "Did you mean n_faces?"),
+        (
+            [f"{STOP}._target_=lightning.pytorch.callbacks.EarlyStopping", f"{STOP}.monitor=a", f"{STOP}.mode=mox"],
+            "EarlyStopping cannot be built with monitor=a, mode=mox: `mode` can be",
+        ),
+        (["optim=sgd", "optim.name=adam"], "optim.name=adam does not take 'momentum'"),
+        (
+            ["augment=torchvision", "augment.transforms=[{_target_: torchvision.transforms.v2.RandomAffine}]"],
+            "degrees",
+        ),
+        (["logger._target_=contributed.MyLogger", "logger.where=[1]"], "where=[1] is of the wrong type"),
+        (["trainer.max_steps=[1]"], "trainer: max_steps=[1] is of the wrong type, expected int"),
+    ],
+)
+def test_arguments_that_do_not_fit_end_in_one_line(settings, said, capsys, tmp_path):
+    assert main(job, [*FEW, NET, *settings]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_missing_import_of_a_module_is_its_bug(tmp_path, monkeypatch):
+    (tmp_path / "half_done.py").write_text("import not_installed\n\nclass MyCallback: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="not_installed"):
+        main(job, [*FEW, NET, "callbacks.mine._target_=half_done.MyCallback"])
+
+
+def test_a_traceback_begins_at_the_project_s_own_code(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *SMALL, CALLBACK, "callbacks.mine.where=constructor"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert 'contributed.py", line' in done.stderr
+    assert "TypeError: unsupported operand: the bug" in done.stderr
+    assert "hydra/_internal" not in done.stderr
+    assert "HYDRA_FULL_ERROR" not in done.stderr
+
+
+@pytest.mark.parametrize("asked", ["flag", "variable"])
+def test_the_cause_of_a_line_is_shown_where_asked_for(asked, capsys, monkeypatch, tmp_path):
+    flag = ["--traceback"] if asked == "flag" else []
+    if asked == "variable":
+        monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
+    (tmp_path / "cut.ckpt").write_bytes(b"PK")
+    for command in (
+        lambda: main(job, [*SMALL, "stages=[test]", "ckpt=cut.ckpt", *flag]),
+        lambda: main(job, [*flag, *SMALL, "-m", "name=s", "stages=[test]", "ckpt=cut.ckpt"]),
+        lambda: tools(["predict", *flag, "--ckpt", "cut.ckpt", str(tmp_path / "cut.ckpt")]),
+    ):
+        assert command() == 1
+        error = capsys.readouterr().err
+        assert "zipfile.BadZipFile: File is not a zip file" in error
+        assert "error: ckpt=cut.ckpt is damaged or not a checkpoint: File is not a zip file\n" in error
+    assert os.environ.get(TRACEBACK_VARIABLE) == ("1" if asked == "variable" else None)
+
+
+def test_a_photo_of_that_name_is_a_photo(capsys):
+    assert tools(["predict", "--ckpt", "no.ckpt", "--", "--traceback"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_choices_of_callbacks_are_joined():
+    got = []
+    assert main(lambda cfg, run_dir: got.append(cfg["callbacks"]), ["callbacks=[ema,grad_cam]"]) == 0
+    assert list(got[0]) == ["prediction_grid", "confusion_matrix", "ema", "grad_cam"]
