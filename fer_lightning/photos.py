@@ -1,7 +1,6 @@
 """Whole photos: read them, find their faces, cut these out as in FER-2013, and draw what a network says of them."""
 
 import functools
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
-from fer_lightning.data.fer2013 import DAMAGED, IMAGE_FORMATS
+from fer_lightning.data.images import decode
 from fer_lightning.emotions import COLOURS, EMOTIONS
 from fer_lightning.errors import UserError
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the upright photo
 Key = TypeVar("Key")
-
-_FORMATS = (*IMAGE_FORMATS, "PPM", "JPEG2000")  # not all of Pillow's: an EPS would start Ghostscript
 
 FACE_SIZE = 48  # of FER-2013: a sharper face would be one that no network here was trained on
 WHOLE = 96  # pixels of the longer side: a picture up to this is a face already, for there is no room for more
@@ -71,46 +68,12 @@ class Face:
 
 
 def read_photo(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
-    """The upright photo in RGB, of any size; the first picture of an animation.
-
-    Transparent parts become white, and 16 bits a pixel 8.
+    """Return the upright photo in RGB, decoded as training images are.
 
     Raises:
         UserError: it cannot be read; the message is the cause alone, without the file's name.
     """
-    try:
-        with warnings.catch_warnings():
-            # Up to twice Pillow's limit is a large photo; beyond, it raises.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if isinstance(file, Image.Image):  # whose pixels are read only now
-                return upright_rgb(file)
-            with Image.open(file, formats=_FORMATS) as image:
-                return upright_rgb(image)
-    except UnidentifiedImageError as error:
-        raise UserError(f"not an image, or none of {', '.join(_FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise UserError("too large: more than 178 million pixels") from error
-    except OSError as error:
-        raise UserError(error.strerror or f"damaged: {error}") from error
-    except DAMAGED as error:
-        raise UserError(f"damaged: {error}") from error
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any image turned as its EXIF says, in RGB: transparent parts white, 16 bits a pixel brought to 8.
-
-    Raises:
-        UserError: 32 bits a pixel.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise UserError("32 bits a pixel, of unknown range: save it with 8 or 16")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return decode(file).convert("RGB")
 
 
 def require_detector() -> None:

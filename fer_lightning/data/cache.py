@@ -23,7 +23,7 @@ import numpy.typing as npt
 from fer_lightning.data.faces import TEST, Faces
 from fer_lightning.emotions import NUM_CLASSES
 
-FORMAT = 1  # raise it when the files of an entry, or what the reader makes of the same data, change
+FORMAT = 2  # raise it when the files of an entry, or what the reader makes of the same data, change
 _TEMPORARY = ".writing-"
 _STALE_HOURS = 24  # a temporary folder this old belongs to a process that was killed
 

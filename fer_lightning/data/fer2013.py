@@ -29,10 +29,11 @@ from typing import IO, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from fer_lightning.data import cache
 from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, TEST, TRAIN, VAL, Faces, fingerprint
+from fer_lightning.data.images import ImageError, decode
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES, emotion_index
 from fer_lightning.errors import UserError
 
@@ -63,7 +64,6 @@ _SHOWN = 10  # offenders listed by name before only their number is given
 _LONGEST_SHOWN = 300  # characters of a name
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 _SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "dev", "publictest"), VAL),
@@ -72,11 +72,6 @@ _SPLIT_FOLDERS = {
 _USAGES = {name.lower(): usage for usage, name in enumerate(FER2013_SPLITS)}
 _PREFIX = re.compile(r"(Training|PublicTest|PrivateTest)_", re.IGNORECASE)
 _HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
-# What PIL raises on damaged images, beside OSError (UnidentifiedImageError is one).
-DAMAGED = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error),
-    *(ArithmeticError, MemoryError),  # of what its header claims
-)
 # What zipfile raises on a damaged member or one packed in a way that it does not know; of a plain file OSError.
 _DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 
@@ -580,8 +575,7 @@ def _read_images(store: _Store, paths: Sequence[str], into: _Gathered) -> tuple[
 
     displaced = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # of damaged metadata, once for each image
         for path in paths:
             label = emotion_index(_leaf(_parent(path)))
             if label is None:
@@ -621,29 +615,14 @@ def _decode(store: _Store, path: str, into: _Gathered) -> bytes:
     except _DAMAGED_MEMBER as error:
         raise _RowError("unreadable file", f"cannot be read ({error})") from error
     try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-        if image.mode != "L" or image.size != (SIZE, SIZE):
-            image = _to_grey_48(image, into)
-        return image.tobytes()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise _RowError("oversized image", "more pixels than PIL takes for a real image") from error
-    except UnidentifiedImageError as error:
-        raise _RowError("damaged image", "not an image, whatever its name says") from error
-    except DAMAGED as error:
-        raise _RowError("damaged image", f"damaged image ({error})") from error
-
-
-def _to_grey_48(image: Image.Image, into: _Gathered) -> Image.Image:
-    """Any image as grey 48x48 (mode "L"), resized with antialiasing."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):  # PIL would clip 16 bits at 255
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    elif upright.mode in ("I", "F"):
-        raise _RowError("unsupported image", "32 bits a pixel, of unknown range")
-    grey = upright.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    into.converted += 1
-    into.stretched += upright.width != upright.height
-    return grey
+        image = decode(io.BytesIO(content))
+    except ImageError as error:
+        raise _RowError(error.kind, str(error)) from error
+    if image.mode != "L" or image.size != (SIZE, SIZE):
+        into.converted += 1
+        into.stretched += image.width != image.height
+        image = image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    return image.tobytes()
 
 
 def _read_csvs(store: _Store, paths: Sequence[str], into: _Gathered) -> tuple[bool, list[str]]:

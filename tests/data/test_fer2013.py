@@ -397,11 +397,19 @@ def _png_of_claimed_size(width: int, height: int) -> bytes:
 
 BAD_FILES = {
     "zero_bytes": (b"", "empty file (0 bytes)", "1 x empty file"),
-    "text": (b"hello", "not an image, whatever its name says", "1 x damaged image"),
-    "truncated": (FACES[0].jpeg[: len(FACES[0].jpeg) // 2], "damaged image (", "1 x damaged image"),
-    "no_header": (FACES[0].jpeg[:30], "damaged image (", "1 x damaged image"),
-    "bomb": (_png_of_claimed_size(50_000, 50_000), "more pixels than PIL takes", "1 x oversized image"),
-    "large": (_png_of_claimed_size(10_000, 10_000), "more pixels than PIL takes", "1 x oversized image"),
+    "text": (b"hello", "not an image, or none of JPEG, PNG, ", "1 x damaged image"),
+    "truncated": (FACES[0].jpeg[: len(FACES[0].jpeg) // 2], "damaged: ", "1 x damaged image"),
+    "no_header": (FACES[0].jpeg[:30], "damaged: ", "1 x damaged image"),
+    "bomb": (
+        _png_of_claimed_size(50_000, 50_000),
+        "too large: more than 178 million pixels",
+        "1 x oversized image",
+    ),
+    "large": (
+        _png_of_claimed_size(15_000, 12_000),
+        "too large: more than 178 million pixels",
+        "1 x oversized image",
+    ),
     "float": (encode(np.full((48, 48), 0.5, np.float32), "TIFF"), "32 bits a pixel", "1 x unsupported image"),
 }
 
@@ -510,8 +518,8 @@ def test_faults_of_every_kind_are_counted_by_kind(tmp_path: Path) -> None:
         f"  train/contempt/: 'contempt' is not one of {', '.join(EMOTIONS)} (2 images)",
         "  test/Neutral/: no images in it",
         "  train/happy/Training_0.jpg: empty file (0 bytes)",
-        "  train/happy/Training_1.jpg: not an image, whatever its name says",
-        "  train/sad/Training_2.jpg: not an image, whatever its name says",
+        "  train/happy/Training_1.jpg: not an image, or none of JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM, JPEG2000",
+        "  train/sad/Training_2.jpg: not an image, or none of JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM, JPEG2000",
         "  train/sad/mine.jpg: no Training_, PublicTest_, PrivateTest_ before its name",
         "Fix them, or set data.skip_bad=true to drop them.",
     ]
