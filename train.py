@@ -40,11 +40,11 @@ def job(cfg: Config, run_dir: Path) -> None:
     hardware.keep_freed_memory()
     hardware.prepare_cublas()
     seed_everything(cfg["seed"], verbose=False)
-    batching = {key: cfg["data"][key] for key in FaceDataModule.SETTINGS if key in cfg["data"]}
+    batching = {key: value for key, value in cfg["data"].items() if key != "source"}
     tested = [] if fit else starts
     if tested:
         cfg |= experiment.own_settings(cfg["data"], tested)
-    faces = build({key: value for key, value in cfg["data"].items() if key not in batching})
+    faces = build(cfg["data"]["source"])
     if last and last.data_fingerprint not in (None, faces.fingerprint):
         raise UserError(
             f"resume: this run was trained on other data than {faces.source}: set data.path to its own."

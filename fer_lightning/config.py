@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from datetime import datetime
 from functools import partial
@@ -130,7 +130,7 @@ def _run(job: Job, arguments: list[str]) -> int:
         raise UserError("sweep is of many runs: add -m, or leave it out for a single run.")
     if flags.multirun and (flags.cfg or flags.info):
         raise UserError("--cfg and --info show one run: leave out -m and give each setting one value.")
-    rewritten, sweeper = _check(overrides)
+    rewritten, sweeper, typed = _check(overrides)
     folder, sweep = None, None
     if not any((flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)):
         folder = _folder(overrides, flags.multirun)
@@ -147,8 +147,7 @@ def _run(job: Job, arguments: list[str]) -> int:
         hydra_cfg = HydraConfig.get()
         plain = _plain(cfg)
         plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
-        # As users write them: the pluses are those of `_check`.
-        plain["overrides"] = [text.removeprefix("++") for text in hydra_cfg.overrides.task]
+        plain["overrides"] = [_as_typed(text, typed) for text in hydra_cfg.overrides.task]
         run_dir = Path(os.path.relpath(hydra_cfg.runtime.output_dir))
         if sweep is not None:
             command = shlex.join(["python", "train.py", *plain["overrides"]])
@@ -370,8 +369,25 @@ def _values(override: Override) -> list[Any]:
     return [value.start, value.end] if isinstance(value, IntervalSweep) else [value]
 
 
-def _check(overrides: list[Override]) -> tuple[list[str], DictConfig]:
-    """The overrides as Hydra shall see them, Trainer's arguments without the need of a plus sign; hydra.sweeper.
+def _full_key(key: str, data: DictConfig) -> str:
+    """Return the key of a setting in its nodes: data.path stands for data.source.path."""
+    group, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    return f"data.source.{rest}" if group == "data" and name not in data and name in data.source else key
+
+
+def _as_typed(text: str, typed: Mapping[str, str]) -> str:
+    """Return one of Hydra's overrides as it was typed, before `_check` rewrote its key."""
+    key, equals, value = text.removeprefix("++").partition("=")
+    return f"{typed.get(key, key)}{equals}{value}"
+
+
+def _check(overrides: list[Override]) -> tuple[list[str], DictConfig, dict[str, str]]:
+    """Check the overrides, and rewrite them for Hydra.
+
+    Returns:
+        The overrides for Hydra, with full keys, and with a plus sign where keys may be new; hydra.sweeper; and the
+        typed key of each full key that differs from it.
 
     Raises:
         UserError: a name or value that does not exist, with the nearest one that does.
@@ -399,15 +415,25 @@ def _check(overrides: list[Override]) -> tuple[list[str], DictConfig]:
     _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
     _check_keys(cfg, _compose([f"{group}={choices[group]}" for group in choices if group not in _GLOBAL_GROUPS]))
-    rewritten = []
+    for key in cfg.hydra.sweeper.get("params") or {}:  # set by a file in conf/
+        if (full := _full_key(key, cfg.data)) != key:
+            raise UserError(f"hydra.sweeper.params: {key} does not exist. Did you mean {full}?")
+    rewritten, typed = [], {}
+    own_source = any(o.key_or_group in ("data._target_", "data.source._target_") for o in overrides)
     for o in overrides:
         text = o.input_line
         assert text is not None
-        if not _is_group(o.key_or_group):
-            takes_any = o.key_or_group.startswith(("trainer.", *(f"{node}." for node in _NEW_KEYS)))
-            if takes_any and not o.is_delete():
+        key = o.key_or_group
+        if not _is_group(key):
+            full = _full_key(key, cfg.data)
+            if full != key:
+                typed[full] = key
+                text = text.replace(key, full, 1)
+            of_own_source = own_source and full.startswith("data.source.")
+            takes_any = full.startswith(("trainer.", *(f"{node}." for node in _NEW_KEYS)))
+            if (takes_any or of_own_source) and not o.is_delete():
                 text = "++" + text.lstrip("+")
-            if not _is_open(o.key_or_group):
+            if not _is_open(full) and not of_own_source:
                 _check_value(o, cfg)
         rewritten.append(text)
     # Once as a whole, for what Hydra would refuse at length; a group that is swept stands for its first choice.
@@ -415,7 +441,7 @@ def _check(overrides: list[Override]) -> tuple[list[str], DictConfig]:
     cfg = _compose([_first(o) for o in final if _is_group(o.key_or_group) or not o.is_sweep_override()])
     if cfg.hydra.launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0 must be a number of processes, or -1 for all.")
-    return rewritten, cfg.hydra.sweeper
+    return rewritten, cfg.hydra.sweeper, typed
 
 
 def _check_search(sweeper: DictConfig, overrides: list[Override]) -> None:
@@ -511,27 +537,35 @@ def _check_keys(cfg: DictConfig, known: DictConfig) -> None:
             continue
         if name.startswith("trainer.") and name.split(".")[1] in TRAINER_ARGUMENTS:
             continue
-        raise UserError(f"{name} (set by a file in conf/) does not exist.{did_you_mean(name, _names(known))}")
+        names = _known_keys(known)
+        raise UserError(f"{name} (set by a file in conf/) does not exist.{did_you_mean(name, names)}")
 
 
-def _names(cfg: DictConfig) -> set[str]:
+def _known_keys(cfg: DictConfig) -> set[str]:
     own = {name for name in _leaves(cfg) if not _is_open(name)}
     return own | {f"trainer.{name}" for name in TRAINER_ARGUMENTS}
 
 
+def _typed_keys(cfg: DictConfig) -> set[str]:
+    known = _known_keys(cfg)
+    return known | {key.replace("data.source.", "data.") for key in known}
+
+
 def _check_value(override: Override, cfg: DictConfig) -> None:
-    key = override.key_or_group
+    key = full = override.key_or_group
     if key.startswith("trainer."):
         if key.split(".")[1] not in TRAINER_ARGUMENTS:
-            raise UserError(f"{key} is not an argument of Lightning's Trainer.{did_you_mean(key, _names(cfg))}")
+            raise UserError(
+                f"{key} is not an argument of Lightning's Trainer.{did_you_mean(key, _typed_keys(cfg))}"
+            )
         if key != "trainer.max_epochs":
             return  # Trainer takes values of several types for most, and says itself what it does not take
-    elif key not in set(_leaves(cfg)):
+    elif (full := _full_key(key, cfg.data)) not in set(_leaves(cfg)):
         groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
-        raise UserError(f"{key} does not exist.{did_you_mean(key, _names(cfg) | groups)}")
+        raise UserError(f"{key} does not exist.{did_you_mean(key, _typed_keys(cfg) | groups)}")
     if override.is_delete() or key in ("ckpt", "distill.ckpt"):  # a path or a list of them, whatever it replaces
         return
-    default = OmegaConf.select(cfg, key)
+    default = OmegaConf.select(cfg, full)
     for value in _values(override):
         expected = _expected(value, default)
         if expected:
@@ -579,7 +613,7 @@ def _check_yaml(text: str) -> None:
             raise ValueError("it holds aliases or is nested too deep")
 
 
-def _check_saved(saved: Any, named: set[str]) -> None:
+def _check_saved(saved: DictConfig, named: set[str]) -> None:
     """Checks a run's config.yaml, which may come from a stranger.
 
     It may name only what conf/ names: classes and functions to build, and settings. Everything else, such as a
@@ -593,8 +627,6 @@ def _check_saved(saved: Any, named: set[str]) -> None:
         UserError: something that conf/ does not name.
         ValueError: no configuration of a run.
     """
-    if not isinstance(saved, DictConfig):
-        raise ValueError("not a mapping")
     plain = OmegaConf.to_container(saved)
     assert isinstance(plain, dict)
     shipped: set[str] = set()
@@ -640,6 +672,15 @@ def _entries(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, content
 
 
+def _nest_source(data: DictConfig) -> None:
+    """Give the settings of a data source their own node, as runs begun with version 0.1.0 do not."""
+    if "source" in data:
+        return
+    shipped = OmegaConf.load(CONF_DIR / "data" / "fer2013.yaml")
+    source = {key: data.pop(key) for key in list(data) if key not in shipped}
+    data.source = source
+
+
 def _resumed(folder: Path, overrides: list[Override], named: Iterable[Override] = ()) -> Config:
     """The configuration of the run in `folder`, with single values changed; `named` are those said once more."""
     path = folder / "config.yaml"
@@ -650,7 +691,10 @@ def _resumed(folder: Path, overrides: list[Override], named: Iterable[Override] 
             raise ValueError(f"more than {_MAX_CONFIG:,} characters")
         _check_yaml(text)
         saved = OmegaConf.load(io.StringIO(text))
-        _check_saved(saved, {override.key_or_group for override in [*overrides, *named]})
+        if not isinstance(saved, DictConfig) or not isinstance(saved.get("data"), DictConfig):
+            raise ValueError("not a mapping, or data is not one")
+        _nest_source(saved.data)
+        _check_saved(saved, {_full_key(o.key_or_group, saved.data) for o in [*overrides, *named]})
     except OSError as error:
         raise UserError(
             f"resume={folder}: there is no run to go on with ({error.strerror or error}: {path}). "
@@ -658,7 +702,6 @@ def _resumed(folder: Path, overrides: list[Override], named: Iterable[Override] 
         ) from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, RecursionError) as error:
         raise UserError(f"resume={folder}: {path} is damaged: {_first_lines(error)}") from error
-    assert isinstance(saved, DictConfig)
     # A run begun before a setting existed gets its default.
     defaults = OmegaConf.load(CONF_DIR / "train.yaml")
     assert isinstance(defaults, DictConfig)
@@ -685,7 +728,7 @@ def _resumed(folder: Path, overrides: list[Override], named: Iterable[Override] 
         _check_value(override, saved)
         if override.is_delete() or override.is_sweep_override():
             raise UserError(f"{override.input_line}: a resumed run takes single values only, as NAME=value.")
-        OmegaConf.update(saved, override.key_or_group, override.value(), force_add=True)
+        OmegaConf.update(saved, _full_key(override.key_or_group, saved.data), override.value(), force_add=True)
     plain = _plain(saved)
     plain["resume"] = str(folder)
     plain["overrides"] += [override.input_line for override in overrides]

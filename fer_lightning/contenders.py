@@ -344,9 +344,8 @@ def many_faces(n_train: int, n_val: int, n_test: int, seed: int) -> Faces:
 
 
 def _data(cfg: Config) -> FaceDataModule:
-    batching = {key: cfg["data"][key] for key in FaceDataModule.SETTINGS if key in cfg["data"]}
-    faces = build({key: value for key, value in cfg["data"].items() if key not in batching})
-    return FaceDataModule(faces, build(cfg["augment"]), seed=cfg["seed"], **batching)
+    batching = {key: value for key, value in cfg["data"].items() if key != "source"}
+    return FaceDataModule(build(cfg["data"]["source"]), build(cfg["augment"]), seed=cfg["seed"], **batching)
 
 
 def _batches(data: FaceDataModule, device: str) -> Iterator[tuple[Tensor, Tensor]]:

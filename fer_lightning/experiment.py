@@ -513,9 +513,12 @@ def texts(settings: str, results: Json) -> dict[str, str]:
 
 def hparams(cfg: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """The settings that runs are compared by, as flat columns: "optim.lr", "model.channels", ..."""
+    data = dict(cfg["data"])
+    data |= data.pop("source")
+    groups = {"data": data} | {name: cfg[name] for name in ("augment", "model", "optim", "trainer")}
     columns = {"experiment": cfg["experiment"], "seed": cfg["seed"]}
-    for group in ("data", "augment", "model", "optim", "trainer"):
-        for key, value in cfg[group].items():
+    for group, settings in groups.items():
+        for key, value in settings.items():
             if key == "_target_":
                 columns[group] = value.rpartition(".")[2]
             else:

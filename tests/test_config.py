@@ -45,6 +45,9 @@ def composed(*arguments):
         ("modle=x", "Did you mean model?"),
         ("data.batchsize=8", "Did you mean data.batch_size?"),
         ("+data.batchsize=8", "Did you mean data.batch_size?"),
+        ("data.pth=x", "Did you mean data.path?"),
+        ("data.source.pth=x", "Did you mean data.source.path?"),
+        ("data.skip_bad=perhaps", "data.skip_bad=perhaps will not do: it takes true or false"),
         ("lr=1e-3", "Did you mean optim.lr?"),
         ("max_epochs=3", "Did you mean trainer.max_epochs?"),
         ("model=fer_modle0", "Did you mean fer_model0?"),
@@ -78,6 +81,46 @@ def test_a_mistake_is_named_with_its_remedy(argument, said, sweep, capsys, tmp_p
     assert said in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["data.exclude", "data.source.exclude"])
+def test_the_settings_of_a_data_source_are_given_with_or_without_its_name(key):
+    [(cfg, _)] = composed(f"{key}=a.txt", "data.seed=3", "data.batch_size=8")
+    assert cfg["data"]["source"] == {
+        "_target_": "fer_lightning.data.fer2013.load_faces",
+        "path": None,
+        "download": True,
+        "skip_bad": False,
+        "exclude": "a.txt",
+        "seed": 3,
+    }
+    assert cfg["data"]["batch_size"] == 8
+    assert cfg["overrides"] == [f"{key}=a.txt", "data.seed=3", "data.batch_size=8"]
+
+
+def test_the_settings_of_a_data_source_are_swept():
+    got = composed("-m", "data=synthetic", "data.seed=3,4", "name=s")
+    assert [cfg["data"]["source"]["seed"] for cfg, _ in got] == [3, 4]
+    assert got[1][0]["overrides"] == ["data=synthetic", "data.seed=4", "name=s"]
+
+
+def test_a_data_source_of_ones_own_takes_its_own_settings():
+    own = ["data.source._target_=my.faces", "data.source.folder=x", "~data.skip_bad"]
+    [(cfg, _)] = composed(*own)
+    assert (cfg["data"]["source"]["_target_"], cfg["data"]["source"]["folder"]) == ("my.faces", "x")
+    assert "skip_bad" not in cfg["data"]["source"]
+
+
+def test_a_sweep_s_file_that_misses_the_source_is_told(monkeypatch, tmp_path, capsys):
+    import shutil
+
+    conf = tmp_path / "conf"
+    shutil.copytree(config.CONF_DIR, conf)
+    params = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      data.path: a,b\n"
+    (conf / "sweep" / "mine.yaml").write_text(params)
+    monkeypatch.setattr(config, "CONF_DIR", conf)
+    assert main(never, ["-m", "sweep=mine"]) == 1
+    assert "data.path does not exist. Did you mean data.source.path?" in capsys.readouterr().err
 
 
 def test_a_mistake_among_swept_values_is_found(capsys, tmp_path):

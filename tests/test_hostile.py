@@ -301,7 +301,7 @@ def test_a_checkpoint_names_no_file_but_checkpoints_for_removal(tmp_path):
     [
         ("fer_lightning.callbacks.prediction_grid.PredictionGrid", "os.system", "_target_=os.system is not one"),
         ("fer_lightning.data.synthetic.synthetic_faces", "fer_lightning.processes.subprocess.run", "not one"),
-        ("  n_train:", "  cache_dir: /etc\n  n_train:", "data.cache_dir=/etc"),
+        ("    n_train:", "    cache_dir: /etc\n    n_train:", "data.source.cache_dir=/etc"),
         ("    n_faces:", "    path: /etc\n    n_faces:", "callbacks.prediction_grid.path=/etc"),
         ("logger:\n", "logger:\n  sub_dir: /etc\n", "logger.sub_dir=/etc"),
         ("trainer:\n", "trainer:\n  default_root_dir: /etc\n", "trainer.default_root_dir=/etc"),

@@ -191,8 +191,6 @@ class FaceDataModule(LightningDataModule):
         UserError: a value out of range, or a split without images.
     """
 
-    SETTINGS = ("batch_size", "eval_batch_size", "image_size", "mean", "std", "split", "augment_epochs")
-
     def __init__(
         self,
         faces: Faces,
