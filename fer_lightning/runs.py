@@ -405,7 +405,9 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     val_splits = ", ".join(sorted({run.val_split for run in runs if run.val_split and run.best is not None}))
     lines = [
         *textwrap.wrap(
-            f"{len(runs)} run{'s' * (len(runs) > 1)} in {folder}, ranked by {quantity} on {val_splits or '-'}", 80
+            f"{len(runs)} run{'s' * (len(runs) > 1)} in {folder}, ranked by {quantity} on {val_splits or '-'}",
+            80,
+            break_on_hyphens=False,
         ),
         "",
         format_table(["run", *header], rows),
