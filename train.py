@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import fer_lightning
-from fer_lightning.config import Config, build, main, to_yaml
+from fer_lightning.config.cli import Config, build, main, to_yaml
 
 
 def job(cfg: Config, run_dir: Path) -> None:
@@ -17,17 +17,18 @@ def job(cfg: Config, run_dir: Path) -> None:
 
     from lightning.pytorch import seed_everything
 
-    from fer_lightning import experiment, hardware
+    from fer_lightning import hardware
     from fer_lightning.arguments import check_options
     from fer_lightning.callbacks.dashboard import Dashboard
     from fer_lightning.callbacks.history import History
-    from fer_lightning.checkpoint import InputSpec, load_weights, read_checkpoint
     from fer_lightning.data.datamodule import FaceDataModule
     from fer_lightning.errors import UserError
+    from fer_lightning.evaluation.scores import format_results
+    from fer_lightning.experiment import test as experiment
     from fer_lightning.models import build_model
-    from fer_lightning.module import EmotionClassifier, classifier_from
-    from fer_lightning.optim import build_optimizer
-    from fer_lightning.results import format_results
+    from fer_lightning.models.checkpoint import InputSpec, load_weights, read_checkpoint
+    from fer_lightning.training.module import EmotionClassifier, classifier_from
+    from fer_lightning.training.optim import build_optimizer
 
     ckpts = experiment.checkpoint_paths(cfg["ckpt"])
     fit, test = experiment.stages(cfg["stages"], ckpts, **cfg["checkpoint"])

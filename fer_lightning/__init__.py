@@ -12,13 +12,13 @@ process_start = [perf_counter()]
 __all__ = ["Classifier", "Prediction", "UserError", "load_checkpoint", "load_pretrained"]
 
 if TYPE_CHECKING:
-    from fer_lightning.classifier import Classifier, Prediction, load_checkpoint, load_pretrained
+    from fer_lightning.inference.classifier import Classifier, Prediction, load_checkpoint, load_pretrained
 else:
 
     def __getattr__(name: str) -> Any:
         # They need torch, which `train.py --help` and a typo should not wait for.
         if name in __all__:
-            from fer_lightning import classifier
+            from fer_lightning.inference import classifier
 
             return getattr(classifier, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

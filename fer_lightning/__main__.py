@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fer_lightning import benchmark
-from fer_lightning.commands import audit, demo, evaluate, explain, export, predict, runs
+from fer_lightning.commands import audit, benchmark, demo, evaluate, explain, export, predict, runs
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.exit import exit_code
 

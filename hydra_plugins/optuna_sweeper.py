@@ -52,7 +52,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """What Hydra calls with the command line's settings."""
-        from fer_lightning.search import search
+        from fer_lightning.runs.search import search
 
         texts = [f"{key}={values}" for key, values in self.params.items()] + arguments
         overrides = {o.get_key_element(): o for o in self.parser.parse_overrides(texts)}

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from fer_lightning import plots
+from fer_lightning.drawing import faces as plots
 
 HERE = Path(__file__).resolve().parent
 OURS, THEIRS = ("#0072B2", "o"), ("#D55E00", "D")  # Okabe and Ito's blue and vermillion

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ship_weights import halved  # beside this file
 
-from fer_lightning.output import format_table, percent
-from fer_lightning.pretrained import halved
+from fer_lightning.text import format_table, percent
 
 KEPT = ("results.json", "config.yaml", "command.txt")  # of each run
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fer_lightning import experiment
-from fer_lightning.config import main
+from fer_lightning.config.cli import main
+from fer_lightning.experiment import test as experiment
 from train import job
 
 SMALL = [

@@ -20,16 +20,16 @@ import torch
 from fake_fer2013 import fake_faces, write_fer2013_csv, write_icml_csv, write_train_csv, write_zip
 from PIL import Image
 
-from fer_lightning.checkpoint import net_from, read_checkpoint
-from fer_lightning.config import _compose, _resumed, to_yaml
+from fer_lightning.audit.mislabels import read_probabilities
+from fer_lightning.config.cli import _compose, _resumed, to_yaml
 from fer_lightning.data import cache as face_cache
 from fer_lightning.data.faces import Faces, fingerprint
 from fer_lightning.data.fer2013 import load_faces
-from fer_lightning.data.mislabels import read_probabilities
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
+from fer_lightning.inference.photos import read_photo
 from fer_lightning.models import build_model
-from fer_lightning.photos import read_photo
+from fer_lightning.models.checkpoint import net_from, read_checkpoint
 
 
 @dataclass(frozen=True)

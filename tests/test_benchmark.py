@@ -14,11 +14,13 @@ import yaml
 from fake_fer2013 import fake_faces, write_folder
 from torchvision import transforms
 
-from fer_lightning import benchmark, config, contenders, plain_script, processes
 from fer_lightning.__main__ import main
+from fer_lightning.benchmark import contenders, plain_script, processes
+from fer_lightning.benchmark import sections as benchmark
+from fer_lightning.benchmark.processes import Bench
+from fer_lightning.config import cli as config
 from fer_lightning.data.augment import BatchAugment, normalise
 from fer_lightning.errors import UserError
-from fer_lightning.processes import Bench
 
 MACHINE = {
     "hardware": "2 x Intel(R) Xeon(R) Processor @ 2.80GHz; precision bf16-mixed (the CPU multiplies bfloat16)",

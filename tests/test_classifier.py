@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import fer_lightning
-from fer_lightning.config import main
+from fer_lightning.config.cli import main
 from fer_lightning.data.faces import TEST
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS

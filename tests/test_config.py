@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Trainer
 
-from fer_lightning import config
-from fer_lightning.config import main
+from fer_lightning.config import cli as config
+from fer_lightning.config.cli import main
 from fer_lightning.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parent.parent

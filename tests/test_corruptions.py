@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fer_lightning.corruptions import CORRUPTIONS, corrupt
+from fer_lightning.evaluation.corruptions import CORRUPTIONS, corrupt
 
 GREY = np.full((200, 48, 48), 128, np.uint8)
 EDGE = np.zeros((2, 48, 48), np.uint8)
@@ -86,6 +86,6 @@ def test_rotation_goes_left_or_right():
 def test_blocks_join_without_a_seam(monkeypatch):
     faces = np.random.default_rng(2).integers(0, 256, (5, 48, 48), dtype=np.uint8)
     whole = {name: corrupt(faces, name, CORRUPTIONS[name].strengths[2]) for name in ("blur", "contrast", "JPEG")}
-    monkeypatch.setattr("fer_lightning.corruptions._BLOCK", 2)
+    monkeypatch.setattr("fer_lightning.evaluation.corruptions._BLOCK", 2)
     for name, expected in whole.items():
         np.testing.assert_array_equal(corrupt(faces, name, CORRUPTIONS[name].strengths[2]), expected)

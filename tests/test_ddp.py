@@ -13,9 +13,9 @@ import pytest
 import torch
 from watching import held, watched
 
-from fer_lightning.checkpoint import read_checkpoint
-from fer_lightning.config import main
+from fer_lightning.config.cli import main
 from fer_lightning.data.augment import BatchAugment
+from fer_lightning.models.checkpoint import read_checkpoint
 from train import job
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fer_lightning import demo, photos
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier
 from fer_lightning.errors import UserError
+from fer_lightning.inference import demo, photos
+from fer_lightning.inference.classifier import Classifier
+from fer_lightning.models.checkpoint import InputSpec
 
 
 class Bright(nn.Module):

@@ -16,14 +16,12 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from fer_lightning.__main__ import main
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier
-from fer_lightning.corruptions import CORRUPTIONS
 from fer_lightning.data.faces import TEST, TRAIN, VAL
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.evaluation import (
+from fer_lightning.evaluation.corruptions import CORRUPTIONS
+from fer_lightning.evaluation.evaluate import (
     calibration,
     evaluate,
     fit_temperature,
@@ -32,9 +30,11 @@ from fer_lightning.evaluation import (
     to_json,
     wilson_interval,
 )
-from fer_lightning.evaluation_page import evaluation_page
+from fer_lightning.evaluation.page import evaluation_page
+from fer_lightning.evaluation.scores import confident_mistakes
+from fer_lightning.inference.classifier import Classifier
 from fer_lightning.models import build_model
-from fer_lightning.results import confident_mistakes
+from fer_lightning.models.checkpoint import InputSpec
 
 
 @pytest.mark.parametrize(

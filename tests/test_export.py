@@ -10,17 +10,17 @@ import pytest
 import torch
 from fake_fer2013 import fake_faces, write_zip
 
-from fer_lightning import export as export_module
 from fer_lightning.__main__ import main
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier, load_checkpoint
 from fer_lightning.commands.export import configure
 from fer_lightning.data.faces import TRAIN
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.export import FORMATS, export, largest_difference, load_exported, metadata, quantise
+from fer_lightning.inference import export as export_module
+from fer_lightning.inference.classifier import Classifier, load_checkpoint
+from fer_lightning.inference.export import FORMATS, export, largest_difference, load_exported, metadata, quantise
 from fer_lightning.models import build_model
+from fer_lightning.models.checkpoint import InputSpec
 
 INPUTS = InputSpec(image_size=24, mean=0.4, std=0.3)
 MODEL = {"name": "small_vgg", "channels": [4, 8]}

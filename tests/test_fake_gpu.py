@@ -10,18 +10,18 @@ from lightning.pytorch import Callback
 from torch._subclasses import FakeTensorMode
 
 from fer_lightning.callbacks.ema import EMA
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier
-from fer_lightning.config import CONF_DIR, build
+from fer_lightning.config.cli import CONF_DIR, build
 from fer_lightning.data import datamodule
 from fer_lightning.data.augment import TorchvisionAugment
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.synthetic import synthetic_faces
-from fer_lightning.distillation import OtherInput, Teacher
+from fer_lightning.inference.classifier import Classifier
 from fer_lightning.models import build_model
-from fer_lightning.module import EmotionClassifier
-from fer_lightning.optim import build_optimizer
-from fer_lightning.tta import VIEWS
+from fer_lightning.models.checkpoint import InputSpec
+from fer_lightning.models.tta import VIEWS
+from fer_lightning.training.distillation import OtherInput, Teacher
+from fer_lightning.training.module import EmotionClassifier
+from fer_lightning.training.optim import build_optimizer
 
 NETWORKS = {
     "fer_model0": {"channels": [4, 8]},

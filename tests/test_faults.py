@@ -14,13 +14,14 @@ from fake_fer2013 import fake_faces, write_zip
 from faults import SMALL, content, differences, results_of, run, same, with_callback
 from lightning.pytorch import Callback
 
-from fer_lightning import config, output
+from fer_lightning import files
 from fer_lightning import models as models_module
-from fer_lightning.checkpoint import read_checkpoint
-from fer_lightning.config import main
+from fer_lightning.config import cli as config
+from fer_lightning.config.cli import main
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.errors import UserError
-from fer_lightning.module import EmotionClassifier
+from fer_lightning.models.checkpoint import read_checkpoint
+from fer_lightning.training.module import EmotionClassifier
 from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -245,13 +246,13 @@ def test_a_signal_while_a_file_is_written(name, signum, code, monkeypatch):
                 signal.raise_signal(each)
         replace(temporary, path)
 
-    monkeypatch.setattr(output.os, "replace", slow)
+    monkeypatch.setattr(files.os, "replace", slow)
     run("name=a", "trainer.max_epochs=1", code=code)
     folder = Path("runs/default/a")
     assert results_of(folder)["status"] == "interrupted"
     assert {path.name for path in folder.rglob(".*")} <= {".lock"}
     assert (folder / "checkpoints/last.ckpt").exists() == (name == "results.json")
-    monkeypatch.setattr(output.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     if name != "config.yaml":
         assert main(job, [f"resume={folder}"]) == 0
         assert results_of(folder)["status"] == "finished"
@@ -276,7 +277,7 @@ def test_a_run_that_is_at_work_is_left_alone(monkeypatch, capsys):
 
 def test_of_two_runs_that_start_at_the_same_moment_one_is_refused():
     code = (
-        "import sys; from fer_lightning.config import main\n"
+        "import sys; from fer_lightning.config.cli import main\n"
         "def job(cfg, run_dir):\n"
         "    (run_dir / 'config.yaml').write_text('seed: 0'); print('in', flush=True); sys.stdin.read()\n"
         "sys.exit(main(job, ['name=a']))"

@@ -20,18 +20,19 @@ from faults import STATEFUL, Killed, KilledAt, differences, results_of, run, wit
 from lightning.pytorch import Callback
 from PIL import Image
 
-from fer_lightning import config, contenders
 from fer_lightning.__main__ import main as command
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier, load_pretrained
-from fer_lightning.config import CONF_DIR, build, main
+from fer_lightning.benchmark import contenders
+from fer_lightning.config import cli as config
+from fer_lightning.config.cli import CONF_DIR, build, main
 from fer_lightning.data import datamodule
 from fer_lightning.data.philox import permutation, words
 from fer_lightning.data.synthetic import synthetic_faces
-from fer_lightning.export import FORMATS, export, load_exported
-from fer_lightning.grad_cam import grad_cam
+from fer_lightning.inference.classifier import Classifier, load_pretrained
+from fer_lightning.inference.export import FORMATS, export, load_exported
+from fer_lightning.inference.grad_cam import grad_cam
 from fer_lightning.models import build_model
-from fer_lightning.tta import VIEWS
+from fer_lightning.models.checkpoint import InputSpec
+from fer_lightning.models.tta import VIEWS
 from train import job
 
 ROOT = Path(__file__).resolve().parent.parent

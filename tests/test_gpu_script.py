@@ -14,9 +14,9 @@ import pytest
 import torch
 from faults import run
 
-from fer_lightning.benchmark import SECTIONS
-from fer_lightning.checkpoint import read_checkpoint
-from fer_lightning.config import main
+from fer_lightning.benchmark.sections import SECTIONS
+from fer_lightning.config.cli import main
+from fer_lightning.models.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fer_lightning import photos, plots
 from fer_lightning.__main__ import main
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier
 from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.drawing import faces as plots
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.grad_cam import MIN_SIDE, grad_cam
+from fer_lightning.inference import photos
+from fer_lightning.inference.classifier import Classifier
+from fer_lightning.inference.grad_cam import MIN_SIDE, grad_cam
 from fer_lightning.models import MODELS, build_model
+from fer_lightning.models.checkpoint import InputSpec
 
 MODEL = {"name": "small_vgg", "channels": [4, 8]}
 

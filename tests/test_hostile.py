@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fer_lightning.checkpoint import read_checkpoint
-from fer_lightning.config import _parse, _resumed
+from fer_lightning.config.cli import _parse, _resumed
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.errors import UserError
-from fer_lightning.experiment import MovableCheckpoint
-from fer_lightning.photos import read_photo
+from fer_lightning.experiment.test import MovableCheckpoint
+from fer_lightning.inference.photos import read_photo
+from fer_lightning.models.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = st.one_of(
@@ -300,7 +300,7 @@ def test_a_checkpoint_names_no_file_but_checkpoints_for_removal(tmp_path):
     ("old", "new", "said"),
     [
         ("fer_lightning.callbacks.prediction_grid.PredictionGrid", "os.system", "_target_=os.system is not one"),
-        ("fer_lightning.data.synthetic.synthetic_faces", "fer_lightning.processes.subprocess.run", "not one"),
+        ("fer_lightning.data.synthetic.synthetic_faces", "subprocess.run", "not one"),
         ("    n_train:", "    cache_dir: /etc\n    n_train:", "data.source.cache_dir=/etc"),
         ("    n_faces:", "    path: /etc\n    n_faces:", "callbacks.prediction_grid.path=/etc"),
         ("logger:\n", "logger:\n  sub_dir: /etc\n", "logger.sub_dir=/etc"),

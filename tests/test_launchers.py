@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from watching import held, watched
 
-from fer_lightning import config
-from fer_lightning.config import main
+from fer_lightning.config import cli as config
+from fer_lightning.config.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # A program like train.py, but for what takes long.
 PROGRAM = """
 import json, os, sys
-from fer_lightning.config import main
+from fer_lightning.config.cli import main
 from fer_lightning.errors import UserError
 
 def job(cfg, run_dir):

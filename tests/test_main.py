@@ -13,7 +13,7 @@ import pytest
 from fake_fer2013 import FakeFace, fake_faces, write_folder, write_zip
 
 from fer_lightning.__main__ import COMMANDS, main
-from fer_lightning.data.audit import DEFAULT_KINDS, KINDS, MAX_NEAR_BITS, NEAR_BITS
+from fer_lightning.audit.audit import DEFAULT_KINDS, KINDS, MAX_NEAR_BITS, NEAR_BITS
 from fer_lightning.data.faces import TRAIN
 from fer_lightning.data.fer2013 import load_faces
 

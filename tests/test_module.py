@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
 
-from fer_lightning.checkpoint import InputSpec
 from fer_lightning.data.augment import NoAugment
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.faces import Faces
@@ -15,8 +14,9 @@ from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models import build_model
-from fer_lightning.module import LOGGED, EmotionClassifier
-from fer_lightning.optim import build_optimizer, lr_factor
+from fer_lightning.models.checkpoint import InputSpec
+from fer_lightning.training.module import LOGGED, EmotionClassifier
+from fer_lightning.training.optim import build_optimizer, lr_factor
 
 MODEL = {"name": "fer_model0", "channels": [4, 8]}
 

@@ -6,8 +6,9 @@ import stat
 
 import pytest
 
-from fer_lightning import output
-from fer_lightning.output import format_table, write_json
+from fer_lightning import files
+from fer_lightning.files import write_json
+from fer_lightning.text import format_table
 
 
 def test_write_json_is_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -19,7 +20,7 @@ def test_write_json_is_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(output.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_json(path, {"accuracy": 0.6})
     assert json.loads(path.read_text()) == {"accuracy": 0.5}

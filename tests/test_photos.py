@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fer_lightning import photos
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.photos import FACE_SIZE, Face, annotate, find_faces, look, read_photo
+from fer_lightning.inference import photos
+from fer_lightning.inference.classifier import Classifier
+from fer_lightning.inference.photos import FACE_SIZE, Face, annotate, find_faces, look, read_photo
+from fer_lightning.models.checkpoint import InputSpec
 
 GRACE = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 GRACE_FACE = (140, 100, 240, 240)  # by eye: forehead to chin

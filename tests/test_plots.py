@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fer_lightning import plots
+from fer_lightning.drawing import faces as plots
 from fer_lightning.emotions import EMOTIONS
 
 HAPPY, SAD, SURPRISE = (EMOTIONS.index(name) for name in ("happy", "sad", "surprise"))
@@ -184,7 +184,7 @@ def test_a_png_that_cannot_be_written_leaves_the_old_one(tmp_path):
 def test_drawing_never_imports_pyplot_or_lightning():
     code = """
 import sys, numpy as np
-from fer_lightning import plots
+from fer_lightning.drawing import faces as plots
 plots.pixels(plots.prediction_grid(np.zeros((1, 48, 48), np.uint8), np.zeros(1, int), np.full((1, 7), 1 / 7), ""))
 plots.pixels(plots.confusion_matrix(np.eye(7, dtype=int), ""))
 plots.pixels(plots.history_curves([], ""))

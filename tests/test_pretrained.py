@@ -6,16 +6,17 @@ import sys
 
 import numpy as np
 import pytest
+import ship_weights
 import torch
 
 import fer_lightning
-from fer_lightning import pretrained
-from fer_lightning.classifier import WEIGHTS, pretrained_names
-from fer_lightning.config import main
+from fer_lightning.config.cli import main
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.errors import UserError
-from fer_lightning.results import score_splits
+from fer_lightning.evaluation.evaluate import held_out_predictions
+from fer_lightning.evaluation.scores import score_splits
+from fer_lightning.inference.classifier import WEIGHTS, pretrained_names
 from train import job
 
 DATA = {"n_train": 28, "n_val": 7, "n_test": 14}
@@ -26,7 +27,7 @@ MEBIBYTES = 2**20
 def run_dir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(ship_weights, "WEIGHTS", tmp_path)
     data = ("data=synthetic", *(f"data.{key}={n}" for key, n in DATA.items()))
     options = ("trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks=none", "logger=none")
     assert main(job, ["name=a", "model.channels=[4,8]", *options, *data]) == 0
@@ -35,7 +36,7 @@ def run_dir(tmp_path, monkeypatch):
 
 def test_a_run_becomes_a_network_that_ships(run_dir, tmp_path):
     faces = synthetic_faces(**DATA)
-    shipped = pretrained.ship(run_dir, "mine", faces)
+    shipped = ship_weights.ship(run_dir, "mine", faces)
     assert json.loads((tmp_path / "mine.json").read_text()) == shipped
     content = torch.load(tmp_path / "mine.pt", weights_only=True)
     assert "optimizer_states" not in content
@@ -50,9 +51,9 @@ def test_a_run_becomes_a_network_that_ships(run_dir, tmp_path):
 
 def test_the_command_says_what_the_network_scores(run_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fer_lightning.data.fer2013.load_faces", lambda *_, **__: synthetic_faces(**DATA))
-    assert pretrained.main([str(run_dir), "mine"]) == 0
+    assert ship_weights.main([str(run_dir), "mine"]) == 0
     assert re.search(r"tta=shifts: validation [\d.]+%, test [\d.]+%", capsys.readouterr().out)
-    assert pretrained.main([str(tmp_path / "nowhere"), "mine"]) == 1
+    assert ship_weights.main([str(tmp_path / "nowhere"), "mine"]) == 1
     assert "best.ckpt cannot be read: No such file or directory" in capsys.readouterr().err
 
 
@@ -82,7 +83,7 @@ def test_a_shipped_network_is_as_good_as_its_card_says(name, real_data):
     card = json.loads((WEIGHTS / f"{name}.json").read_text())
     clf = fer_lightning.load_pretrained(name, device="cpu")
     for tta in ("none", "mirror"):
-        scores = score_splits(pretrained.held_out_predictions(clf, faces, tta), faces)["PrivateTest"]
+        scores = score_splits(held_out_predictions(clf, faces, tta), faces)["PrivateTest"]
         noted = card["tta"][tta]["PrivateTest"]
         for key in ("n", "accuracy", "n_leak_free", "accuracy_leak_free"):
             assert scores[key] == noted[key], (tta, key)

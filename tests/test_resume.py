@@ -23,7 +23,7 @@ from faults import (
     with_callback,
 )
 
-from fer_lightning.config import main
+from fer_lightning.config.cli import main
 from train import job
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fer_lightning import config, runs
 from fer_lightning.__main__ import main as command
-from fer_lightning.config import main
+from fer_lightning.config import cli as config
+from fer_lightning.config.cli import main
 from fer_lightning.errors import Stopped, UserError
-from fer_lightning.lock import is_locked, lock
-from fer_lightning.output import write_json
+from fer_lightning.files import write_json
+from fer_lightning.runs import ranking as runs
+from fer_lightning.runs.lock import is_locked, lock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SLOW_SWEEP = """
 import sys, time
 from pathlib import Path
-from fer_lightning.config import main, to_yaml
-from fer_lightning.output import write_atomically, write_json
+from fer_lightning.config.cli import main, to_yaml
+from fer_lightning.files import write_atomically, write_json
 
 def job(cfg, run_dir):
     with open("begun", "a") as file:
@@ -201,7 +202,7 @@ def test_a_lock_goes_with_its_process(tmp_path):
     path = tmp_path / "lock"
     assert not is_locked(path)
     code = (
-        "import sys, time; from pathlib import Path; from fer_lightning.lock import lock\n"
+        "import sys, time; from pathlib import Path; from fer_lightning.runs.lock import lock\n"
         "with lock(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT) as process:

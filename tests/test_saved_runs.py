@@ -18,7 +18,7 @@ import pytest
 from faults import results_of
 
 import fer_lightning
-from fer_lightning.config import main
+from fer_lightning.config.cli import main
 from fer_lightning.data.faces import TEST
 from fer_lightning.data.synthetic import synthetic_faces
 from train import job

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fer_lightning import runs
-from fer_lightning.config import main
+from fer_lightning.config.cli import main
 from fer_lightning.errors import Stopped, UserError
-from fer_lightning.output import write_json
+from fer_lightning.files import write_json
+from fer_lightning.runs import ranking as runs
 
 optuna = pytest.importorskip("optuna", reason='searches need pip install -e ".[sweep]"')
 
@@ -26,8 +26,8 @@ SEARCH = ("-m", "sweep=optuna", "name=s", "optim.lr=tag(log,interval(1e-5,1e-1))
 SLOW_SEARCH = """
 import sys, time
 from pathlib import Path
-from fer_lightning.config import main, to_yaml
-from fer_lightning.output import write_atomically, write_json
+from fer_lightning.config.cli import main, to_yaml
+from fer_lightning.files import write_atomically, write_json
 
 def job(cfg, run_dir):
     with open("begun", "a") as file:
@@ -198,7 +198,7 @@ def test_a_hopeless_run_is_given_up(capsys):
     small += ("trainer.enable_model_summary=false", "callbacks.pruning.startup_trials=1", *SEARCH[1:3])
 
     def done(cfg, run_dir):
-        from fer_lightning.search import report, trial_of
+        from fer_lightning.runs.search import report, trial_of
 
         report(trial_of(run_dir, 1, 2), 1.0, 1)
         report(trial_of(run_dir, 1, 2), 1.0, 2)

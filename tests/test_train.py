@@ -15,15 +15,15 @@ from fake_fer2013 import fake_faces, write_zip
 from faults import results_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fer_lightning.checkpoint import read_checkpoint
-from fer_lightning.config import CONF_DIR, main
+from fer_lightning.config.cli import CONF_DIR, main
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.faces import TEST
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.module import EmotionClassifier, classifier_from
+from fer_lightning.models.checkpoint import read_checkpoint
+from fer_lightning.training.module import EmotionClassifier, classifier_from
 from train import job
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fer_lightning.errors import UserError
-from fer_lightning.tta import VIEWS, answer, check_tta, mean_answer
+from fer_lightning.models.tta import VIEWS, answer, check_tta, mean_answer
 
 
 def test_views_of_a_numbered_image():

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fer_lightning.errors import UserError
-from fer_lightning.output import write_atomically
+from fer_lightning.files import write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -5,13 +5,13 @@ import numpy.typing as npt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
-from fer_lightning import plots
 from fer_lightning.callbacks.dashboard import show
 from fer_lightning.callbacks.prediction_grid import (
     SplitPredictions,
     test_predictions,
     validation_predictions,
 )
+from fer_lightning.drawing import faces as plots
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
 

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from tensorboard.plugins.hparams import summary_v2 as hp  # what hparams.api offers, without TensorFlow
 
-from fer_lightning import plots
+from fer_lightning.drawing import faces as plots
 from fer_lightning.emotions import EMOTIONS
 
 # As add_custom_scalars takes it. TensorBoard reads each tag as a regular expression to match from the start.

@@ -4,7 +4,6 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 
-from fer_lightning import plots
 from fer_lightning.callbacks.dashboard import show
 from fer_lightning.callbacks.prediction_grid import (
     SplitPredictions,
@@ -13,8 +12,9 @@ from fer_lightning.callbacks.prediction_grid import (
     test_predictions,
     validation_predictions,
 )
+from fer_lightning.drawing import faces as plots
 from fer_lightning.errors import UserError
-from fer_lightning.grad_cam import grad_cam
+from fer_lightning.inference.grad_cam import grad_cam
 
 
 class GradCAM(Callback):

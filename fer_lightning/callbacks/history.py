@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from fer_lightning.module import EmotionClassifier
+from fer_lightning.training.module import EmotionClassifier
 
 
 class History(Callback):

@@ -10,14 +10,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 
-from fer_lightning import plots
 from fer_lightning.callbacks.dashboard import show
-from fer_lightning.classifier import Classifier
 from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.drawing import faces as plots
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
-from fer_lightning.module import EmotionClassifier
-from fer_lightning.results import confident_mistakes
+from fer_lightning.evaluation.scores import confident_mistakes
+from fer_lightning.inference.classifier import Classifier
+from fer_lightning.training.module import EmotionClassifier
 
 
 @dataclass(frozen=True, eq=False)

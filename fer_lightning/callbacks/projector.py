@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fer_lightning.callbacks.dashboard import tensorboard
 from fer_lightning.callbacks.prediction_grid import balanced_sample, classifier, test_predictions
-from fer_lightning.classifier import Classifier
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
+from fer_lightning.inference.classifier import Classifier
 
 # FERModel0 has 16,384 features at 128 px, of which the browser would get hundreds of MiB.
 MAX_FEATURES = 128

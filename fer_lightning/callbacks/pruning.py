@@ -35,7 +35,7 @@ class Pruning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         run_dir = Path(trainer.default_root_dir)
         if stage == "fit" and trainer.is_global_zero and (run_dir.parent / "optuna.journal").exists():
-            from fer_lightning.search import trial_of
+            from fer_lightning.runs.search import trial_of
 
             self.trial = trial_of(run_dir, self.startup_trials, self.warmup_epochs)
 
@@ -48,6 +48,6 @@ class Pruning(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = trainer.callback_metrics.get(self.monitor)
         if self.trial is not None and value is not None:
-            from fer_lightning.search import report
+            from fer_lightning.runs.search import report
 
             report(self.trial, value.item(), trainer.current_epoch)

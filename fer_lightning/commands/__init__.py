@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from fer_lightning.classifier import Classifier
+    from fer_lightning.inference.classifier import Classifier
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = False, device: bool = True) -> None:
@@ -68,7 +68,7 @@ def load_network(args: argparse.Namespace) -> "Classifier":
         UserError: no such network, checkpoint or device.
     """
     import fer_lightning
-    from fer_lightning.classifier import checkpoint_path
+    from fer_lightning.inference.classifier import checkpoint_path
 
     if args.ckpt is not None:
         return fer_lightning.load_checkpoint(checkpoint_path(args.ckpt), args.device)
@@ -101,7 +101,7 @@ def tell(line: str) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path, Any], None], content: Any) -> None:
-    """Writes a file that was asked for, by one of output.py's functions, and says so.
+    """Writes a file that was asked for, by one of the functions of files.py, and says so.
 
     Raises:
         UserError: it cannot be written.

@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Audits, prints the findings and writes the files that were asked for."""
-    from fer_lightning.data.audit import (
+    from fer_lightning.audit.audit import (
         NEAR_BITS,
         audit,
         check_kinds,
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
         suspect_labels,
         to_json,
     )
-    from fer_lightning.data.audit_page import audit_page
-    from fer_lightning.data.mislabels import out_of_fold_probabilities, read_probabilities
-    from fer_lightning.output import write_atomically, write_json
+    from fer_lightning.audit.mislabels import out_of_fold_probabilities, read_probabilities
+    from fer_lightning.audit.page import audit_page
+    from fer_lightning.files import write_atomically, write_json
 
     kinds = args.kinds.split(",")
     check_kinds(kinds)

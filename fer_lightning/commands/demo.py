@@ -20,9 +20,9 @@ def run(args: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
     import webbrowser
 
-    from fer_lightning.demo import server
-    from fer_lightning.photos import require_detector
-    from fer_lightning.tta import check_tta
+    from fer_lightning.inference.demo import server
+    from fer_lightning.inference.photos import require_detector
+    from fer_lightning.models.tta import check_tta
 
     check_tta(args.tta)
     require_detector()

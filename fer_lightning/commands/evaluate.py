@@ -33,12 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the numbers and writes the files that were asked for."""
-    from fer_lightning.classifier import checkpoint_path, load_checkpoint
     from fer_lightning.data.fer2013 import load_faces
-    from fer_lightning.evaluation import evaluate, format_evaluation, to_json
-    from fer_lightning.evaluation_page import evaluation_page
-    from fer_lightning.output import write_atomically, write_json
-    from fer_lightning.tta import check_tta
+    from fer_lightning.evaluation.evaluate import evaluate, format_evaluation, to_json
+    from fer_lightning.evaluation.page import evaluation_page
+    from fer_lightning.files import write_atomically, write_json
+    from fer_lightning.inference.classifier import checkpoint_path, load_checkpoint
+    from fer_lightning.models.tta import check_tta
 
     check_tta(args.tta)
     clf = load_network(args)

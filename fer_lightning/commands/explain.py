@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from fer_lightning.classifier import Classifier, Prediction
+    from fer_lightning.inference.classifier import Classifier, Prediction
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +37,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explains each face and writes its picture; 1 if a file could not be read."""
-    from fer_lightning import plots
+    from fer_lightning.drawing import faces as plots
     from fer_lightning.emotions import EMOTIONS, emotion_index
-    from fer_lightning.output import format_table, printable
-    from fer_lightning.photos import crop_face, face_boxes, read_photo
+    from fer_lightning.inference.photos import crop_face, face_boxes, read_photo
+    from fer_lightning.text import format_table, printable
 
     asked = None if args.emotion is None else emotion_index(args.emotion)
     if args.emotion is not None and asked is None:
@@ -82,8 +82,8 @@ def _explained(
     clf: "Classifier", face: "npt.NDArray[np.uint8]", emotion: int | None, name: str
 ) -> "tuple[npt.NDArray[np.uint8], Prediction]":
     """The picture of a face (H, W), for its most probable emotion if none is asked for, and what is said of it."""
-    from fer_lightning import plots
-    from fer_lightning.grad_cam import grad_cam
+    from fer_lightning.drawing import faces as plots
+    from fer_lightning.inference.grad_cam import grad_cam
 
     predicted = clf.predict(face)
     probabilities = predicted.probabilities[0]

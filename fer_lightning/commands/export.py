@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
     from fer_lightning.data.faces import TEST, TRAIN
     from fer_lightning.emotions import EMOTIONS
-    from fer_lightning.export import (
+    from fer_lightning.files import write_atomically
+    from fer_lightning.inference.export import (
         TOLERANCE,
         export,
         largest_difference,
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         probabilities,
         quantise,
     )
-    from fer_lightning.output import format_table, write_atomically
+    from fer_lightning.text import format_table
 
     if args.int8 and args.format != "onnx":
         raise UserError(f"--int8 is for --format onnx, not for {args.format}.")

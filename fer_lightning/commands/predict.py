@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 from fer_lightning.commands import add_network_arguments, add_tta_argument, load_network, untaken
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.output import format_table, printable, write_atomically
+from fer_lightning.files import write_atomically
+from fer_lightning.text import format_table, printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from fer_lightning.classifier import Classifier
-    from fer_lightning.photos import Face
+    from fer_lightning.inference.classifier import Classifier
+    from fer_lightning.inference.photos import Face
 
 PHOTO_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # looked for in a folder
 
@@ -66,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts and prints; what was done before Ctrl-C is printed too."""
-    from fer_lightning.tta import check_tta
+    from fer_lightning.models.tta import check_tta
 
     check_tta(args.tta)
     answers: list[Answer] = []
@@ -122,7 +123,7 @@ def _photos_in(folder: Path, answers: list[Answer]) -> Iterator[str]:
 
 
 def _predict(args: argparse.Namespace, sources: list[str | int], names: "_Names", answers: list[Answer]) -> None:
-    from fer_lightning.video import SUFFIXES
+    from fer_lightning.inference.video import SUFFIXES
 
     clf = load_network(args)
 
@@ -165,8 +166,8 @@ def _progress(items: Any, total: int | None, unit: str, name: str) -> Any:
 def _photos(
     args: argparse.Namespace, clf: "Classifier", paths: list[str], names: _Names, answers: list[Answer]
 ) -> None:
-    from fer_lightning.photos import annotate, look, read_photo
-    from fer_lightning.video import SUFFIXES
+    from fer_lightning.inference.photos import annotate, look, read_photo
+    from fer_lightning.inference.video import SUFFIXES
 
     def readable() -> "Iterator[tuple[Answer, Image.Image]]":
         for path in _progress(paths, len(paths), "photo", "photos"):
@@ -200,8 +201,8 @@ def _stdin() -> io.BytesIO:
 def _video(
     args: argparse.Namespace, clf: "Classifier", source: str | int, names: _Names, answers: list[Answer]
 ) -> None:
-    from fer_lightning.photos import annotate, look
-    from fer_lightning.video import Video, VideoWriter, opencv
+    from fer_lightning.inference.photos import annotate, look
+    from fer_lightning.inference.video import Video, VideoWriter, opencv
 
     path = f"camera {source}" if isinstance(source, int) else source
     opencv()  # if it is missing, that is not this video's fault
@@ -234,7 +235,7 @@ def _video(
 def _save_timeline(path: Path, title: str, answers: list[Answer]) -> None:
     import numpy as np
 
-    from fer_lightning.plots import pixels, timeline, write_png
+    from fer_lightning.drawing.faces import pixels, timeline, write_png
 
     frames = [answer for answer in answers if answer.seconds is not None]
     if not frames:

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    from fer_lightning.runs import draw_runs, format_runs, rank_runs
+    from fer_lightning.runs.ranking import draw_runs, format_runs, rank_runs
 
     runs = rank_runs(args.folder)
     if not runs:

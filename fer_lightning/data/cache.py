@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from fer_lightning.data.faces import TEST, Faces
 from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.files import sha256
 
 FORMAT = 2  # raise it when the files of an entry, or what the reader makes of the same data, change
 _TEMPORARY = ".writing-"
@@ -126,9 +127,9 @@ def _is_sound(faces: Faces) -> bool:
 _ARRAYS = ("images", "labels", "usage", "ids")
 
 
-def _load_array(entry: Path, name: str, sha256: Any) -> npt.NDArray[Any]:
+def _load_array(entry: Path, name: str, expected: Any) -> npt.NDArray[Any]:
     path = entry / f"{name}.npy"
-    if not path.exists() or _sha256(path) != sha256:
+    if not path.exists() or sha256(path) != expected:
         raise _DamagedError(f"{path.name} does not match its checksum")
     try:
         array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # never a pickle, nor another format
@@ -160,7 +161,7 @@ def _store(entry: Path, faces: Faces) -> Faces:
             "fingerprint": faces.fingerprint,
             "split_names": list(faces.split_names),
             "notes": list(faces.notes),
-            "sha256": {name: _sha256(written / f"{name}.npy") for name in arrays},
+            "sha256": {name: sha256(written / f"{name}.npy") for name in arrays},
         }
         (written / "meta.json").write_text(json.dumps({"meta": meta, "sha256": _digest_of_meta(meta)}))
         try:
@@ -194,11 +195,6 @@ def _pack(ids: Any) -> npt.NDArray[np.uint8]:
 
 def _unpack(packed: npt.NDArray[np.uint8]) -> tuple[str, ...]:
     return tuple(packed.tobytes().decode("utf-8", "surrogateescape").split("\0"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of_meta(meta: Mapping[str, Any]) -> str:

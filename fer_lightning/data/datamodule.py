@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from fer_lightning import hardware
-from fer_lightning.checkpoint import MAX_IMAGE_SIZE
 from fer_lightning.data.augment import Augment, normalise, resize
-from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
+from fer_lightning.data.faces import MAX_IMAGE_SIZE, TEST, TRAIN, VAL, Faces
 from fer_lightning.data.philox import permutation
 from fer_lightning.errors import UserError
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 TRAIN, VAL, TEST = 0, 1, 2  # the values of Faces.usage
 FER2013_SPLITS = ("Training", "PublicTest", "PrivateTest")
 GENERIC_SPLITS = ("train", "validation", "test")
+MAX_IMAGE_SIZE = 1024  # pixels that a network may take; beyond, a checkpoint could ask for any amount of memory
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,7 @@ from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, TEST, TRAIN
 from fer_lightning.data.images import ImageError, decode
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES, emotion_index
 from fer_lightning.errors import UserError
+from fer_lightning.files import sha256
 
 SIZE = 48
 PIXELS = SIZE * SIZE
@@ -184,12 +185,12 @@ class _Folder:
                     self._add(path, entry.stat(follow_symlinks=entry.is_file()))
 
     def open(self, path: str) -> IO[bytes]:
-        return _open(self.root / path)
+        return _checked(self.root / path).open("rb")
 
     def key(self, form: "_Form") -> str:
         """Of CSVs their content; of many images only place, names, sizes and times, which is quick."""
         if form.kind == "csv":
-            parts = [part for path in form.paths for part in (path, _sha256(self.root / path))]
+            parts = [part for path in form.paths for part in (path, sha256(_checked(self.root / path)))]
         else:
             files = [f"{path}\0{self.sizes[path]}\0{self._mtimes_ns[path]}" for path in form.paths]
             parts = [str(self.root.resolve()), *self.folders, *files]
@@ -388,18 +389,13 @@ def _from_zip(path: Path) -> _Source:
             faces = _read(archive, form, skip_bad)
             return replace(faces, notes=form.notes + faces.notes)
 
-    return _Source(path, f"zip-{_sha256(path)}", read)
+    return _Source(path, f"zip-{sha256(_checked(path))}", read)
 
 
-def _open(path: Path) -> io.BufferedReader:
+def _checked(path: Path) -> Path:
     if not path.is_file():  # a pipe or a device may never end
         raise OSError(f"{path} is not a file, or a link to none")
-    return path.open("rb")
-
-
-def _sha256(path: Path) -> str:
-    with _open(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path
 
 
 def _choose(store: _Store) -> _Form | None:

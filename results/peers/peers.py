@@ -29,16 +29,16 @@ import torch
 
 import fer_lightning
 from fer_lightning import hardware
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier, pretrained_names
 from fer_lightning.data.faces import TEST, VAL
 from fer_lightning.data.fer2013 import load_faces
-from fer_lightning.evaluation import compare
-from fer_lightning.experiment import provenance
-from fer_lightning.export import export
+from fer_lightning.evaluation.evaluate import compare
+from fer_lightning.evaluation.scores import Predictions, score_splits
+from fer_lightning.experiment.test import provenance
+from fer_lightning.files import write_json
+from fer_lightning.inference.classifier import Classifier, pretrained_names
+from fer_lightning.inference.export import export
 from fer_lightning.models import build_model
-from fer_lightning.output import write_json
-from fer_lightning.results import Predictions, score_splits
+from fer_lightning.models.checkpoint import InputSpec
 
 HERE = Path(__file__).resolve().parent
 TURNS, SECONDS = 5, 2.0

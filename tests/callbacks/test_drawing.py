@@ -15,17 +15,17 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 from torch import nn
 
-from fer_lightning import plots
 from fer_lightning.callbacks import prediction_grid
 from fer_lightning.callbacks.confusion_matrix import ConfusionMatrix, confusion_counts
 from fer_lightning.callbacks.dashboard import Dashboard
 from fer_lightning.callbacks.prediction_grid import PredictionGrid, balanced_sample
-from fer_lightning.checkpoint import InputSpec
 from fer_lightning.data.augment import resize
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
-from fer_lightning.module import EmotionClassifier
-from fer_lightning.results import confident_mistakes
+from fer_lightning.drawing import faces as plots
+from fer_lightning.evaluation.scores import confident_mistakes
+from fer_lightning.models.checkpoint import InputSpec
+from fer_lightning.training.module import EmotionClassifier
 
 N_TRAIN, N_VAL, N_TEST = 28, 35, 42
 TEXTS = {"config": "optim:\n  lr: 0.1\n", "command": "python train.py model.channels=[8,16] data.batch_size=4"}

@@ -6,14 +6,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fer_lightning.callbacks.ema import EMA
-from fer_lightning.checkpoint import InputSpec
 from fer_lightning.data.augment import NoAugment
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.errors import UserError
 from fer_lightning.models import build_model
-from fer_lightning.module import EmotionClassifier
-from fer_lightning.optim import build_optimizer
+from fer_lightning.models.checkpoint import InputSpec
+from fer_lightning.training.module import EmotionClassifier
+from fer_lightning.training.optim import build_optimizer
 
 MODEL = {"name": "fer_model0", "channels": [4, 8]}
 

@@ -9,20 +9,20 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from fer_lightning import plots
 from fer_lightning.callbacks.grad_cam import GradCAM
 from fer_lightning.callbacks.prediction_grid import PredictionGrid
 from fer_lightning.callbacks.projector import Projector, penultimate_features, principal_components
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier
 from fer_lightning.data.augment import NoAugment
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.drawing import faces as plots
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
+from fer_lightning.inference.classifier import Classifier
 from fer_lightning.models import build_model
-from fer_lightning.module import EmotionClassifier
-from fer_lightning.optim import build_optimizer
+from fer_lightning.models.checkpoint import InputSpec
+from fer_lightning.training.module import EmotionClassifier
+from fer_lightning.training.optim import build_optimizer
 
 MODEL = {"name": "fer_model0", "channels": [4, 8]}
 INPUTS = InputSpec(24, 0.4, 0.3)

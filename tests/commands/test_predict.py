@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fer_lightning import photos
 from fer_lightning.__main__ import main
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier
 from fer_lightning.commands import predict
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import Stopped
-from fer_lightning.video import VideoWriter
+from fer_lightning.inference import photos
+from fer_lightning.inference.classifier import Classifier
+from fer_lightning.inference.video import VideoWriter
+from fer_lightning.models.checkpoint import InputSpec
 
 
 class Brightness(nn.Module):

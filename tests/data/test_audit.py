@@ -14,7 +14,7 @@ import pytest
 from fake_fer2013 import encode, fake_faces, write_fer2013_csv, write_folder
 from PIL import Image
 
-from fer_lightning.data.audit import (
+from fer_lightning.audit.audit import (
     KINDS,
     NEAR_BITS,
     Audit,
@@ -29,7 +29,7 @@ from fer_lightning.data.audit import (
     suspect_labels,
     to_json,
 )
-from fer_lightning.data.audit_page import audit_page
+from fer_lightning.audit.page import audit_page
 from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, TEST, TRAIN, VAL, Faces, fingerprint
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.data.synthetic import synthetic_faces

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.data.images import ImageError, decode
-from fer_lightning.photos import crop_face, read_photo
+from fer_lightning.inference.photos import crop_face, read_photo
 
 RNG = np.random.default_rng(0)
 Make = Callable[[tuple[int, int]], tuple[Image.Image, str, dict[str, object]]]

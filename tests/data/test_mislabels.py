@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fer_lightning.data.mislabels import (
+from fer_lightning.audit.mislabels import (
     FOLDS,
     assign_folds,
     confident_labels,

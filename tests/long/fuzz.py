@@ -116,7 +116,8 @@ def main() -> int:
 
     from importlib.util import find_spec
 
-    from fer_lightning.output import format_table, write_json
+    from fer_lightning.files import write_json
+    from fer_lightning.text import format_table
 
     args.crashes.mkdir(parents=True, exist_ok=True)
     found = {}

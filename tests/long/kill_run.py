@@ -23,7 +23,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from faults import SMALL, STATEFUL, differences, kill_at  # noqa: E402
 
-from fer_lightning.output import format_table, write_json  # noqa: E402
+from fer_lightning.files import write_json  # noqa: E402
+from fer_lightning.text import format_table  # noqa: E402
 
 SETTINGS = [*SMALL, *STATEFUL, "callbacks=ema", "logger=tensorboard"]
 STEPS_AN_EPOCH = 7

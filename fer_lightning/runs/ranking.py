@@ -19,8 +19,9 @@ from typing import Any
 
 from fer_lightning.errors import UserError
 from fer_lightning.exit import print_error
-from fer_lightning.lock import is_locked, lock
-from fer_lightning.output import decimal, format_table, percent, write_json
+from fer_lightning.runs.lock import is_locked, lock
+from fer_lightning.files import write_json
+from fer_lightning.text import decimal, format_table, percent
 
 Json = dict[str, Any]
 
@@ -344,7 +345,7 @@ def draw_runs(folder: Path, runs: Sequence[Run]) -> list[Path]:
     Returns:
         The pictures, in `folder`/figures; none where there are not two runs to compare.
     """
-    from fer_lightning import plots
+    from fer_lightning.drawing import faces as plots
 
     scored = [run for run in runs if run.best is not None]
     if len(scored) < 2:

@@ -17,7 +17,7 @@ from fer_lightning.emotions import COLOURS, EMOTIONS
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from fer_lightning.classifier import Classifier
+    from fer_lightning.inference.classifier import Classifier
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the upright photo
 Key = TypeVar("Key")

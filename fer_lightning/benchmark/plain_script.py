@@ -1,6 +1,6 @@
 """The known recipe in plain PyTorch, as one would write it without this package: the benchmark's peer.
 
-    python -m fer_lightning.plain_script FER2013/train --epochs 20 --test FER2013/test
+    python -m fer_lightning.benchmark.plain_script FER2013/train --epochs 20 --test FER2013/test
 
 Of the package it uses the network alone. Labels are in alphabetical order, ImageFolder's own.
 """

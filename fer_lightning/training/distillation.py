@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer_lightning.checkpoint import InputSpec
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
-from fer_lightning.tta import answer, check_tta, mean_answer
+from fer_lightning.models.checkpoint import InputSpec
+from fer_lightning.models.tta import answer, check_tta, mean_answer
 
 
 class OtherInput(nn.Module):

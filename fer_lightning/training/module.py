@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torchmetrics.metric import jit_distributed_available
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from
 from fer_lightning.data.datamodule import Batch, FaceDataModule
-from fer_lightning.distillation import Teacher
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.results import Predictions, score, score_classes
-from fer_lightning.tta import answer, check_tta
+from fer_lightning.evaluation.scores import Predictions, score, score_classes
+from fer_lightning.models.checkpoint import Checkpoint, InputSpec, net_from
+from fer_lightning.models.tta import answer, check_tta
+from fer_lightning.training.distillation import Teacher
 
 Answer = tuple[Tensor, Tensor, Tensor]  # index (B,), logits (B, 7), labels (B,)
 OptimizerFactory = Callable[..., tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]

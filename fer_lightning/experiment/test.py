@@ -30,17 +30,17 @@ from fer_lightning import hardware
 from fer_lightning.arguments import LIBRARIES, check_options, first_line, raised_within
 from fer_lightning.callbacks.checkpoints import AtomicCheckpointIO, TimedCheckpoint
 from fer_lightning.callbacks.history import History
-from fer_lightning.checkpoint import Checkpoint, InputSpec, net_from, read_checkpoint
-from fer_lightning.classifier import checkpoint_path
 from fer_lightning.data.datamodule import FaceDataModule
-from fer_lightning.distillation import OtherInput, Teacher
 from fer_lightning.errors import Pruned, Stopped, UserError, did_you_mean
-from fer_lightning.module import LOGGED, EmotionClassifier
-from fer_lightning.output import write_atomically, write_json
-from fer_lightning.results import Json, Predictions, ensemble, score_classes, score_splits, select
-from fer_lightning.runs import error_line, read_results
+from fer_lightning.evaluation.scores import Json, Predictions, ensemble, score_classes, score_splits, select
+from fer_lightning.files import write_atomically, write_json
+from fer_lightning.inference.classifier import checkpoint_path
+from fer_lightning.models.checkpoint import Checkpoint, InputSpec, net_from, read_checkpoint
+from fer_lightning.runs.ranking import error_line, read_results
+from fer_lightning.training.distillation import OtherInput, Teacher
+from fer_lightning.training.module import LOGGED, EmotionClassifier
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 def stages(names: Sequence[str], ckpts: Sequence[str], every_n_minutes: float | None = None) -> tuple[bool, bool]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from fer_lightning.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 MIB = 2**20
 
 Json = dict[str, Any]
@@ -98,7 +98,8 @@ def contender(bench: Bench, name: str, *settings: str, threads: int | None = Non
 
     def measure() -> Json:
         recipe = ["experiment=baseline", *bench.settings, *settings]
-        finished = run(bench, ["-m", "fer_lightning.contenders", name, json.dumps(arguments), *recipe], threads)
+        command = ["-m", "fer_lightning.benchmark.contenders", name, json.dumps(arguments), *recipe]
+        finished = run(bench, command, threads)
         answer: Json = json.loads(finished.stdout.splitlines()[-1])
         return answer
 
@@ -107,7 +108,7 @@ def contender(bench: Bench, name: str, *settings: str, threads: int | None = Non
 
 def train(bench: Bench, *settings: str) -> Measure:
     """train.py with these further settings: images_per_second, first_step_seconds, peak_mib, peak_gpu_mib."""
-    probe = ("callbacks.probe._target_=fer_lightning.contenders.Probe", "callbacks.probe.path=probe.json")
+    probe = ("callbacks.probe._target_=fer_lightning.benchmark.contenders.Probe", "callbacks.probe.path=probe.json")
     recipe = ("experiment=baseline", "name=run", *bench.settings, *settings, *probe)
 
     def measure() -> Json:
@@ -131,7 +132,7 @@ def plain(bench: Bench, epochs: int, steps: int) -> Measure:
         raise UserError(f"model={model['name']}: the plain script trains fer_model0 only; leave it at that.")
     options = {key: machine[key] for key in ("device", "batch_size", "image_size")}
     options |= {"epochs": epochs, "steps": steps} | ({"workers": bench.threads} if bench.threads else {})
-    command = ["-m", "fer_lightning.plain_script", str(bench.images / "train")]
+    command = ["-m", "fer_lightning.benchmark.plain_script", str(bench.images / "train")]
     command += [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
 
     def measure() -> Json:

@@ -1,6 +1,6 @@
 """How a run's checkpoint becomes a network that ships with the package.
 
-    python -m fer_lightning.pretrained RUN_FOLDER NAME
+    python results/ship_weights.py RUN_FOLDER NAME
 
 writes weights/NAME.pt, the run's best weights in half precision, and weights/NAME.json, what they score once
 loaded.
@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from fer_lightning.classifier import WEIGHTS, Classifier, load_checkpoint
-from fer_lightning.data.faces import TEST, VAL, Faces
+from fer_lightning.data.faces import TEST, Faces
 from fer_lightning.emotions import EMOTIONS
+from fer_lightning.evaluation.evaluate import held_out_predictions
+from fer_lightning.evaluation.scores import score_classes, score_splits, select
 from fer_lightning.exit import exit_code
-from fer_lightning.output import write_json
-from fer_lightning.results import Predictions, score_classes, score_splits, select
+from fer_lightning.files import write_json
+from fer_lightning.inference.classifier import WEIGHTS, Classifier, load_checkpoint
 
 CARD_TTA = ("none", "mirror", "shifts")  # what the card gives the accuracy of
 
@@ -37,13 +37,6 @@ def halved(checkpoint: dict[str, Any]) -> dict[str, Any]:
         if name.startswith("net.")
     }
     return {**{key: checkpoint[key] for key in ("epoch", "global_step", "fer_lightning")}, "state_dict": weights}
-
-
-def held_out_predictions(clf: Classifier, faces: Faces, tta: str = "none") -> Predictions:
-    """The classifier's answers on every image of both held-out splits."""
-    rows = np.flatnonzero(np.isin(faces.usage, (VAL, TEST)))
-    logits = torch.from_numpy(np.log(clf.predict(faces.images[rows], tta=tta).probabilities + 1e-30))
-    return Predictions(torch.from_numpy(rows), logits, torch.from_numpy(faces.labels[rows]))
 
 
 def card(clf: Classifier, faces: Faces) -> dict[str, Any]:
@@ -74,7 +67,7 @@ def ship(run_dir: Path, name: str, faces: Faces) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line, sys.argv's by default; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m fer_lightning.pretrained",
+        prog="python results/ship_weights.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

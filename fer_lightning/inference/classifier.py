@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fer_lightning import hardware
-from fer_lightning.checkpoint import InputSpec, net_from, read_checkpoint
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
-from fer_lightning.photos import Face, look, read_photo
-from fer_lightning.tta import answer, check_tta
+from fer_lightning.inference.photos import Face, look, read_photo
+from fer_lightning.models.checkpoint import InputSpec, net_from, read_checkpoint
+from fer_lightning.models.tta import answer, check_tta
 
-WEIGHTS = Path(__file__).resolve().parent / "weights"
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 FaceImages = npt.NDArray[np.uint8] | Tensor | Image.Image | Sequence[Image.Image]
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fer_lightning.classifier import Classifier, FaceImages
 from fer_lightning.errors import UserError
+from fer_lightning.inference.classifier import Classifier, FaceImages
 
 # The paper's maps have 7 to 14 positions a side. On 48 px a network's last layers can be down to 3, too coarse to
 # tell an eye from a mouth.

@@ -18,8 +18,8 @@ from torchmetrics.functional.classification import (
 
 from fer_lightning.data.faces import TEST, VAL, Faces, seen_elsewhere
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
-from fer_lightning.output import decimal, format_table, percent
-from fer_lightning.tta import mean_answer
+from fer_lightning.models.tta import mean_answer
+from fer_lightning.text import decimal, format_table, percent
 
 Json = dict[str, Any]
 

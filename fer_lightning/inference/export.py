@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from fer_lightning.checkpoint import InputSpec
-from fer_lightning.classifier import Classifier
 from fer_lightning.data.augment import normalise
 from fer_lightning.errors import UserError
+from fer_lightning.inference.classifier import Classifier
+from fer_lightning.models.checkpoint import InputSpec
 from fer_lightning.models.small_vgg import MirroredBatchNorm2d, MirroredConv2d
 
 Pixels = npt.NDArray[np.uint8]

@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from fer_lightning.arguments import first_line
+from fer_lightning.data.faces import MAX_IMAGE_SIZE
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models import build_model
-
-MAX_IMAGE_SIZE = 1024  # pixels; beyond, a checkpoint could ask for any amount of memory
 
 # All that a checkpoint of plain weights names. What else weights_only allows can take memory without end, as a
 # bytearray of any length does.

@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_average_precision, multiclass_confusion_matrix
 
-from fer_lightning.classifier import Classifier
-from fer_lightning.corruptions import CORRUPTIONS, corrupt
 from fer_lightning.data.faces import TEST, VAL, Faces
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
-from fer_lightning.output import format_table
-from fer_lightning.pretrained import held_out_predictions
-from fer_lightning.results import Predictions, confident_mistakes, score_classes, score_splits, select
+from fer_lightning.evaluation.corruptions import CORRUPTIONS, corrupt
+from fer_lightning.evaluation.scores import Predictions, confident_mistakes, score_classes, score_splits, select
+from fer_lightning.inference.classifier import Classifier
+from fer_lightning.text import format_table
 
 Json = dict[str, Any]
 
@@ -117,6 +116,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         expected = ((logits / exp(middle)).softmax(dim=1) * logits).sum(dim=1).mean()
         low, high = (middle, high) if expected > true else (low, middle)
     return exp((low + high) / 2)
+
+
+def held_out_predictions(clf: Classifier, faces: Faces, tta: str = "none") -> Predictions:
+    """The classifier's answers on every image of both held-out splits."""
+    rows = np.flatnonzero(np.isin(faces.usage, (VAL, TEST)))
+    logits = torch.from_numpy(np.log(clf.predict(faces.images[rows], tta=tta).probabilities + 1e-30))
+    return Predictions(torch.from_numpy(rows), logits, torch.from_numpy(faces.labels[rows]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fer_lightning.audit.mislabels import confident_labels
 from fer_lightning.data.faces import TRAIN, Faces, pixel_keys
 from fer_lightning.data.fer2013 import PUBLISHED_COUNTS
-from fer_lightning.data.mislabels import confident_labels
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError, did_you_mean
-from fer_lightning.output import format_table
+from fer_lightning.text import format_table
 
 Rows = npt.NDArray[np.int64]
 

@@ -34,12 +34,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning import runs
 from fer_lightning.arguments import call
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.exit import exit_code
+from fer_lightning.runs import ranking as runs
 
-CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 
 # Hydra checks our choices of hydra/launcher against those of the same names in the launchers' packages, and warns
 # that a later Hydra will not.

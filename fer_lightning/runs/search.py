@@ -15,8 +15,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
-from fer_lightning.lock import lock
-from fer_lightning.runs import Sweep, lock_sweep, read_results, status
+from fer_lightning.runs.lock import lock
+from fer_lightning.runs.ranking import Sweep, lock_sweep, read_results, status
 
 JOURNAL = "optuna.journal"
 _STUDY = "search"

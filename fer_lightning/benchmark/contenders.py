@@ -1,6 +1,6 @@
 """What the benchmark times, each in a process of its own: its numbers are one line of JSON.
 
-    python -m fer_lightning.contenders NAME '{"argument": value}' [SETTING=VALUE ...]
+    python -m fer_lightning.benchmark.contenders NAME '{"argument": value}' [SETTING=VALUE ...]
 
 The settings are those of train.py, so that every contender works on the recipe that a run would train.
 """
@@ -25,8 +25,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fer_lightning import experiment, hardware
-from fer_lightning.config import Config, build, main
+from fer_lightning import hardware
+from fer_lightning.benchmark.plain_script import train_transform
+from fer_lightning.config.cli import Config, build, main
 from fer_lightning.data import cache
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.datamodule import FaceDataModule
@@ -34,9 +35,9 @@ from fer_lightning.data.faces import GENERIC_SPLITS, TRAIN, Faces, fingerprint
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
+from fer_lightning.experiment import test as experiment
 from fer_lightning.models import build_model
-from fer_lightning.optim import build_optimizer
-from fer_lightning.plain_script import train_transform
+from fer_lightning.training.optim import build_optimizer
 
 Json = dict[str, Any]
 

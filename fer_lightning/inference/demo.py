@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from fer_lightning.emotions import COLOURS
 from fer_lightning.errors import UserError
-from fer_lightning.photos import look, read_photo
+from fer_lightning.inference.photos import look, read_photo
 
 if TYPE_CHECKING:
-    from fer_lightning.classifier import Classifier
+    from fer_lightning.inference.classifier import Classifier
 
 HOST = "127.0.0.1"  # this machine alone
 
@@ -40,7 +40,7 @@ def server(clf: "Classifier", port: int, tta: str = "none") -> ThreadingHTTPServ
     Raises:
         UserError: the port is taken or not allowed.
     """
-    page = resources.files("fer_lightning").joinpath("demo.html").read_text(encoding="utf-8")
+    page = resources.files("fer_lightning.inference").joinpath("demo.html").read_text(encoding="utf-8")
     page = page.replace("__COLOURS__", json.dumps(COLOURS)).replace("__MAX_BYTES__", str(_MAX_BYTES))
 
     def answer(photo: bytes) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 import numpy as np
 from torchmetrics.functional.classification import multiclass_precision_recall_curve
 
-from fer_lightning import plots
-from fer_lightning.corruptions import corrupt
+from fer_lightning.drawing import faces as plots
+from fer_lightning.drawing.html import chart, escape, figure, page, table
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
-from fer_lightning.evaluation import (
+from fer_lightning.evaluation.corruptions import corrupt
+from fer_lightning.evaluation.evaluate import (
     BINS,
     Evaluation,
     Json,
@@ -15,7 +16,6 @@ from fer_lightning.evaluation import (
     percent,
     split_rows,
 )
-from fer_lightning.webpage import chart, escape, figure, page, table
 
 
 def evaluation_page(found: Evaluation, told: Json) -> str:

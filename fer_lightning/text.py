@@ -1,31 +1,6 @@
-"""What every command writes: whole files or none, and tables for the terminal. Imports nothing heavy."""
+"""Text for the terminal: tables, numbers, and names that may hold anything. Imports nothing heavy."""
 
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-from uuid import uuid4
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes the whole file or leaves the old one: never half of it."""
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes `content`, text as UTF-8, to a temporary file beside `path`, then puts it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile's, which only its owner may read.
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def printable(text: str) -> str:

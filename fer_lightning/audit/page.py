@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fer_lightning.data.audit import Audit, Finding, compare_counts, count_classes, findings
+from fer_lightning.audit.audit import Audit, Finding, compare_counts, count_classes, findings
+from fer_lightning.drawing.html import escape, figure, page, table
 from fer_lightning.emotions import EMOTIONS
-from fer_lightning.webpage import escape, figure, page, table
 
 _EXAMPLES = 36  # groups or single images of a finding
 _PICTURES = 6  # different images of a group

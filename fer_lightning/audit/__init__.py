@@ -1,0 +1,1 @@
+"""What is wrong with a dataset: copies, leaks, contradictory and suspect labels."""

@@ -1,0 +1,1 @@
+"""The command line and conf/: the only room that knows Hydra."""

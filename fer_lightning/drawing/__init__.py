@@ -1,0 +1,1 @@
+"""Arrays become pictures and pages; nothing here knows Lightning."""

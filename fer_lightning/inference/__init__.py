@@ -1,0 +1,1 @@
+"""A trained network on faces, photos and videos of one's own."""
