@@ -1,15 +1,17 @@
 """Tools around the training: ``fer-lightning COMMAND``, or ``python -m fer_lightning COMMAND``."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fer_lightning.commands import audit, benchmark, demo, evaluate, explain, export, predict, runs
+from fer_lightning.commands import audit, benchmark, demo, evaluate, explain, export, predict, runs, train
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.exit import exit_code
 
 COMMANDS = {
+    "train": train,
     "predict": predict,
     "demo": demo,
     "explain": explain,
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     parser = _Parser(
         "fer-lightning",
-        description="Tools around the training; python train.py --help is about that.",
+        description="Train a network on FER-2013, and use it.",
         epilog="--traceback, or FER_LIGHTNING_TRACEBACK=1, shows the cause behind an error's line.",
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -54,9 +56,12 @@ def _run(arguments: list[str]) -> int:
             description=description,
             allow_abbrev=False,  # an abbreviation would change its meaning with the next option that is added
         )
-        module.configure(parsers[name])
+        if module is not train:
+            module.configure(parsers[name])
 
     name = arguments[0] if arguments else ""
+    if name == "train":  # whose settings are Hydra's
+        return train.main(arguments[1:])
     if name in ("", "-h", "--help"):
         parser.parse_args(arguments[:1])
     if name not in COMMANDS:
@@ -67,7 +72,7 @@ def _run(arguments: list[str]) -> int:
     parse = chosen.parse_known_args if "--" in arguments else chosen.parse_known_intermixed_args
     parsed, unknown = parse(arguments[1:])
     if unknown:
-        near = did_you_mean(unknown[0].partition("=")[0], chosen._option_string_actions)
+        near = did_you_mean(unknown[0].partition("=")[0], re.findall(r"--?[a-z][a-z-]*", chosen.format_help()))
         raise UserError(f"{chosen.prog} does not take {unknown[0]!r}.{near} See {chosen.prog} --help.")
     code: int = COMMANDS[name].run(parsed)
     return code

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+Json = dict[str, Any]  # what a JSON file holds
+
 
 def write_json(path: Path, content: Any) -> None:
     """Writes the whole file or leaves the old one: never half of it."""

@@ -8,7 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from fer_lightning.drawing import faces as plots
+from fer_lightning.drawing.curves import history_curves
+from fer_lightning.drawing.style import pixels, write_png
 
 HERE = Path(__file__).resolve().parent
 OURS, THEIRS = ("#0072B2", "o"), ("#D55E00", "D")  # Okabe and Ito's blue and vermillion
@@ -20,7 +21,7 @@ def read(name: str) -> dict[str, Any]:
 
 def baseline() -> Figure:
     ours = read("baseline/results.json")
-    return plots.history_curves(
+    return history_curves(
         ours["history"],
         "FERModel0, 20 epochs, against the original's table",
         references={"original": read("original.json")["history"]},
@@ -71,4 +72,4 @@ def frontier() -> Figure:
 
 
 for name, figure in (("baseline", baseline()), ("frontier", frontier())):
-    plots.write_png(plots.pixels(figure), HERE / "figures" / f"{name}.png")
+    write_png(pixels(figure), HERE / "figures" / f"{name}.png")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
-from fer_lightning.experiment import test as experiment
-from train import job
+from fer_lightning.experiment import job as job_module
 
 SMALL = [
     "data=synthetic",
@@ -92,13 +92,13 @@ def kill_at(path: str | Path) -> list[str]:
 
 def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
     """Puts the callback into the next run of this process, before those that write checkpoints."""
-    make = experiment.make_trainer
+    make = job_module.make_trainer
 
     def made(logger: Any, callbacks: list[Callback], *rest: Any) -> Trainer:
-        monkeypatch.setattr(experiment, "make_trainer", make)
+        monkeypatch.setattr(job_module, "make_trainer", make)
         return make(logger, [callback, *callbacks], *rest)
 
-    monkeypatch.setattr(experiment, "make_trainer", made)
+    monkeypatch.setattr(job_module, "make_trainer", made)
 
 
 def content(folder: str | Path, name: str) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from fake_fer2013 import fake_faces, write_fer2013_csv, write_icml_csv, write_tr
 from PIL import Image
 
 from fer_lightning.audit.mislabels import read_probabilities
-from fer_lightning.config.cli import _compose, _resumed, to_yaml
+from fer_lightning.config.compose import compose_config, to_yaml
+from fer_lightning.config.saved import resumed
 from fer_lightning.data import cache as face_cache
 from fer_lightning.data.faces import Faces, fingerprint
 from fer_lightning.data.fer2013 import load_faces
@@ -266,14 +267,14 @@ def _pickle(content: bytes, folder: Path) -> None:
 
 def saved_config() -> str:
     """The config.yaml of a run."""
-    cfg = _compose(["experiment=demo"])
+    cfg = compose_config(["experiment=demo"])
     plain = {key: cfg[key] for key in cfg if key != "hydra"}
     return to_yaml(plain | {"experiment": "demo", "overrides": ["experiment=demo"]})
 
 
 def _config(content: bytes, folder: Path) -> None:
     (folder / "config.yaml").write_bytes(content)
-    assert _resumed(folder, [])["resume"] == str(folder)
+    assert resumed(folder, [])["resume"] == str(folder)
 
 
 READERS = {

@@ -19,6 +19,7 @@ from fer_lightning.benchmark import contenders, plain_script, processes
 from fer_lightning.benchmark import sections as benchmark
 from fer_lightning.benchmark.processes import Bench
 from fer_lightning.config import cli as config
+from fer_lightning.config.compose import CONF_DIR
 from fer_lightning.data.augment import BatchAugment, normalise
 from fer_lightning.errors import UserError
 
@@ -113,7 +114,7 @@ def _seen(forward, batches):
 
 
 def test_the_peers_augmentation_is_that_of_the_baseline():
-    ours = yaml.safe_load((config.CONF_DIR / "augment" / "baseline.yaml").read_text())
+    ours = yaml.safe_load((CONF_DIR / "augment" / "baseline.yaml").read_text())
     theirs = {type(transform): transform for transform in plain_script.train_transform(128).transforms}
     assert theirs[transforms.RandomHorizontalFlip].p == ours["flip_prob"]
     assert theirs[transforms.RandomRotation].degrees == [-ours["rotation_deg"], ours["rotation_deg"]]
@@ -214,7 +215,7 @@ def test_a_failing_process_says_why(bench):
 def test_measuring_starts_without_torch():
     """Whatever the parent has in memory would count as the children's."""
     code = "import sys, fer_lightning.__main__; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=config.CONF_DIR.parent).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=CONF_DIR.parent).returncode == 0
 
 
 QUANTITIES = {

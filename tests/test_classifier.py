@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 import fer_lightning
+from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
 from fer_lightning.data.faces import TEST
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = {"n_train": 28, "n_val": 7, "n_test": 14}

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
 from fer_lightning.data.augment import normalise
 from fer_lightning.errors import UserError
 from fer_lightning.models.checkpoint import InputSpec, read_checkpoint
 from fer_lightning.training.distillation import OtherInput, Teacher
-from train import job
 
 IMAGES = torch.zeros(2, 1, 4, 4)
 INDEX = torch.tensor([3, 1])

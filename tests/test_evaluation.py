@@ -21,17 +21,11 @@ from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.corruptions import CORRUPTIONS
-from fer_lightning.evaluation.evaluate import (
-    calibration,
-    evaluate,
-    fit_temperature,
-    format_evaluation,
-    mcnemar,
-    to_json,
-    wilson_interval,
-)
+from fer_lightning.evaluation.evaluate import evaluate, to_json
 from fer_lightning.evaluation.page import evaluation_page
+from fer_lightning.evaluation.report import format_evaluation
 from fer_lightning.evaluation.scores import confident_mistakes
+from fer_lightning.evaluation.statistics import calibration, fit_temperature, mcnemar, wilson_interval
 from fer_lightning.inference.classifier import Classifier
 from fer_lightning.models import build_model
 from fer_lightning.models.checkpoint import InputSpec

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from torch._subclasses import FakeTensorMode
 
 from fer_lightning.callbacks.ema import EMA
-from fer_lightning.config.cli import CONF_DIR, build
+from fer_lightning.config.compose import CONF_DIR, build
 from fer_lightning.data import datamodule
 from fer_lightning.data.augment import TorchvisionAugment
 from fer_lightning.data.datamodule import FaceDataModule

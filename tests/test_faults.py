@@ -15,14 +15,14 @@ from faults import SMALL, content, differences, results_of, run, same, with_call
 from lightning.pytorch import Callback
 
 from fer_lightning import files
-from fer_lightning import models as models_module
+from fer_lightning.commands.train import job
 from fer_lightning.config import cli as config
 from fer_lightning.config.cli import main
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.errors import UserError
+from fer_lightning.experiment import job as job_module
 from fer_lightning.models.checkpoint import read_checkpoint
 from fer_lightning.training.module import EmotionClassifier
-from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -260,7 +260,7 @@ def test_a_signal_while_a_file_is_written(name, signum, code, monkeypatch):
 
 @pytest.mark.parametrize(("signum", "code"), SIGNALS)
 def test_a_signal_before_the_run_began_leaves_nothing(signum, code, monkeypatch, tmp_path):
-    monkeypatch.setattr(models_module, "build_model", lambda **_: signal.raise_signal(signum))
+    monkeypatch.setattr(job_module, "build_model", lambda **_: signal.raise_signal(signum))
     run("name=a", code=code)
     assert list(tmp_path.iterdir()) == []
 

@@ -22,8 +22,10 @@ from PIL import Image
 
 from fer_lightning.__main__ import main as command
 from fer_lightning.benchmark import contenders
+from fer_lightning.commands.train import job
 from fer_lightning.config import cli as config
-from fer_lightning.config.cli import CONF_DIR, build, main
+from fer_lightning.config.cli import main
+from fer_lightning.config.compose import CONF_DIR, build
 from fer_lightning.data import datamodule
 from fer_lightning.data.philox import permutation, words
 from fer_lightning.data.synthetic import synthetic_faces
@@ -33,7 +35,6 @@ from fer_lightning.inference.grad_cam import grad_cam
 from fer_lightning.models import build_model
 from fer_lightning.models.checkpoint import InputSpec
 from fer_lightning.models.tta import VIEWS
-from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
 EMA = "callbacks.ema._target_=fer_lightning.callbacks.ema.EMA"

@@ -12,6 +12,7 @@ from torch import nn
 from fer_lightning.__main__ import main
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.drawing import faces as plots
+from fer_lightning.drawing.style import write_png
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.inference import photos
@@ -181,14 +182,14 @@ def test_mistakes_are_answered(ckpt, capsys):
 
 
 def test_what_was_written_before_the_disk_was_full_is_told(ckpt, capsys, monkeypatch):
-    write = plots.write_png
+    write = write_png
 
     def full(picture, path):
         if path.stem == "d":
             raise OSError(28, "No space left on device")
         write(picture, path)
 
-    monkeypatch.setattr(plots, "write_png", full)
+    monkeypatch.setattr("fer_lightning.drawing.style.write_png", full)
     Image.open("c.png").save("d.png")
     assert main(["explain", "c.png", "d.png", "--ckpt", ckpt]) == 1
     out, err = capsys.readouterr()

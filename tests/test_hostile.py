@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fer_lightning.config.cli import _parse, _resumed
+from fer_lightning.callbacks.checkpoints import MovableCheckpoint
+from fer_lightning.config.overrides import parse
+from fer_lightning.config.saved import resumed
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.errors import UserError
-from fer_lightning.experiment.test import MovableCheckpoint
 from fer_lightning.inference.photos import read_photo
 from fer_lightning.models.checkpoint import read_checkpoint
 
@@ -97,7 +98,7 @@ def test_a_csv_that_would_fill_the_memory(rows):
 
 
 def test_a_million_faults_are_enough(monkeypatch):
-    monkeypatch.setattr("fer_lightning.data.fer2013._MAX_FAULTS", 1000)
+    monkeypatch.setattr("fer_lightning.data.reading._MAX_FAULTS", 1000)
     refused("csv", HEADER + b"x\n" * 1100)
 
 
@@ -111,7 +112,7 @@ def test_a_member_that_unpacks_to_more_than_it_claims(method):
 
 
 def test_a_zip_that_unpacks_to_a_thousand_times_its_size(monkeypatch, tmp_path):
-    monkeypatch.setattr("fer_lightning.data.fer2013._MAX_UNPACKED", 10**6)
+    monkeypatch.setattr("fer_lightning.data.stores._MAX_UNPACKED", 10**6)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("fer2013.csv", HEADER + b"\n" * 10**7)
     with pytest.raises(UserError, match="more than 100 times its size"):
@@ -160,7 +161,7 @@ def test_links_in_a_folder(tmp_path):
 
 
 def test_folders_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("fer_lightning.data.fer2013._MAX_FOLDERS", 500)
+    monkeypatch.setattr("fer_lightning.data.stores._MAX_FOLDERS", 500)
     for one in range(8):
         for other in range(8):
             (tmp_path / str(one)).mkdir(exist_ok=True)
@@ -317,14 +318,14 @@ def test_what_a_saved_configuration_may_not_say(old, new, said, tmp_path):
     assert old in text
     (tmp_path / "config.yaml").write_text(text.replace(old, new, 1))
     with pytest.raises(UserError, match=said):
-        _resumed(tmp_path, [])
+        resumed(tmp_path, [])
 
 
 @pytest.mark.parametrize("content", [b"", b"- a", b"3", b"a: \xff\xfe", b"\0"])
 def test_what_is_no_configuration(content, tmp_path):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"damaged|no run"):
-        _resumed(tmp_path, [])
+        resumed(tmp_path, [])
 
 
 def test_a_callback_of_ones_own_is_named_again(tmp_path):
@@ -333,9 +334,9 @@ def test_a_callback_of_ones_own_is_named_again(tmp_path):
     )
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"callbacks.mine._target_=mine.Mine"):
-        _resumed(tmp_path, [])
-    again = [_parse("callbacks.mine._target_=mine.Mine"), _parse("callbacks.mine.n=3")]
-    assert _resumed(tmp_path, again)["callbacks"]["mine"] == {"_target_": "mine.Mine", "n": 3}
+        resumed(tmp_path, [])
+    again = [parse("callbacks.mine._target_=mine.Mine"), parse("callbacks.mine.n=3")]
+    assert resumed(tmp_path, again)["callbacks"]["mine"] == {"_target_": "mine.Mine", "n": 3}
 
 
 def test_a_name_that_is_no_text_is_told_all_the_same(tmp_path):

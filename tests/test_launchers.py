@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from watching import held, watched
 
-from fer_lightning.config import cli as config
+from fer_lightning.config import overrides
 from fer_lightning.config.cli import main
+from fer_lightning.config.compose import CONF_DIR, build, compose_config, to_plain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -130,7 +131,7 @@ def test_a_launcher_that_is_not_installed_is_told_with_its_remedy(launcher, refu
     def missing(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(config, "import_module", missing)
+    monkeypatch.setattr(overrides, "import_module", missing)
     error = refused("-m", f"hydra/launcher={launcher}", "seed=0,1")
     assert f'hydra/launcher={launcher} is not installed: pip install -e ".[launchers]"' in error
 
@@ -141,18 +142,18 @@ def test_a_slurm_that_is_not_there_is_told(refused, monkeypatch):
     assert "finds no Slurm here" in refused("-m", "hydra/launcher=submitit_slurm", "seed=0,1")
 
 
-@pytest.mark.parametrize("launcher", [path.stem for path in sorted(config.CONF_DIR.glob("hydra/launcher/*.yaml"))])
+@pytest.mark.parametrize("launcher", [path.stem for path in sorted(CONF_DIR.glob("hydra/launcher/*.yaml"))])
 def test_every_launcher_takes_its_configuration(launcher, monkeypatch, tmp_path):
     plugin = pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     assert plugin.__version__ == "1.2.0"
     monkeypatch.chdir(tmp_path)
-    cfg = config._compose([f"hydra/launcher={launcher}", "hydra.sweep.dir=runs/x"])
-    built = config.build(config._plain(cfg.hydra.launcher))
+    cfg = compose_config([f"hydra/launcher={launcher}", "hydra.sweep.dir=runs/x"])
+    built = build(to_plain(cfg.hydra.launcher))
     assert type(built).__module__.startswith("hydra_plugins.")
 
 
 def test_several_processes_are_started_by_train_py_alone(monkeypatch, tmp_path, capsys):
-    from train import job
+    from fer_lightning.commands.train import job
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])

@@ -13,7 +13,8 @@ import pytest
 from fake_fer2013 import FakeFace, fake_faces, write_folder, write_zip
 
 from fer_lightning.__main__ import COMMANDS, main
-from fer_lightning.audit.audit import DEFAULT_KINDS, KINDS, MAX_NEAR_BITS, NEAR_BITS
+from fer_lightning.audit.audit import MAX_NEAR_BITS, NEAR_BITS
+from fer_lightning.audit.findings import DEFAULT_KINDS, KINDS
 from fer_lightning.data.faces import TRAIN
 from fer_lightning.data.fer2013 import load_faces
 

@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fer_lightning.drawing import boxes
+from fer_lightning.drawing.boxes import _label, _overlap, annotate
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.inference import photos
 from fer_lightning.inference.classifier import Classifier
-from fer_lightning.inference.photos import FACE_SIZE, Face, annotate, find_faces, look, read_photo
+from fer_lightning.inference.faces import DetectedFace
+from fer_lightning.inference.photos import FACE_SIZE, find_faces, read_photo
 from fer_lightning.models.checkpoint import InputSpec
 
 GRACE = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -46,7 +49,7 @@ def overlap(a, b):
 
 def of(*, emotion="happy", box=(10, 40, 60, 60), confidence=0.93):
     rest = (1 - confidence) / 6
-    return Face(box, {name: confidence if name == emotion else rest for name in EMOTIONS})
+    return DetectedFace(box, {name: confidence if name == emotion else rest for name in EMOTIONS})
 
 
 def saved(image, form="PNG", **options):
@@ -140,11 +143,11 @@ def test_without_the_detector_the_remedy_is_named(monkeypatch, clf):
     with pytest.raises(UserError, match=r'pip install -e "\.\[photo\]"'):
         find_faces(Image.new("RGB", (400, 300)))
     small = Image.new("RGB", (96, 60), "white")
-    answers = look(clf, [("a", small), ("b", Image.new("RGB", (400, 300)))])
+    answers = clf.predict_stream([("a", small), ("b", Image.new("RGB", (400, 300)))])
     assert next(answers)[0] == "a"  # what needs no detector is not lost
     with pytest.raises(UserError, match="dlib"):
         next(answers)
-    ((key, photo, (face,)),) = look(clf, [("a", small)])
+    ((key, photo, (face,)),) = clf.predict_stream([("a", small)])
     assert (key, photo, face.box, face.emotion) == ("a", small, (0, 0, 96, 60), "happy")
 
 
@@ -156,11 +159,11 @@ def test_photos_come_back_in_order_each_with_its_own_faces(clf, monkeypatch):
         shades[width] = Image.new("RGB", (width, 200), "black")
         shades[width].paste("white", (0, 0, 100, 200))
     for batch_size in (1, 2, 64):
-        seen = list(look(clf, shades.items(), batch_size=batch_size))
+        seen = list(clf.predict_stream(shades.items(), batch_size=batch_size))
         assert [key for key, _, _ in seen] == [300, 301, 302]
         assert [[face.box for face in faces] for _, _, faces in seen] == list(boxes.values())
         assert [[face.emotion for face in faces] for _, _, faces in seen] == [["happy", "sad"], [], ["happy"]]
-    whole = [faces for _, _, faces in look(clf, shades.items(), detect=False)]
+    whole = [faces for _, _, faces in clf.predict_stream(shades.items(), detect=False)]
     assert [face.box for (face,) in whole] == [(0, 0, 300, 200), (0, 0, 301, 200), (0, 0, 302, 200)]
 
 
@@ -206,13 +209,13 @@ def test_a_drawn_box_and_label_show_on_black_and_on_white(paper):
 
 def test_labels_of_neighbours_do_not_cover_each_other(monkeypatch):
     places = []
-    label = photos._label
-    monkeypatch.setattr(photos, "_label", lambda *given: places.append(label(*given)) or places[-1])
+    label = _label
+    monkeypatch.setattr(boxes, "_label", lambda *given: places.append(label(*given)) or places[-1])
     annotate(Image.new("RGB", (400, 300)), [of(box=(100, 100, 60, 60)), of(box=(130, 100, 60, 60))])
     annotate(Image.new("RGB", (400, 300)), [of(box=(0, 0, 400, 300))])
     first, second, inside = places
-    assert not photos._overlap(first, second)
-    assert photos._overlap(inside, (0, 0, 400, 300))
+    assert not _overlap(first, second)
+    assert _overlap(inside, (0, 0, 400, 300))
 
 
 def test_a_small_face_is_enlarged_for_the_writing():

@@ -9,6 +9,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fer_lightning.drawing import faces as plots
+from fer_lightning.drawing.curves import (
+    confusion_matrix,
+    history_curves,
+    precision_recall_curves,
+    reliability_diagram,
+    robustness_curves,
+    timeline,
+)
+from fer_lightning.drawing.style import INK, pixels, write_png
 from fer_lightning.emotions import EMOTIONS
 
 HAPPY, SAD, SURPRISE = (EMOTIONS.index(name) for name in ("happy", "sad", "surprise"))
@@ -50,7 +59,7 @@ def test_marks_tell_right_from_wrong_without_colour(grid):
 @pytest.mark.parametrize(("face", "colour"), [(0, plots.RIGHT), (1, plots.WRONG)])
 def test_faces_are_enlarged_pixel_by_pixel_inside_a_frame(grid, face, colour):
     images, figure = grid
-    picture = plots.pixels(figure)
+    picture = pixels(figure)
     top = plots._TITLE_HEIGHT + plots._NAME_HEIGHT + plots._FRAME
     left = plots._GAP + face * (48 * 3 + 2 * plots._FRAME + plots._GAP) + plots._FRAME
     seen = picture[top : top + 48 * 3, left : left + 48 * 3]
@@ -65,7 +74,7 @@ def test_no_title_reaches_into_the_next_column():
     images = np.zeros((7, 48, 48), np.uint8)
     probabilities = np.array([sure(SURPRISE, 1.0)] * 7)  # "surprise 100%" is the widest there is
     figure = plots.prediction_grid(images, np.full(7, SURPRISE), probabilities, "")
-    plots.pixels(figure)
+    pixels(figure)
     boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text() == "surprise 100%"]
     assert len(boxes) == 7
     assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
@@ -77,7 +86,7 @@ def test_grid_of_any_number(n):
     figure = plots.prediction_grid(
         np.zeros((n, 48, 48), np.uint8), np.zeros(n, np.int64), np.full((n, 7), 1 / 7), "any"
     )
-    picture = plots.pixels(figure)
+    picture = pixels(figure)
     assert picture.dtype == np.uint8
     rows = max(1, -(-n // 7))
     assert picture.shape == (62 + rows * (48 * 3 + 10 + 54 + 14), 14 + 7 * (48 * 3 + 10 + 14), 3)
@@ -92,7 +101,7 @@ def counts() -> np.ndarray:
 
 
 def test_confusion_cells_hold_percentages_of_the_row_and_counts(counts):
-    axes = plots.confusion_matrix(counts, "Confusion on PrivateTest").axes[0]
+    axes = confusion_matrix(counts, "Confusion on PrivateTest").axes[0]
     cells: dict[tuple[int, int], list[str]] = {}
     for text in axes.texts:
         cells.setdefault((round(text.get_position()[1]), round(text.get_position()[0])), []).append(text.get_text())
@@ -104,7 +113,7 @@ def test_confusion_cells_hold_percentages_of_the_row_and_counts(counts):
 
 
 def test_confusion_rows_are_true_and_columns_predicted(counts):
-    axes = plots.confusion_matrix(counts, "Confusion on PrivateTest").axes[0]
+    axes = confusion_matrix(counts, "Confusion on PrivateTest").axes[0]
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
     assert axes.get_yticklabels()[HAPPY].get_text() == "happy\nn = 4"
     assert axes.get_xticklabels()[HAPPY].get_text() == "happy\n100%"  # precision
@@ -113,18 +122,18 @@ def test_confusion_rows_are_true_and_columns_predicted(counts):
 
 
 def test_confusion_heading_has_n_and_accuracy(counts):
-    figure = plots.confusion_matrix(counts, "Confusion on PrivateTest")
+    figure = confusion_matrix(counts, "Confusion on PrivateTest")
     heading = [text.get_text() for text in figure.texts]
     assert heading[0] == "Confusion on PrivateTest"
     assert heading[1].startswith("accuracy 99.9%, n = 1,238;")
-    nothing = plots.confusion_matrix(np.zeros((7, 7), np.int64), "nothing")
+    nothing = confusion_matrix(np.zeros((7, 7), np.int64), "nothing")
     assert nothing.texts[1].get_text().startswith("no faces;")
 
 
 def test_confusion_text_is_light_on_dark_and_dark_on_light(counts):
-    ink = colours(plots.confusion_matrix(counts, ""))
+    ink = colours(confusion_matrix(counts, ""))
     assert ink["1,234"] == "white"  # 100%: the darkest blue
-    assert ink["25%"] == plots._INK
+    assert ink["25%"] == INK
 
 
 HISTORY = [
@@ -135,7 +144,7 @@ HISTORY = [
 
 
 def test_curves_name_the_split_and_its_best_epoch():
-    figure = plots.history_curves(HISTORY, "baseline", val_split="PublicTest")
+    figure = history_curves(HISTORY, "baseline", val_split="PublicTest")
     loss, accuracy = figure.axes
     assert loss.get_legend_handles_labels()[1] == ["train", "PublicTest"]
     assert accuracy.get_legend_handles_labels()[1] == ["train", "PublicTest: highest 45.0%, epoch 1"]
@@ -146,7 +155,7 @@ def test_curves_name_the_split_and_its_best_epoch():
 
 def test_references_are_dashed_in_the_colour_of_their_split():
     reference = [{"epoch": 0, "val_accuracy": 0.4}, {"epoch": 1, "val_accuracy": 0.5}]
-    figure = plots.history_curves(HISTORY, "baseline", {"original": reference}, "PublicTest")
+    figure = history_curves(HISTORY, "baseline", {"original": reference}, "PublicTest")
     loss, accuracy = figure.axes
     assert all(line.get_linestyle() == "-" for line in loss.lines)  # it has no losses
     lines = {line.get_label(): line for line in accuracy.lines}
@@ -157,14 +166,14 @@ def test_references_are_dashed_in_the_colour_of_their_split():
 
 
 def test_curves_of_no_epoch_can_be_drawn():
-    assert plots.pixels(plots.history_curves([], "interrupted at once")).shape[2] == 3
+    assert pixels(history_curves([], "interrupted at once")).shape[2] == 3
 
 
 def test_png_holds_the_pixels_and_nothing_is_left_beside_it(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
     path = tmp_path / "figures" / "x.png"
-    plots.write_png(picture, path)
-    plots.write_png(picture[::-1], path)
+    write_png(picture, path)
+    write_png(picture[::-1], path)
     with Image.open(path) as image:
         assert image.format == "PNG"
         np.testing.assert_array_equal(np.asarray(image), picture[::-1])
@@ -173,10 +182,10 @@ def test_png_holds_the_pixels_and_nothing_is_left_beside_it(tmp_path):
 
 def test_a_png_that_cannot_be_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "x.png"
-    plots.write_png(np.zeros((2, 2, 3), np.uint8), path)
+    write_png(np.zeros((2, 2, 3), np.uint8), path)
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        plots.write_png(np.zeros((2, 2, 3), np.complex64), path)
+        write_png(np.zeros((2, 2, 3), np.complex64), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
 
@@ -185,9 +194,9 @@ def test_drawing_never_imports_pyplot_or_lightning():
     code = """
 import sys, numpy as np
 from fer_lightning.drawing import faces as plots
-plots.pixels(plots.prediction_grid(np.zeros((1, 48, 48), np.uint8), np.zeros(1, int), np.full((1, 7), 1 / 7), ""))
-plots.pixels(plots.confusion_matrix(np.eye(7, dtype=int), ""))
-plots.pixels(plots.history_curves([], ""))
+pixels(plots.prediction_grid(np.zeros((1, 48, 48), np.uint8), np.zeros(1, int), np.full((1, 7), 1 / 7), ""))
+pixels(confusion_matrix(np.eye(7, dtype=int), ""))
+pixels(history_curves([], ""))
 print([name for name in ("matplotlib.pyplot", "lightning", "torch") if name in sys.modules])
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -199,7 +208,7 @@ def test_each_class_has_its_curve_in_front_and_its_share_dotted():
         "happy": (np.array([1, 0.5, 0]), np.array([0.6, 0.8, 1])),
         "sad": (np.array([1, 0]), np.array([0.3, 1])),
     }
-    figure = plots.precision_recall_curves(curves, {"happy": 0.75, "sad": 0.5}, {"happy": 0.6, "sad": 0.3})
+    figure = precision_recall_curves(curves, {"happy": 0.75, "sad": 0.5}, {"happy": 0.6, "sad": 0.3})
     assert [axes.get_title() for axes in figure.axes] == ["happy: AP 0.75", "sad: AP 0.50"]
     *behind, front, dotted = figure.axes[1].lines
     assert len(behind) == 2
@@ -210,7 +219,7 @@ def test_each_class_has_its_curve_in_front_and_its_share_dotted():
 def test_reliability_draws_the_bins_that_have_images():
     empty = {"from": 0, "to": 0.5, "n": 0, "confidence": None, "accuracy": None}
     full = {"from": 0.5, "to": 1.0, "n": 3, "confidence": 0.9, "accuracy": 0.6}
-    figure = plots.reliability_diagram({"before": {"ece": 0.3, "bins": [empty, full]}})
+    figure = reliability_diagram({"before": {"ece": 0.3, "bins": [empty, full]}})
     upper, lower = figure.axes
     assert upper.get_title() == "before: ECE 30.0%"
     assert [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in upper.patches] == [(0.5, 0.5, 0.6)]
@@ -220,7 +229,7 @@ def test_reliability_draws_the_bins_that_have_images():
 
 def test_robustness_has_strengths_below_and_the_clean_accuracy_dashed():
     told = {"strengths": [80, 65, 58, 50, 40], "accuracy": [0.6, 0.5, 0.4, 0.3, 0.2]}
-    figure = plots.robustness_curves(dict.fromkeys(("JPEG", "a", "b", "c", "d"), told), 0.61)
+    figure = robustness_curves(dict.fromkeys(("JPEG", "a", "b", "c", "d"), told), 0.61)
     assert [axes.get_title() for axes in figure.axes] == ["JPEG", "a", "b", "c", "d"]
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["80", "65", "58", "50", "40"]
@@ -233,11 +242,11 @@ def test_robustness_has_strengths_below_and_the_clean_accuracy_dashed():
 def test_a_timeline_spans_the_whole_video(faces):
     probabilities = np.full((6, 7), np.nan)
     probabilities[faces] = 1 / 7
-    figure = plots.timeline(np.arange(6) / 2, probabilities, "clip.mp4")
+    figure = timeline(np.arange(6) / 2, probabilities, "clip.mp4")
     assert len(figure.axes) == len(EMOTIONS)
     for axes in figure.axes:
         assert axes.get_xlim() == (0, 2.5)
         (line,) = axes.lines
         np.testing.assert_array_equal(np.flatnonzero(~np.isnan(line.get_ydata())), faces)
         assert line.get_marker() == "."  # by which a single frame is seen
-    assert plots.pixels(plots.timeline(np.zeros(1), probabilities[:1], "one frame")).std() > 0
+    assert pixels(timeline(np.zeros(1), probabilities[:1], "one frame")).std() > 0

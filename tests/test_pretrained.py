@@ -10,6 +10,7 @@ import ship_weights
 import torch
 
 import fer_lightning
+from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.data.synthetic import synthetic_faces
@@ -17,7 +18,6 @@ from fer_lightning.errors import UserError
 from fer_lightning.evaluation.evaluate import held_out_predictions
 from fer_lightning.evaluation.scores import score_splits
 from fer_lightning.inference.classifier import WEIGHTS, pretrained_names
-from train import job
 
 DATA = {"n_train": 28, "n_val": 7, "n_test": 14}
 MEBIBYTES = 2**20

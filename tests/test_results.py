@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fer_lightning.emotions import COLOURS, EMOTIONS, emotion_index
-from fer_lightning.evaluation.scores import format_results, score, score_classes
+from fer_lightning.evaluation.report import format_results
+from fer_lightning.evaluation.scores import score, score_classes
 
 
 def one_hot(predicted, sure=4.0):

@@ -23,8 +23,8 @@ from faults import (
     with_callback,
 )
 
+from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
-from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
 

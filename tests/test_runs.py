@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from fer_lightning.__main__ import main as command
-from fer_lightning.config import cli as config
 from fer_lightning.config.cli import main
+from fer_lightning.config.compose import to_yaml
 from fer_lightning.errors import Stopped, UserError
 from fer_lightning.files import write_json
 from fer_lightning.runs import ranking as runs
+from fer_lightning.runs.folders import claim, run_folders, status
 from fer_lightning.runs.lock import is_locked, lock
+from fer_lightning.runs.sweep import begin_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SLOW_SWEEP = """
 import sys, time
 from pathlib import Path
-from fer_lightning.config.cli import main, to_yaml
+from fer_lightning.config.cli import main
+from fer_lightning.config.compose import to_yaml
 from fer_lightning.files import write_atomically, write_json
 
 def job(cfg, run_dir):
@@ -100,7 +103,7 @@ def test_a_sweep_killed_at_any_moment_goes_on(moment):
     assert "job 0: finished before, skipped\n" in output
     resumed = "runs/default/s/1" if moment == "before results.json" else None
     assert begun() == ["0 5 None", "1 6 None", f"1 6 {resumed}", "2 7 None"]
-    assert [runs.status(folder) for folder in runs.run_folders(Path("runs"))] == ["finished"] * 3
+    assert [status(folder) for folder in run_folders(Path("runs"))] == ["finished"] * 3
 
 
 def test_processes_share_a_sweep_and_take_up_what_a_killed_one_left():
@@ -108,7 +111,7 @@ def test_processes_share_a_sweep_and_take_up_what_a_killed_one_left():
         wait_for(lambda: len(begun()) == 1)
         with start() as second:
             wait_for(lambda: len(begun()) == 2)
-            assert [runs.status(Path("runs/default/s", str(n))) for n in (0, 1)] == ["running", "running"]
+            assert [status(Path("runs/default/s", str(n))) for n in (0, 1)] == ["running", "running"]
             first.kill()
             first.wait()
             Path("go").touch()
@@ -122,9 +125,9 @@ def test_processes_share_a_sweep_and_take_up_what_a_killed_one_left():
 def test_runs_that_others_still_do_are_left_to_them(capsys):
     run_dir = Path("runs/default/s/1")
     run_dir.mkdir(parents=True)
-    runs.begin_sweep(run_dir.parent, ["seed=5,6,7"])
+    begin_sweep(run_dir.parent, ["seed=5,6,7"])
     done = []
-    with runs.claim(run_dir) as ours:
+    with claim(run_dir) as ours:
         assert ours
         assert main(lambda cfg, folder: (done.append(cfg["seed"]), finish(folder)), SWEEP) == 0
     assert done == [5, 7]
@@ -156,7 +159,7 @@ def test_a_signal_stops_the_whole_sweep():
         raise Stopped(signal.SIGTERM)
 
     assert main(job, SWEEP) == 143
-    assert [runs.status(folder) for folder in runs.run_folders(Path("runs"))] == ["interrupted"]
+    assert [status(folder) for folder in run_folders(Path("runs"))] == ["interrupted"]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_a_signal_stops_the_whole_sweep():
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused(arguments, said, capsys):
-    runs.begin_sweep(Path("runs/default/s"), ["seed=1,2", "augment=none,light"])
+    begin_sweep(Path("runs/default/s"), ["seed=1,2", "augment=none,light"])
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
     assert main(lambda cfg, run_dir: finish(run_dir), ("-m", "name=s", *arguments)) == 1
     [line] = capsys.readouterr().err.splitlines()
@@ -180,7 +183,7 @@ def test_another_sweep_in_the_same_folder_is_refused(arguments, said, capsys):
 
 @pytest.mark.parametrize("arguments", [("name=s",), ("-m", "name=one", "seed=1,2")])
 def test_one_run_does_not_enter_a_sweep_nor_a_sweep_a_run(arguments, capsys):
-    runs.begin_sweep(Path("runs/default/s"), ["seed=1,2"])
+    begin_sweep(Path("runs/default/s"), ["seed=1,2"])
     finish(Path("runs/default/one"))
     assert main(lambda cfg, run_dir: finish(run_dir), arguments) == 1
     assert "already holds a run" in capsys.readouterr().err
@@ -190,10 +193,10 @@ def test_a_run_that_another_process_works_on_is_not_resumed(capsys):
     run_dir = Path("runs/default/a")
 
     def begin(cfg, folder):
-        (folder / "config.yaml").write_text(config.to_yaml(cfg))
+        (folder / "config.yaml").write_text(to_yaml(cfg))
 
     assert main(begin, ("name=a",)) == 0
-    with runs.claim(run_dir):
+    with claim(run_dir):
         assert main(lambda cfg, folder: None, (f"resume={run_dir}",)) == 1
     assert "another process works on this run" in capsys.readouterr().err
 

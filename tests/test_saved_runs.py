@@ -18,10 +18,10 @@ import pytest
 from faults import results_of
 
 import fer_lightning
+from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
 from fer_lightning.data.faces import TEST
 from fer_lightning.data.synthetic import synthetic_faces
-from train import job
 
 SAVED = Path(__file__).resolve().parent / "saved" / "sweep_0_1_0.zip"
 OLD = Path("runs/default/old")

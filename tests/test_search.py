@@ -26,7 +26,8 @@ SEARCH = ("-m", "sweep=optuna", "name=s", "optim.lr=tag(log,interval(1e-5,1e-1))
 SLOW_SEARCH = """
 import sys, time
 from pathlib import Path
-from fer_lightning.config.cli import main, to_yaml
+from fer_lightning.config.cli import main
+from fer_lightning.config.compose import to_yaml
 from fer_lightning.files import write_atomically, write_json
 
 def job(cfg, run_dir):
@@ -191,7 +192,7 @@ def test_half_a_line_at_the_end_of_the_journal_is_dropped():
 
 def test_a_hopeless_run_is_given_up(capsys):
     """The trial before had 100% after the second epoch, which this one's steps are much too small for."""
-    from train import job
+    from fer_lightning.commands.train import job
 
     small = ("data=synthetic", "data.n_train=28", "data.n_val=14", "data.n_test=14", "model.channels=[4]")
     small += ("trainer.accelerator=cpu", "trainer.max_epochs=4", "callbacks=none", "logger=none", "stages=[fit]")

@@ -12,10 +12,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from fer_lightning import models
 from fer_lightning.__main__ import main as tools
+from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
 from fer_lightning.exit import TRACEBACK_VARIABLE
 from fer_lightning.training import optim
-from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLBACK = "callbacks.mine._target_=contributed.MyCallback"

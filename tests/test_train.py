@@ -15,7 +15,9 @@ from fake_fer2013 import fake_faces, write_zip
 from faults import results_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fer_lightning.config.cli import CONF_DIR, main
+from fer_lightning.commands.train import job
+from fer_lightning.config.cli import main
+from fer_lightning.config.compose import CONF_DIR
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.faces import TEST
@@ -24,7 +26,6 @@ from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models.checkpoint import read_checkpoint
 from fer_lightning.training.module import EmotionClassifier, classifier_from
-from train import job
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (

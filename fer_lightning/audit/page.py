@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fer_lightning.audit.audit import Audit, Finding, compare_counts, count_classes, findings
+from fer_lightning.audit.audit import Audit
+from fer_lightning.audit.findings import Finding, count_classes, findings
+from fer_lightning.audit.report import compare_counts
 from fer_lightning.drawing.html import escape, figure, page, table
 from fer_lightning.emotions import EMOTIONS
 

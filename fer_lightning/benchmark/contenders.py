@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fer_lightning import hardware
 from fer_lightning.benchmark.plain_script import train_transform
-from fer_lightning.config.cli import Config, build, main
+from fer_lightning.config.cli import main
+from fer_lightning.config.compose import Config, build
 from fer_lightning.data import cache
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.datamodule import FaceDataModule
@@ -35,11 +36,11 @@ from fer_lightning.data.faces import GENERIC_SPLITS, TRAIN, Faces, fingerprint
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
-from fer_lightning.experiment import test as experiment
+from fer_lightning.experiment.record import provenance
+from fer_lightning.experiment.trainer import for_this_machine
+from fer_lightning.files import Json
 from fer_lightning.models import build_model
 from fer_lightning.training.optim import build_optimizer
-
-Json = dict[str, Any]
 
 SECONDS = 3.0  # of measuring, where it is not training steps that count
 WARMUP_STEPS = 20  # until the allocator has grown and the clock has settled
@@ -48,10 +49,10 @@ SAMPLE = 2048  # images that the data section goes through again and again
 
 def describe(cfg: Config) -> Json:
     """The machine and the recipe, as the other contenders and the plain script will have them."""
-    arguments, machine = experiment.for_this_machine(cfg["trainer"])
+    arguments, machine = for_this_machine(cfg["trainer"])
     return {
         "hardware": machine,
-        **experiment.provenance(),
+        **provenance(),
         "threads": torch.get_num_threads(),
         "device": _device(cfg),
         "precision": arguments["precision"],
@@ -131,7 +132,7 @@ def pipeline(cfg: Config) -> Json:
 def raw_loop(cfg: Config, steps: int) -> Json:
     """The run's data, network, optimizer and settings in a bare loop, without Trainer, metrics and logging."""
     data, device = _data(cfg), _device(cfg)
-    precision = experiment.for_this_machine(cfg["trainer"])[0]["precision"]
+    precision = for_this_machine(cfg["trainer"])[0]["precision"]
     layout = _layout(cfg["channels_last"])
     net = _net(cfg, device, cfg["channels_last"])
     if cfg["compile"]:
@@ -174,7 +175,7 @@ class _Bare(LightningModule):
 def bare_trainer(cfg: Config, steps: int) -> Json:
     """The raw loop under Lightning's Trainer, without callbacks, loggers or metrics."""
     data = _data(cfg)
-    arguments, _ = experiment.for_this_machine(cfg["trainer"])
+    arguments, _ = for_this_machine(cfg["trainer"])
     module = _Bare(cfg)
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     nothing = dict.fromkeys((*off, "use_distributed_sampler"), False)
@@ -226,7 +227,7 @@ def captured_loop(cfg: Config, steps: int, k: int) -> Json:
     data, device = _data(cfg), _device(cfg)
     data.device = torch.device(device)
     loader = data.train_dataloader()
-    precision = experiment.for_this_machine(cfg["trainer"])[0]["precision"]
+    precision = for_this_machine(cfg["trainer"])[0]["precision"]
     layout = _layout(cfg["channels_last"])
     net = _net(cfg, device, cfg["channels_last"])
     optimizer, _ = _optimizer(net, cfg, captured=device == "cuda")
@@ -256,7 +257,7 @@ def captured_loop(cfg: Config, steps: int, k: int) -> Json:
 def inference(cfg: Config, batch_size: int) -> Json:
     """uint8 faces on the host -> probabilities on the host; each call waits for the last, as a user would."""
     data, device = _data(cfg), _device(cfg)
-    precision = experiment.for_this_machine(cfg["trainer"])[0]["precision"]
+    precision = for_this_machine(cfg["trainer"])[0]["precision"]
     layout = _layout(cfg["channels_last"])
     net = _net(cfg, device, cfg["channels_last"]).eval()
     images = data.faces.images[:batch_size]

@@ -19,11 +19,11 @@ from statistics import median
 from typing import Any
 
 from fer_lightning.errors import UserError
+from fer_lightning.files import Json
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 MIB = 2**20
 
-Json = dict[str, Any]
 Measure = Callable[[], Json]
 Turns = dict[str, list[Json]]  # contender -> what it came to, turn by turn
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from itertools import product
 from statistics import median
 
-from fer_lightning.benchmark.processes import Bench, Json, Turns, contender, imports, plain, take_turns, train
+from fer_lightning.benchmark.processes import Bench, Turns, contender, imports, plain, take_turns, train
 from fer_lightning.errors import UserError
+from fer_lightning.files import Json
 from fer_lightning.text import format_table
 
 N_DRAWN = 5600  # training faces where there are no data

@@ -5,13 +5,8 @@ import numpy.typing as npt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
-from fer_lightning.callbacks.dashboard import show
-from fer_lightning.callbacks.prediction_grid import (
-    SplitPredictions,
-    test_predictions,
-    validation_predictions,
-)
-from fer_lightning.drawing import faces as plots
+from fer_lightning.callbacks.drawing import SplitPredictions, show, test_predictions, validation_predictions
+from fer_lightning.drawing.curves import confusion_matrix
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
 
@@ -39,7 +34,7 @@ class ConfusionMatrix(Callback):
 
 def _figure(of: SplitPredictions) -> Figure:
     counts = confusion_counts(of.labels, of.probabilities.argmax(axis=1))
-    return plots.confusion_matrix(counts, f"Confusion on {of.when}")
+    return confusion_matrix(counts, f"Confusion on {of.when}")
 
 
 def confusion_counts(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -1,15 +1,12 @@
 """What TensorBoard shows of a run beside its curves: texts, combined charts, hyperparameters, figures."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
-from tensorboard.plugins.hparams import summary_v2 as hp  # what hparams.api offers, without TensorFlow
 
-from fer_lightning.drawing import faces as plots
+from fer_lightning.callbacks.drawing import tensorboard
 from fer_lightning.emotions import EMOTIONS
+from fer_lightning.training.compat import write_hparams
 
 # As add_custom_scalars takes it. TensorBoard reads each tag as a regular expression to match from the start.
 CHARTS = {
@@ -19,21 +16,6 @@ CHARTS = {
         "recall by emotion": ["Multiline", [f"recall/{emotion}$" for emotion in EMOTIONS]],
     }
 }
-
-
-def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
-    """The run's TensorBoard logger, if it has one and this process is the one that writes."""
-    if not trainer.is_global_zero:
-        return None
-    return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-
-
-def show(trainer: Trainer, figure: Figure, tag: str, file_name: str) -> None:
-    """Write the figure to the run's ``figures/`` and, with the epoch as its step, to TensorBoard."""
-    picture = plots.pixels(figure)
-    plots.write_png(picture, Path(trainer.default_root_dir) / "figures" / file_name)
-    if (logger := tensorboard(trainer)) is not None:
-        logger.experiment.add_image(tag, picture, trainer.current_epoch, dataformats="HWC")
 
 
 class Dashboard(Callback):
@@ -74,10 +56,7 @@ class Dashboard(Callback):
         for heading, text in self.texts.items():
             writer.add_text(f"run/{heading}", _verbatim(text), trainer.current_epoch)
 
-        # The values alone, where Lightning's log_hyperparams also names the table's columns: TensorBoard takes the
-        # names of a single run for all, and a run in progress has to give its results as 0. Left to itself it shows
-        # what any run has, the hyperparameters that differ first, and leaves empty what is not known yet.
-        writer._get_file_writer().add_summary(hp.hparams_pb(self.hparams, trial_id=""))  # "": named as the run
+        write_hparams(writer, self.hparams)
         writer.flush()
 
     def report(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:

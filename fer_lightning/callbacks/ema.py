@@ -3,13 +3,13 @@
 from itertools import chain
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from fer_lightning.errors import UserError
+from fer_lightning.training.compat import averaged_model, copy_all_, latest_update, lerp_all_, set_latest_update
 
 
 class EMA(WeightAveraging):
@@ -39,12 +39,13 @@ class EMA(WeightAveraging):
         self._counters: list[list[Tensor]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._average_model is not None
+        average = averaged_model(self)
+        assert average is not None
         # Lightning makes the average before the network goes to its device, and each step would copy from there.
-        self._average_model.to(pl_module.device)
+        average.to(pl_module.device)
         tensors = [
             [tensor.detach() for tensor in chain(module.parameters(), module.buffers())]
-            for module in (self._average_model.module, pl_module)
+            for module in (average.module, pl_module)
         ]
         self._floats, self._counters = (
             [[tensor for tensor in of_model if tensor.is_floating_point() == wanted] for of_model in tensors]
@@ -57,18 +58,20 @@ class EMA(WeightAveraging):
         # In place of Lightning's, which asks the averaged model for the number of its updates: that is on the
         # device, and every step would wait for it.
         step = trainer.global_step
-        if step <= self._latest_update_step or step % self.every_n_steps:
+        latest = latest_update(self)
+        if step <= latest or step % self.every_n_steps:
             return
-        n = self._latest_update_step // self.every_n_steps  # updates before this one
+        n = latest // self.every_n_steps  # updates before this one
         decay = min(self.decay**self.every_n_steps, (1 + n) / (10 + n)) if n else 0.0  # the first is a copy
         averages, current = self._floats
-        torch._foreach_lerp_(averages, current, 1 - decay)
+        lerp_all_(averages, current, 1 - decay)
         averages, current = self._counters
         if averages:
-            torch._foreach_copy_(averages, current)
-        assert self._average_model is not None
-        self._average_model.n_averaged += 1
-        self._latest_update_step = step
+            copy_all_(averages, current)
+        average = averaged_model(self)
+        assert average is not None
+        average.n_averaged += 1
+        set_latest_update(self, step)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return False  # never by Lightning's own hooks

@@ -2,19 +2,19 @@
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 
-from fer_lightning.callbacks.dashboard import show
-from fer_lightning.callbacks.prediction_grid import (
+from fer_lightning.callbacks.drawing import (
     SplitPredictions,
     balanced_sample,
     classifier,
+    show,
     test_predictions,
     validation_predictions,
 )
-from fer_lightning.drawing import faces as plots
+from fer_lightning.drawing.faces import heat_overlay, prediction_grid
 from fer_lightning.errors import UserError
 from fer_lightning.inference.grad_cam import grad_cam
+from fer_lightning.training.compat import evaluated_module
 
 
 class GradCAM(Callback):
@@ -36,10 +36,7 @@ class GradCAM(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (predictions := validation_predictions(trainer, pl_module, self.every_n_epochs)) is not None:
-            # With EMA the answers are those of the averaged weights, which pl_module has only while it validates.
-            averages = [c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
-            answered = averages[0].module if averages and averages[0] is not None else pl_module
-            assert isinstance(answered, LightningModule)
+            answered = evaluated_module(trainer, pl_module)
             self._draw(trainer, answered, predictions, "predictions", "grad_cam_val.png")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,7 +49,7 @@ class GradCAM(Callback):
         sample = balanced_sample(of.labels, self.n_faces)
         faces, answers = of.images[of.rows[sample]], of.probabilities[sample]
         heat = grad_cam(classifier(pl_module), faces, answers.argmax(axis=1).tolist())
-        overlays = np.stack([plots.heat_overlay(*pair) for pair in zip(faces, heat, strict=True)])
+        overlays = np.stack([heat_overlay(*pair) for pair in zip(faces, heat, strict=True)])
         title = f"{of.when}: what speaks for the predicted emotion (Grad-CAM)"
-        figure = plots.prediction_grid(overlays, of.labels[sample], answers, title)
+        figure = prediction_grid(overlays, of.labels[sample], answers, title)
         show(trainer, figure, f"{section}/grad_cam", file_name)

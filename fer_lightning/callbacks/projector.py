@@ -8,8 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from fer_lightning.callbacks.dashboard import tensorboard
-from fer_lightning.callbacks.prediction_grid import balanced_sample, classifier, test_predictions
+from fer_lightning.callbacks.drawing import balanced_sample, classifier, tensorboard, test_predictions
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
 from fer_lightning.inference.classifier import Classifier

@@ -58,18 +58,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Audits, prints the findings and writes the files that were asked for."""
-    from fer_lightning.audit.audit import (
-        NEAR_BITS,
-        audit,
-        check_kinds,
-        exclusion_list,
-        exclusions,
-        format_audit,
-        suspect_labels,
-        to_json,
-    )
+    from fer_lightning.audit.audit import NEAR_BITS, audit, suspect_labels
+    from fer_lightning.audit.findings import check_kinds, exclusions
     from fer_lightning.audit.mislabels import out_of_fold_probabilities, read_probabilities
     from fer_lightning.audit.page import audit_page
+    from fer_lightning.audit.report import exclusion_list, format_audit, to_json
     from fer_lightning.files import write_atomically, write_json
 
     kinds = args.kinds.split(",")

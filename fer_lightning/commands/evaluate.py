@@ -34,8 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the numbers and writes the files that were asked for."""
     from fer_lightning.data.fer2013 import load_faces
-    from fer_lightning.evaluation.evaluate import evaluate, format_evaluation, to_json
+    from fer_lightning.evaluation.evaluate import evaluate, to_json
     from fer_lightning.evaluation.page import evaluation_page
+    from fer_lightning.evaluation.report import format_evaluation
     from fer_lightning.files import write_atomically, write_json
     from fer_lightning.inference.classifier import checkpoint_path, load_checkpoint
     from fer_lightning.models.tta import check_tta

@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explains each face and writes its picture; 1 if a file could not be read."""
-    from fer_lightning.drawing import faces as plots
+    from fer_lightning.drawing.style import write_png
     from fer_lightning.emotions import EMOTIONS, emotion_index
     from fer_lightning.inference.photos import crop_face, face_boxes, read_photo
     from fer_lightning.text import format_table, printable
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
                 drawn, predicted = _explained(clf, crop_face(photo, box), asked, path.name)
                 picture = args.save / f"{untaken(path.stem, taken)}.png"
                 try:
-                    plots.write_png(drawn, picture)
+                    write_png(drawn, picture)
                 except OSError as error:
                     raise UserError(f"{picture} cannot be written: {error.strerror}.") from error
                 confidence = predicted.probabilities[0].max()
@@ -82,12 +82,13 @@ def _explained(
     clf: "Classifier", face: "npt.NDArray[np.uint8]", emotion: int | None, name: str
 ) -> "tuple[npt.NDArray[np.uint8], Prediction]":
     """The picture of a face (H, W), for its most probable emotion if none is asked for, and what is said of it."""
-    from fer_lightning.drawing import faces as plots
+    from fer_lightning.drawing.faces import explanation
+    from fer_lightning.drawing.style import pixels
     from fer_lightning.inference.grad_cam import grad_cam
 
     predicted = clf.predict(face)
     probabilities = predicted.probabilities[0]
     emotion = int(predicted.labels[0]) if emotion is None else emotion
     title = f"{name}: {predicted.names[0]}, {probabilities.max():.0%}"
-    figure = plots.explanation(face, grad_cam(clf, face, [emotion])[0], probabilities, emotion, title)
-    return plots.pixels(figure), predicted
+    figure = explanation(face, grad_cam(clf, face, [emotion])[0], probabilities, emotion, title)
+    return pixels(figure), predicted

@@ -107,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _faces(path: str | None, drawn: bool) -> "Faces":
     """FER-2013, or drawn faces where it is nowhere to be found and they will do."""
-    from fer_lightning.data.fer2013 import FacesNotFound, load_faces
+    from fer_lightning.data.fer2013 import load_faces
+    from fer_lightning.data.lookup import FacesNotFound
     from fer_lightning.data.synthetic import synthetic_faces
 
     try:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from fer_lightning.inference.classifier import Classifier
-    from fer_lightning.inference.photos import Face
+    from fer_lightning.inference.faces import DetectedFace
 
 PHOTO_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # looked for in a folder
 
@@ -43,7 +43,7 @@ class Answer:
     """What became of a photo, or of a frame of a video."""
 
     path: str
-    faces: "list[Face] | None" = None  # None until it was looked at
+    faces: "list[DetectedFace] | None" = None  # None until it was looked at
     error: str | None = None
     seconds: float | None = None  # a frame's time since the first one
 
@@ -166,7 +166,8 @@ def _progress(items: Any, total: int | None, unit: str, name: str) -> Any:
 def _photos(
     args: argparse.Namespace, clf: "Classifier", paths: list[str], names: _Names, answers: list[Answer]
 ) -> None:
-    from fer_lightning.inference.photos import annotate, look, read_photo
+    from fer_lightning.drawing.boxes import annotate
+    from fer_lightning.inference.photos import read_photo
     from fer_lightning.inference.video import SUFFIXES
 
     def readable() -> "Iterator[tuple[Answer, Image.Image]]":
@@ -180,7 +181,7 @@ def _photos(
             else:
                 yield answers[-1], photo
 
-    for answer, photo, faces in look(clf, readable(), not args.no_detect, args.tta):
+    for answer, photo, faces in clf.predict_stream(readable(), not args.no_detect, args.tta):
         if names.folder:
             jpeg = io.BytesIO()
             annotate(photo, faces).save(jpeg, "JPEG", quality=92)
@@ -201,7 +202,7 @@ def _stdin() -> io.BytesIO:
 def _video(
     args: argparse.Namespace, clf: "Classifier", source: str | int, names: _Names, answers: list[Answer]
 ) -> None:
-    from fer_lightning.inference.photos import annotate, look
+    from fer_lightning.drawing.boxes import annotate
     from fer_lightning.inference.video import Video, VideoWriter, opencv
 
     path = f"camera {source}" if isinstance(source, int) else source
@@ -219,7 +220,7 @@ def _video(
     try:
         with writer:
             batch_size = 1 if video.is_camera else 64
-            for seconds, frame, faces in look(clf, frames, not args.no_detect, args.tta, batch_size):
+            for seconds, frame, faces in clf.predict_stream(frames, not args.no_detect, args.tta, batch_size):
                 first = seconds if first is None else first
                 mine.append(Answer(path, faces, seconds=round(seconds - first, 3)))
                 if isinstance(writer, VideoWriter):
@@ -235,7 +236,8 @@ def _video(
 def _save_timeline(path: Path, title: str, answers: list[Answer]) -> None:
     import numpy as np
 
-    from fer_lightning.drawing.faces import pixels, timeline, write_png
+    from fer_lightning.drawing.curves import timeline
+    from fer_lightning.drawing.style import pixels, write_png
 
     frames = [answer for answer in answers if answer.seconds is not None]
     if not frames:
@@ -246,7 +248,7 @@ def _save_timeline(path: Path, title: str, answers: list[Answer]) -> None:
     write_png(pixels(timeline(seconds, np.array(rows, dtype=np.float64), f"{title}: the largest face")), path)
 
 
-def _largest(answer: Answer) -> "Face":
+def _largest(answer: Answer) -> "DetectedFace":
     return max(answer.faces or (), key=lambda face: face.box[2] * face.box[3])
 
 

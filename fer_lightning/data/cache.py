@@ -75,39 +75,46 @@ def _load(entry: Path) -> Faces:
     """The entry as Faces; FileNotFoundError when there is none, _DamagedError when it is not as written."""
     if not entry.is_dir():
         raise FileNotFoundError(entry)
-    try:
-        sealed = json.loads((entry / "meta.json").read_bytes())
-    except (ValueError, RecursionError, FileNotFoundError) as error:
-        raise _DamagedError(f"meta.json: {type(error).__name__}: {error}") from error
-    meta = sealed.get("meta") if isinstance(sealed, dict) else None
-    if not isinstance(meta, dict) or sealed.get("sha256") != _digest_of_meta(meta):
-        raise _DamagedError("meta.json does not match its checksum")
-    texts: dict[str, Any] = {name: meta.get(name) for name in ("dataset", "source", "fingerprint")}
-    split_names, notes, sums = (meta.get(name) for name in ("split_names", "notes", "sha256"))
-    if not (
-        all(isinstance(text, str) for text in texts.values())
-        and isinstance(split_names, list)
-        and len(split_names) == 3
-        and isinstance(notes, list)
-        and isinstance(sums, dict)
-    ):
-        raise _DamagedError("meta.json is not of this form")
+    meta = _load_meta(entry / "meta.json")
+    sums, notes = meta["sha256"], tuple(map(str, meta["notes"]))
+    first, second, third = map(str, meta["split_names"])
+    texts: dict[str, str] = {name: meta[name] for name in _TEXTS}
     arrays = {name: _load_array(entry, name, sums.get(name)) for name in _ARRAYS}
     if arrays["ids"].dtype != np.uint8 or arrays["ids"].ndim != 1:
         raise _DamagedError("its ids are not text")
-    first, second, third = map(str, split_names)
     faces = Faces(
         images=arrays["images"],
         labels=arrays["labels"],
         usage=arrays["usage"],
         ids=_unpack(arrays["ids"]),
         split_names=(first, second, third),
-        notes=tuple(map(str, notes)),
+        notes=notes,
         **texts,
     )
     if not _is_sound(faces):
         raise _DamagedError("its arrays do not fit together")
     return faces
+
+
+_TEXTS = ("dataset", "source", "fingerprint")
+
+
+def _load_meta(path: Path) -> dict[str, Any]:
+    """What meta.json says of an entry, once it is known to be of the form that `_store` writes."""
+    try:
+        sealed = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, FileNotFoundError) as error:
+        raise _DamagedError(f"meta.json: {type(error).__name__}: {error}") from error
+    meta = sealed.get("meta") if isinstance(sealed, dict) else None
+    if not isinstance(meta, dict) or sealed.get("sha256") != _digest_of_meta(meta):
+        raise _DamagedError("meta.json does not match its checksum")
+    kinds = {"split_names": list, "notes": list, "sha256": dict, **dict.fromkeys(_TEXTS, str)}
+    for name, kind in kinds.items():
+        if not isinstance(meta.get(name), kind):
+            raise _DamagedError(f"meta.json has no {name} of the right type")
+    if len(meta["split_names"]) != 3:
+        raise _DamagedError("meta.json names more or less than three splits")
+    return meta
 
 
 def _is_sound(faces: Faces) -> bool:

@@ -80,3 +80,7 @@ def _as_seen(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "L" else image.convert("RGB")
+
+
+MAX_IMAGE_BYTES = 50 * 2**20  # a face is 2 KiB, a photo 10 MiB: more is a mistake or an attack
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}

@@ -3,19 +3,21 @@
 import numpy as np
 from torchmetrics.functional.classification import multiclass_precision_recall_curve
 
-from fer_lightning.drawing import faces as plots
+from fer_lightning.drawing.curves import (
+    confusion_matrix,
+    precision_recall_curves,
+    reliability_diagram,
+    robustness_curves,
+)
 from fer_lightning.drawing.html import chart, escape, figure, page, table
+from fer_lightning.drawing.style import pixels
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.evaluation.corruptions import corrupt
-from fer_lightning.evaluation.evaluate import (
-    BINS,
-    Evaluation,
-    Json,
-    comparison_table,
-    describe_calibration,
-    percent,
-    split_rows,
-)
+from fer_lightning.evaluation.evaluate import Evaluation
+from fer_lightning.evaluation.report import comparison_table, describe_calibration, split_rows
+from fer_lightning.evaluation.statistics import BINS
+from fer_lightning.files import Json
+from fer_lightning.text import percent
 
 
 def evaluation_page(found: Evaluation, told: Json) -> str:
@@ -67,23 +69,23 @@ def _classes(found: Evaluation, told: Json) -> list[str]:
         [name, f"{row['n']:,}", *(percent(row[key]) for key in ("precision", "recall", "f1", "average_precision"))]
         for name, row in told["per_class"].items()
     ]
-    curves = plots.precision_recall_curves(
+    curves = precision_recall_curves(
         {name: (recalls[i].numpy(), precisions[i].numpy()) for i, name in occurring.items()},
         {name: told["per_class"][name]["average_precision"] for name in occurring.values()},
         {name: told["per_class"][name]["n"] / told["n"] for name in occurring.values()},
     )
-    matrix = plots.confusion_matrix(np.array(told["confusion"]), f"Confusion on {told['split']}")
+    matrix = confusion_matrix(np.array(told["confusion"]), f"Confusion on {told['split']}")
     return [
         "<h2>Classes</h2>",
         table([escape(told["split"]), "n", "precision", "recall", "F1", "average precision"], rows),
         chart(
-            plots.pixels(matrix),
+            pixels(matrix),
             "Confusion matrix: true emotions in rows, predicted ones in columns",
             inverts=False,
         ),
         "<p>Precision and recall as the probability that is asked for changes; average precision (AP) is the area "
         "below. Dotted is the class's share of the images, which is what guessing would give.</p>",
-        chart(plots.pixels(curves), "Precision over recall of each emotion; the table has the average precision"),
+        chart(pixels(curves), "Precision over recall of each emotion; the table has the average precision"),
     ]
 
 
@@ -98,7 +100,7 @@ def _calibration(told: Json) -> list[str]:
         f"is the mean gap between confidence and accuracy over {BINS} bins of confidence; dividing the logits by "
         "one temperature changes the confidences and no answer (Guo et al. 2017).</p>",
         f'<p class="note">{escape(describe_calibration(calibration))}</p>',
-        chart(plots.pixels(plots.reliability_diagram(panels)), "Accuracy by confidence"),
+        chart(pixels(reliability_diagram(panels)), "Accuracy by confidence"),
         '<p class="faint">Bars are the accuracy, dots the mean confidence against it; below the dashed line the '
         "network is too sure.</p>",
     ]
@@ -117,14 +119,14 @@ def _robustness(found: Evaluation, told: Json) -> list[str]:
         )
         for name, row in told["robustness"].items()
     ]
-    curves = plots.robustness_curves(told["robustness"], told["accuracy"])
+    curves = robustness_curves(told["robustness"], told["accuracy"])
     return [
         "<h2>Robustness</h2>",
         f"<p>Accuracy on {escape(told['split'])} when every image is damaged, at five strengths (after Hendrycks "
         f"and Dietterich 2019): {percent(told['mean_corrupted_accuracy'])} in the mean over all below, "
         f"{percent(told['accuracy'])} as they are.</p>",
         table(["strength", *"12345", "mean"], rows),
-        chart(plots.pixels(curves), "Accuracy by strength of each corruption; the table has the numbers"),
+        chart(pixels(curves), "Accuracy by strength of each corruption; the table has the numbers"),
         "<p>The split's first face as it is, and from the weakest damage to the strongest:</p>",
         f'<div class="cards strips">{"".join(strips)}</div>',
     ]

@@ -1,8 +1,7 @@
 """What a run comes to: scores of every split, and how results.json is told in the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,18 +9,12 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
+from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
 from fer_lightning.data.faces import TEST, VAL, Faces, seen_elsewhere
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.files import Json
 from fer_lightning.models.tta import mean_answer
-from fer_lightning.text import decimal, format_table, percent
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -114,67 +107,3 @@ def confident_mistakes(
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     confidence = probabilities.max(axis=1)[wrong]
     return wrong[np.argsort(-confidence, kind="stable")][:n]
-
-
-def format_results(results: Json) -> str:
-    """The tables that a person sees at the end of a run, at most 80 columns wide."""
-    members = results["members"] or []
-    tested = "best" if results["best_epoch"] is not None else "last" if "fit" in results["stages"] else "ckpt"
-    if members:
-        tested = "ckpts"
-    splits = {f"{name} ({tested})": scores for name, scores in results["splits"].items()}
-    name = results["split"]
-    if results["last_epoch"]:
-        splits[f"{name} (last)"] = results["last_epoch"][name]
-    tables = [_scores_table("split (weights)", splits)]
-    if members:
-        labels = _distinct([member["ckpt"] for member in members])
-        own = {label: member["splits"][name] for label, member in zip(labels, members, strict=True)}
-        tables.append(_scores_table(name, own | {"ensemble": results["splits"][name]}))
-    classes = [
-        [
-            emotion,
-            str(scores["n"]),
-            percent(scores["precision"]),
-            percent(scores["recall"]),
-            percent(scores["f1"]),
-        ]
-        for emotion, scores in results["per_class"].items()
-    ]
-    headline = f"{results['dataset']}, {results['split']} (n = {results['n']}): {percent(results['accuracy'])}"
-    if members:
-        headline += f", ensemble of {len(members)}"
-    if results["without_tta"]:
-        headline += f", tta={results['tta']}\n{percent(results['without_tta'][name]['accuracy'])} with tta=none"
-    return "\n\n".join(
-        [
-            *tables,
-            format_table([results["split"], "n", "precision", "recall", "F1"], classes),
-            headline,
-        ]
-    )
-
-
-def _scores_table(first: str, rows: Mapping[str, Json]) -> str:
-    return format_table(
-        [first, "n", "accuracy", "leak-free (n)", "macro-F1", "loss"],
-        [
-            [
-                name,
-                str(scores["n"]),
-                percent(scores["accuracy"]),
-                f"{percent(scores['accuracy_leak_free'])} ({scores['n_leak_free']})",
-                decimal(scores["macro_f1"]),
-                decimal(scores["loss"]),
-            ]
-            for name, scores in rows.items()
-        ],
-    )
-
-
-def _distinct(paths: Sequence[str]) -> list[str]:
-    """Short names: numbered, and the paths without what all have in common, at most 30 characters."""
-    parts = [Path(path).parts for path in paths]
-    common = set.intersection(*map(set, parts))
-    names = ["/".join(part for part in own if part not in common) for own in parts]
-    return [f"{number} {name[-27:]}".rstrip() for number, name in enumerate(names, start=1)]

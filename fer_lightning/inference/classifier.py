@@ -1,6 +1,6 @@
 """A trained network to call from Python: faces in, probabilities out. Lightning and Hydra are not needed for it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +15,8 @@ from fer_lightning import hardware
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
-from fer_lightning.inference.photos import Face, look, read_photo
+from fer_lightning.inference.faces import DetectedFace
+from fer_lightning.inference.photos import Key, predict_faces, read_photo
 from fer_lightning.models.checkpoint import InputSpec, net_from, read_checkpoint
 from fer_lightning.models.tta import answer, check_tta
 
@@ -94,7 +95,7 @@ class Classifier:
 
     def predict_photos(
         self, photos: Sequence[str | Path | BinaryIO | Image.Image], detect: bool = True, tta: str = "none"
-    ) -> list[list[Face]]:
+    ) -> list[list[DetectedFace]]:
         """Finds the faces of whole photos and tells the emotion of each.
 
         Args:
@@ -113,7 +114,31 @@ class Classifier:
         check_tta(tta)
         if isinstance(photos, str | Path):
             raise UserError(f"{photos} is a single path: give a list of them, e.g. [{str(photos)!r}].")
-        return [faces for _, _, faces in look(self, ((file, _read(file)) for file in photos), detect, tta)]
+        named = ((None, _read(photo)) for photo in photos)
+        return [faces for _, _, faces in self.predict_stream(named, detect, tta)]
+
+    def predict_stream(
+        self,
+        photos: Iterable[tuple[Key, Image.Image]],
+        detect: bool = True,
+        tta: str = "none",
+        batch_size: int = 64,
+    ) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
+        """Do as `predict_photos` does, photo by photo as they come.
+
+        Args:
+            photos: upright RGB photos, each with a key of the caller's choice.
+            detect: look for faces.
+            tta: test-time augmentation, a key of tta.VIEWS.
+            batch_size: photos or faces after which results are yielded, at the latest after a second.
+
+        Yields:
+            Key, photo and faces of each photo, in the order in which they came.
+
+        Raises:
+            UserError: the detector is not installed; no such `tta`.
+        """
+        return predict_faces(lambda crops: self.predict(crops, tta).probabilities, photos, detect, batch_size)
 
     def net_input(self, faces: FaceImages) -> Tensor:
         """What the network gets for N faces: float32 (N, 1, image_size, image_size), normalised, on the device."""

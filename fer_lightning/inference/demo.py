@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fer_lightning.emotions import COLOURS
 from fer_lightning.errors import UserError
-from fer_lightning.inference.photos import look, read_photo
+from fer_lightning.inference.photos import read_photo
 
 if TYPE_CHECKING:
     from fer_lightning.inference.classifier import Classifier
@@ -45,7 +45,7 @@ def server(clf: "Classifier", port: int, tta: str = "none") -> ThreadingHTTPServ
 
     def answer(photo: bytes) -> dict[str, Any]:
         with serving.answering:
-            ((_, picture, faces),) = look(clf, [(None, read_photo(io.BytesIO(photo)))], tta=tta)
+            ((_, picture, faces),) = clf.predict_stream([(None, read_photo(io.BytesIO(photo)))], tta=tta)
         return {"width": picture.width, "height": picture.height, "faces": [face.to_json() for face in faces]}
 
     class Handler(_Handler):

@@ -1,30 +1,24 @@
-"""Whole photos: read them, find their faces, cut these out as in FER-2013, and draw what a network says of them."""
+"""Whole photos: read them, find their faces, and cut these out as in FER-2013."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from fer_lightning.data.images import decode
-from fer_lightning.emotions import COLOURS, EMOTIONS
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
+from fer_lightning.inference.faces import Box, DetectedFace
 
-if TYPE_CHECKING:
-    from fer_lightning.inference.classifier import Classifier
-
-Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the upright photo
 Key = TypeVar("Key")
-
+Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 FACE_SIZE = 48  # of FER-2013: a sharper face would be one that no network here was trained on
 WHOLE = 96  # pixels of the longer side: a picture up to this is a face already, for there is no room for more
-
 # The detector looks for faces of 80 pixels or more; on a photo enlarged or reduced to this, for a sixteenth of it.
 _DETECTION_SIDE = 1280
 # Of the detector's scores, chosen on two portraits in 60 sizes, tilts and exposures, at 1,200 pixels: it found 59
@@ -34,37 +28,8 @@ _DETECTION_SCORE = 0.1
 # part of a FER-2013 image, and its centre lies this part of the image's side below that of the image.
 _BOX_IN_FACE = 0.87
 _BOX_BELOW = 0.05
-
-_LEGIBLE = 384  # pixels of the longer side from which a picture has room for writing
 _PATIENCE_SECONDS = 1.0  # that a photo waits for others, so that little is lost when someone stops
 _BATCH_PIXELS = 64_000_000  # of photos held until their faces have gone through the network: 192 MB
-
-
-@dataclass(frozen=True)
-class Face:
-    """A face in a photo and what a network says of it."""
-
-    box: Box  # the square that the network saw, or the whole picture
-    probabilities: dict[str, float]  # by emotion, in the order of emotions.EMOTIONS
-
-    @property
-    def emotion(self) -> str:
-        """The most probable emotion."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
-
-    @property
-    def confidence(self) -> float:
-        """Its probability."""
-        return self.probabilities[self.emotion]
-
-    def to_json(self) -> dict[str, Any]:
-        """As in the output of ``predict --json``."""
-        return {
-            "box": list(self.box),
-            "emotion": self.emotion,
-            "confidence": self.confidence,
-            "probabilities": self.probabilities,
-        }
 
 
 def read_photo(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
@@ -144,28 +109,23 @@ def face_boxes(photo: Image.Image, detect: bool = True) -> list[Box]:
     return find_faces(photo) if detect and max(photo.size) > WHOLE else [(0, 0, *photo.size)]
 
 
-def look(
-    clf: "Classifier",
-    photos: Iterable[tuple[Key, Image.Image]],
-    detect: bool = True,
-    tta: str = "none",
-    batch_size: int = 64,
-) -> Iterator[tuple[Key, Image.Image, list[Face]]]:
-    """Finds the faces of photos and tells their emotions, many at a time.
+def predict_faces(
+    predict: Predict, photos: Iterable[tuple[Key, Image.Image]], detect: bool = True, batch_size: int = 64
+) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
+    """Find the faces of photos and predict their emotions, many at a time.
 
     Args:
-        clf: the network.
-        photos: upright RGB photos, each with whatever the caller knows it by.
+        predict: faces, uint8 (N, 48, 48), to probabilities, float32 (N, 7).
+        photos: upright RGB photos, each with a key of the caller's choice.
         detect: look for faces; otherwise each photo is one face. A photo of up to WHOLE pixels always is.
-        tta: test-time augmentation, a key of tta.VIEWS.
-        batch_size: answers come after so many photos or faces, or after a second; 1 for a camera, whose answers
-            should not wait.
+        batch_size: photos or faces after which results are yielded, at the latest after a second; 1 for a camera,
+            whose results should not wait.
 
     Yields:
-        Each photo in its turn, as it came, with its faces.
+        Key, photo and faces of each photo, in the order in which they came.
 
     Raises:
-        UserError: the detector is not installed; no such `tta`.
+        UserError: the detector is not installed.
     """
     waiting: list[tuple[Key, Image.Image, list[Box]]] = []
     faces = pixels = 0
@@ -174,26 +134,25 @@ def look(
         try:
             boxes = face_boxes(photo, detect)
         except UserError:  # without the detector: those that need none are answered all the same
-            yield from _answers(clf, waiting, tta)
+            yield from _predicted(predict, waiting)
             raise
         waiting.append((key, photo, boxes))
         faces += len(boxes)
         pixels += photo.width * photo.height
         full = max(faces, len(waiting)) >= batch_size or pixels >= _BATCH_PIXELS
         if full or perf_counter() - since > _PATIENCE_SECONDS:
-            yield from _answers(clf, waiting, tta)
+            yield from _predicted(predict, waiting)
             waiting, faces, pixels, since = [], 0, 0, perf_counter()
-    yield from _answers(clf, waiting, tta)
+    yield from _predicted(predict, waiting)
 
 
-def _answers(
-    clf: "Classifier", waiting: list[tuple[Key, Image.Image, list[Box]]], tta: str
-) -> Iterator[tuple[Key, Image.Image, list[Face]]]:
+def _predicted(
+    predict: Predict, waiting: list[tuple[Key, Image.Image, list[Box]]]
+) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
     crops = [crop_face(photo, box) for _, photo, boxes in waiting for box in boxes]
-    probabilities = clf.predict(np.stack(crops), tta).probabilities.tolist() if crops else []
-    answers = iter(probabilities)
+    answers = iter(predict(np.stack(crops)).tolist() if crops else [])
     for key, photo, boxes in waiting:
-        yield key, photo, [Face(box, dict(zip(EMOTIONS, next(answers), strict=True))) for box in boxes]
+        yield key, photo, [DetectedFace(box, dict(zip(EMOTIONS, next(answers), strict=True))) for box in boxes]
 
 
 def crop_face(photo: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
@@ -201,70 +160,3 @@ def crop_face(photo: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
     x, y, width, height = box
     face = photo.crop((x, y, x + width, y + height)).convert("L")
     return np.asarray(face.resize((FACE_SIZE, FACE_SIZE), Image.Resampling.BILINEAR))
-
-
-def annotate(photo: Image.Image, faces: Iterable[Face]) -> Image.Image:
-    """A copy of the photo with a box for each face, its emotion and confidence; small ones are enlarged for it.
-
-    White lines edged in black and white text on black can be read on any photo; the emotion's colour comes beside
-    its name, never instead of it.
-    """
-    zoom = max(1, _LEGIBLE // max(photo.size))
-    drawn = photo.resize((photo.width * zoom, photo.height * zoom), Image.Resampling.NEAREST)
-    canvas = ImageDraw.Draw(drawn)
-    longer = max(drawn.size)
-    line = max(1, round(longer / 500))
-    taken: list[Box] = []
-    for face in sorted(faces, key=lambda face: face.box[1]):
-        x, y, width, height = (zoom * pixels for pixels in face.box)
-        corners = (x, y, x + width - 1, y + height - 1)
-        for colour, inset, wide in (
-            ("black", 0, line),
-            (COLOURS[face.emotion], line, 2 * line),
-            ("white", 3 * line, line),
-            ("black", 4 * line, line),
-        ):
-            _frame(canvas, corners, inset, colour, wide)
-        font = ImageFont.load_default(min(max(width / 8, longer / 60, 11), longer / 20))
-        taken.append(_label(canvas, face, (x, y, height), font, taken, drawn.size))
-    return drawn
-
-
-def _frame(
-    canvas: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], inset: int, colour: str, line: int
-) -> None:
-    left, top, right, bottom = corners
-    if right - left > 2 * inset and bottom - top > 2 * inset:
-        canvas.rectangle((left + inset, top + inset, right - inset, bottom - inset), outline=colour, width=line)
-
-
-def _label(
-    canvas: ImageDraw.ImageDraw,
-    face: Face,
-    at: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    taken: list[Box],
-    size: tuple[int, int],
-) -> Box:
-    """Writes a face's label above its box at (x, y, height), or where there is room; returns the label's place."""
-    text = f"{face.emotion} {face.confidence:.0%}"
-    x, y, face_height = at
-    _, top, _, bottom = canvas.textbbox((0, 0), "happy 100%", font)
-    pad = round((bottom - top) * 0.3) + 1
-    swatch = round(bottom - top)
-    width = round(canvas.textlength(text, font)) + swatch + 3 * pad
-    height = round(bottom - top) + 2 * pad
-    left = max(0, min(x, size[0] - width))
-    places = (y - height, y + face_height, y, y + face_height - height)
-    inside = [place for place in places if 0 <= place <= size[1] - height] or [0]
-    free = [place for place in inside if not any(_overlap((left, place, width, height), box) for box in taken)]
-    place = next(chain(free, inside))
-    canvas.rectangle((left, place, left + width - 1, place + height - 1), fill="black")
-    swatch_box = (left + pad, place + pad, left + pad + swatch - 1, place + pad + swatch - 1)
-    canvas.rectangle(swatch_box, fill=COLOURS[face.emotion])
-    canvas.text((left + 2 * pad + swatch, place + pad - top), text, fill="white", font=font)
-    return left, place, width, height
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]

@@ -135,22 +135,9 @@ def _parsed(path: Path, content: Any) -> Checkpoint:
         raise _ForeignError(f"mean={inputs.mean}, std={inputs.std}")
     if not all(isinstance(one, str) for one in inputs.classes):
         raise _ForeignError("a class without a name")
-    model = _field(header, "model", dict)
-    _field(model, "name", str)
-    for name, value in model.items():
-        values = value if isinstance(value, list | tuple) else [value]
-        plain = all(isinstance(one, int | float | str | None) for one in values)
-        if not isinstance(name, str) or name == "image_size" or not plain:
-            raise _ForeignError(f"model: {reprlib.repr(name)}")
-    state_dict = _field(content, "state_dict", dict)
-    for name, tensor in state_dict.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise _ForeignError(f"state_dict: {reprlib.repr(name)}")
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            raise _ForeignError(f"state_dict: {reprlib.repr(name)} is not a plain tensor")
-        # A view that repeats its numbers could be of any size.
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise _ForeignError(f"state_dict: {reprlib.repr(name)} repeats its numbers")
+    model, state_dict = _field(header, "model", dict), _field(content, "state_dict", dict)
+    _check_model(model)
+    _check_weights(state_dict)
     return Checkpoint(
         path=path,
         epoch=_field(content, "epoch", int),
@@ -161,6 +148,26 @@ def _parsed(path: Path, content: Any) -> Checkpoint:
         data_fingerprint=_field(header, "data_fingerprint", str | None, None),
         state_dict=state_dict,
     )
+
+
+def _check_model(model: dict[Any, Any]) -> None:
+    _field(model, "name", str)
+    for name, value in model.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        plain = all(isinstance(one, int | float | str | None) for one in values)
+        if not isinstance(name, str) or name == "image_size" or not plain:
+            raise _ForeignError(f"model: {reprlib.repr(name)}")
+
+
+def _check_weights(state_dict: dict[Any, Any]) -> None:
+    for name, tensor in state_dict.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise _ForeignError(f"state_dict: {reprlib.repr(name)}")
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise _ForeignError(f"state_dict: {reprlib.repr(name)} is not a plain tensor")
+        # A view that repeats its numbers could be of any size.
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise _ForeignError(f"state_dict: {reprlib.repr(name)} repeats its numbers")
 
 
 def _field(content: Any, name: str, kind: Any, *default: Any) -> Any:

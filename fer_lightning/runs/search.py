@@ -16,7 +16,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from fer_lightning.runs.lock import lock
-from fer_lightning.runs.ranking import Sweep, lock_sweep, read_results, status
+from fer_lightning.runs.sweep import Sweep, lock_sweep
+from fer_lightning.runs.folders import read_results, status
 
 JOURNAL = "optuna.journal"
 _STUDY = "search"

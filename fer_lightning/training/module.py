@@ -20,6 +20,7 @@ from fer_lightning.errors import UserError
 from fer_lightning.evaluation.scores import Predictions, score, score_classes
 from fer_lightning.models.checkpoint import Checkpoint, InputSpec, net_from
 from fer_lightning.models.tta import answer, check_tta
+from fer_lightning.training.compat import HOOK_NAME
 from fer_lightning.training.distillation import Teacher
 
 Answer = tuple[Tensor, Tensor, Tensor]  # index (B,), logits (B, 7), labels (B,)
@@ -110,9 +111,8 @@ class EmotionClassifier(LightningModule):
         self._behind: dict[str, Any] | None = None  # what a run that goes on had done of its epoch
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the hook that it is in some 40 times a step, and nn.Module first looks for a parameter, a
-        # module and a buffer of that name.
-        if name == "_current_fx_name":
+        # nn.Module would first look for a parameter, a module and a buffer of that name.
+        if name == HOOK_NAME:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)

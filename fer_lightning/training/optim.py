@@ -9,6 +9,7 @@ from torch import nn
 
 from fer_lightning.arguments import call
 from fer_lightning.errors import UserError
+from fer_lightning.training.compat import let_lightning_scale
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -72,9 +73,7 @@ def build_optimizer(
     fused = all(weight.device.type in ("cpu", "cuda") and weight.is_floating_point() for weight in groups)
     options = {"lr": lr, "weight_decay": weight_decay, "fused": fused} | options
     optimizer = call(OPTIMIZERS[name], f"optim.name={name}", options, groups)
-    # Fused optimizers offer to undo fp16's loss scaling themselves, and for that Lightning refuses to clip
-    # gradients, with bf16 too. It scales back just as well.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    let_lightning_scale(optimizer)
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, total_steps, warmup_steps, schedule)

@@ -33,7 +33,7 @@ from fer_lightning.data.faces import TEST, VAL
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.evaluation.evaluate import compare
 from fer_lightning.evaluation.scores import Predictions, score_splits
-from fer_lightning.experiment.test import provenance
+from fer_lightning.experiment.record import provenance
 from fer_lightning.files import write_json
 from fer_lightning.inference.classifier import Classifier, pretrained_names
 from fer_lightning.inference.export import export

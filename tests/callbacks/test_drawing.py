@@ -15,14 +15,16 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 from torch import nn
 
+from fer_lightning.callbacks import confusion_matrix as confusion_matrix_module
 from fer_lightning.callbacks import prediction_grid
+from fer_lightning.callbacks import prediction_grid as prediction_grid_module
 from fer_lightning.callbacks.confusion_matrix import ConfusionMatrix, confusion_counts
 from fer_lightning.callbacks.dashboard import Dashboard
-from fer_lightning.callbacks.prediction_grid import PredictionGrid, balanced_sample
+from fer_lightning.callbacks.drawing import balanced_sample
+from fer_lightning.callbacks.prediction_grid import PredictionGrid
 from fer_lightning.data.augment import resize
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
-from fer_lightning.drawing import faces as plots
 from fer_lightning.evaluation.scores import confident_mistakes
 from fer_lightning.models.checkpoint import InputSpec
 from fer_lightning.training.module import EmotionClassifier
@@ -217,9 +219,10 @@ def test_results_appear_once_and_only_when_there_are_any(finished):
 def drawn(monkeypatch) -> dict[str, list[tuple]]:
     """The arguments of every figure, by the function that drew it."""
     calls: dict[str, list[tuple]] = {"prediction_grid": [], "confusion_matrix": []}
+    drawers = {"prediction_grid": prediction_grid_module, "confusion_matrix": confusion_matrix_module}
 
     def noting(name):
-        draw = getattr(plots, name)
+        draw = getattr(drawers[name], name)
 
         def note(*arguments):
             calls[name].append(arguments)
@@ -228,7 +231,7 @@ def drawn(monkeypatch) -> dict[str, list[tuple]]:
         return note
 
     for name in calls:
-        monkeypatch.setattr(plots, name, noting(name))
+        monkeypatch.setattr(drawers[name], name, noting(name))
     return calls
 
 

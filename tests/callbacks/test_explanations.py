@@ -9,13 +9,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from fer_lightning.callbacks import grad_cam as grad_cam_module
+from fer_lightning.callbacks import prediction_grid as prediction_grid_module
 from fer_lightning.callbacks.grad_cam import GradCAM
 from fer_lightning.callbacks.prediction_grid import PredictionGrid
 from fer_lightning.callbacks.projector import Projector, penultimate_features, principal_components
 from fer_lightning.data.augment import NoAugment
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.synthetic import synthetic_faces
-from fer_lightning.drawing import faces as plots
+from fer_lightning.drawing.faces import prediction_grid
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.inference.classifier import Classifier
@@ -65,8 +67,8 @@ def finished(tmp_path_factory):
     )
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        draw = plots.prediction_grid
-        patch.setattr(plots, "prediction_grid", lambda *given: drawn.append(given) or draw(*given))
+        for drawer in (prediction_grid_module, grad_cam_module):
+            patch.setattr(drawer, "prediction_grid", lambda *given: drawn.append(given) or prediction_grid(*given))
         run = trainer(run_dir, PredictionGrid(n_faces=14), GradCAM(n_faces=14), Projector(n_faces=35))
         run.fit(trained, datamodule=data)
         run.test(trained, datamodule=data, verbose=False)

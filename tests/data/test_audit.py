@@ -14,22 +14,10 @@ import pytest
 from fake_fer2013 import encode, fake_faces, write_fer2013_csv, write_folder
 from PIL import Image
 
-from fer_lightning.audit.audit import (
-    KINDS,
-    NEAR_BITS,
-    Audit,
-    audit,
-    count_classes,
-    exclusion_list,
-    exclusions,
-    findings,
-    format_audit,
-    near_pairs,
-    perceptual_hash,
-    suspect_labels,
-    to_json,
-)
+from fer_lightning.audit.audit import NEAR_BITS, Audit, audit, near_pairs, perceptual_hash, suspect_labels
+from fer_lightning.audit.findings import KINDS, count_classes, exclusions, findings
 from fer_lightning.audit.page import audit_page
+from fer_lightning.audit.report import exclusion_list, format_audit, to_json
 from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, TEST, TRAIN, VAL, Faces, fingerprint
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.data.synthetic import synthetic_faces

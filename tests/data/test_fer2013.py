@@ -26,7 +26,7 @@ from fake_fer2013 import (
 )
 from PIL import Image
 
-from fer_lightning.data import fer2013
+from fer_lightning.data import lookup
 from fer_lightning.data.faces import (
     FER2013_SPLITS,
     GENERIC_SPLITS,
@@ -37,7 +37,9 @@ from fer_lightning.data.faces import (
     fingerprint,
     seen_elsewhere,
 )
-from fer_lightning.data.fer2013 import PUBLISHED_COUNTS, load_faces
+from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.data.images import MAX_IMAGE_BYTES
+from fer_lightning.data.reading import PUBLISHED_COUNTS, _count_differences
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
@@ -135,7 +137,7 @@ def test_ids_name_the_file_or_the_line(tmp_path: Path) -> None:
 def test_second_load_comes_from_the_cache(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = FORMS[form](tmp_path)
     first = load_faces(path)
-    monkeypatch.setattr(fer2013, "_read", None)
+    monkeypatch.setattr(lookup, "read_faces", None)
     assert load_faces(path).fingerprint == first.fingerprint
 
 
@@ -553,7 +555,7 @@ def test_nothing_left_after_dropping(tmp_path: Path) -> None:
 
 def test_member_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(write_zip(tmp_path / "a.zip", FACES), "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("train/happy/Training_0.jpg", bytes(fer2013.MAX_IMAGE_BYTES + 2**20))
+        archive.writestr("train/happy/Training_0.jpg", bytes(MAX_IMAGE_BYTES + 2**20))
     assert error_of(tmp_path / "a.zip").startswith(
         "train/happy/Training_0.jpg: 51 MiB, where an image may have 50 MiB."
     )
@@ -692,13 +694,13 @@ def test_linked_folder_is_followed(tmp_path: Path) -> None:
 def test_counts_are_compared_split_by_split_and_class_by_class() -> None:
     labels = np.concatenate([np.repeat(np.arange(7), counts) for counts in PUBLISHED_COUNTS.values()])
     usage = np.repeat(np.arange(3), [sum(counts) for counts in PUBLISHED_COUNTS.values()]).astype(np.uint8)
-    assert fer2013._count_differences(labels, usage) == []
+    assert _count_differences(labels, usage) == []
     keep = np.ones(len(labels), bool)
     keep[np.flatnonzero((labels == 3) & (usage == TRAIN))[:2]] = False
     keep[usage == TEST] = False
     keep[np.flatnonzero(usage == VAL)[::9]] = False
     found = np.bincount(labels[keep & (usage == VAL)], minlength=7)
-    assert fer2013._count_differences(labels[keep], usage[keep]) == [
+    assert _count_differences(labels[keep], usage[keep]) == [
         "Not the published number of images (in brackets): Training happy 7,213 (7,215); "
         f"PublicTest 3,190 (3,589), by class {' '.join(map(str, found))} (467 56 496 895 653 415 607); "
         "no PrivateTest (3,589)."

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_lightning.files import write_json
-from fer_lightning.runs.ranking import read_results, run_folders, status
+from fer_lightning.runs.folders import read_results, run_folders, status
 from fer_lightning.text import format_table
 
 ROOT = Path(__file__).resolve().parents[2]

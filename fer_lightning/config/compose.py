@@ -1,0 +1,98 @@
+"""Configurations out of conf/, as plain dicts, and the objects that they name."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fer_lightning.arguments import call
+from fer_lightning.errors import UserError, did_you_mean
+
+CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
+Config = dict[str, Any]
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """Build the object that a configuration node names, and those within it.
+
+    Args:
+        node: a dict with a ``_target_``, the dotted name of a class or function, and its arguments; or a dict or
+            list of such. ``_args_`` holds positional arguments; ``_partial_: true`` asks for a partial function.
+        arguments: further keyword arguments of the outermost one.
+
+    Raises:
+        UserError: the target does not exist, or does not take these arguments. What else the target raises is a bug
+            in it, and passes unchanged.
+    """
+    if isinstance(node, list):
+        return [build(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    options = {key: build(value) for key, value in node.items() if key not in _BUILD_KEYS} | arguments
+    if "_target_" not in node:
+        return options
+    name = node["_target_"]
+    target, positional = _locate(name), build(node.get("_args_", []))
+    if node.get("_partial_"):
+        return partial(target, *positional, **options)
+    return call(target, str(name), options, *positional)
+
+
+_BUILD_KEYS = ("_target_", "_args_", "_partial_")
+
+
+def _locate(name: Any) -> Callable[..., Any]:
+    """Return the class or function of a dotted name.
+
+    Raises:
+        UserError: there is none. An exception of the module itself passes unchanged.
+    """
+    parts = str(name).split(".")
+    for n_modules in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:n_modules])
+        try:
+            found: Any = import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # of an import within the module
+            continue
+        for part in parts[n_modules:]:
+            if not hasattr(found, part):
+                raise UserError(f"_target_={name}: {found.__name__} has no {part}.{did_you_mean(part, dir(found))}")
+            found = getattr(found, part)
+        if not callable(found):
+            raise UserError(f"_target_={name} is neither a class nor a function.")
+        return found  # type: ignore[no-any-return]
+    raise UserError(f"_target_={name}: there is no module {parts[0]}; the full name of a class is expected.")
+
+
+def to_yaml(cfg: Config) -> str:
+    """The configuration as YAML text, keys in their order."""
+    return OmegaConf.to_yaml(OmegaConf.create(cfg))
+
+
+def to_plain(cfg: DictConfig) -> Config:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def compose_config(overrides: list[str]) -> DictConfig:
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name="train"):
+            return hydra.compose("train", overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(first_lines(error)) from error
+
+
+def first_lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = str(error.__cause__ or "").partition("\n")[0].strip()
+    said = " ".join(lines[:2]) or type(error).__name__
+    return said if not cause or cause in said else f"{said}: {cause}"

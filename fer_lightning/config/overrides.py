@@ -1,0 +1,340 @@
+"""Settings on the command line: names and values checked against conf/, the nearest right one named."""
+
+import argparse
+import importlib.util
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NoReturn
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from fer_lightning.config import compose
+from fer_lightning.config.compat import IntervalSweep, Override, flag_parser, parse_override
+from fer_lightning.config.compose import compose_config
+from fer_lightning.errors import UserError, did_you_mean
+
+# Every argument of lightning.pytorch.Trainer (2.6), listed so that a typo is answered without importing it; a test
+# holds the list against the real signature.
+TRAINER_ARGUMENTS = (
+    "accelerator",
+    "strategy",
+    "devices",
+    "num_nodes",
+    "precision",
+    "logger",
+    "callbacks",
+    "fast_dev_run",
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "max_time",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "log_every_n_steps",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "deterministic",
+    "benchmark",
+    "inference_mode",
+    "use_distributed_sampler",
+    "profiler",
+    "detect_anomaly",
+    "barebones",
+    "plugins",
+    "sync_batchnorm",
+    "reload_dataloaders_every_n_epochs",
+    "default_root_dir",
+    "enable_autolog_hparams",
+    "model_registry",
+)
+# Below these anybody may add keys, without a plus sign: `build` checks the arguments of what is built there.
+_NEW_KEYS = ("callbacks", "logger")
+_OPEN_NODES = (*_NEW_KEYS, "augment.transforms", "hydra")
+
+
+def parse_flags(arguments: list[str]) -> argparse.Namespace:
+    parser = flag_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}. Settings are given as NAME=value, without dashes; see python train.py --help.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_intermixed_args(arguments)  # flags may stand among the settings
+
+
+def parse(text: str) -> Override:
+    try:
+        return parse_override(text)
+    except HydraException as error:
+        raise UserError(
+            f"cannot read {text!r}: a setting is NAME=value, e.g. trainer.max_epochs=20. "
+            "A value with spaces, commas or brackets of its own needs quotes within quotes: 'name=\"a, b\"'."
+        ) from error
+
+
+def values_of(override: Override) -> list[Any]:
+    """Every value that an override stands for: several for a sweep."""
+    if override.is_sweep_override() and override.is_discrete_sweep():
+        if getattr(override.value(), "shuffle", False):
+            raise UserError(
+                f"{override.input_line}: a sweep has an order, by which it is continued: leave out shuffle."
+            )
+        try:
+            return list(override.sweep_iterator())
+        except HydraException as error:
+            raise UserError(f"{override.input_line}: list the choices instead, separated by commas.") from error
+        except ValueError as error:  # of a range whose step is 0
+            raise UserError(f"{override.input_line}: {error}.") from error
+    value = override.value()
+    return [value.start, value.end] if isinstance(value, IntervalSweep) else [value]
+
+
+def full_key(key: str, data: DictConfig) -> str:
+    """Return the key of a setting in its nodes: data.path stands for data.source.path."""
+    group, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    return f"data.source.{rest}" if group == "data" and name not in data and name in data.source else key
+
+
+def as_typed(text: str, typed: Mapping[str, str]) -> str:
+    """Return one of Hydra's overrides as it was typed, before `check` rewrote its key."""
+    key, equals, value = text.removeprefix("++").partition("=")
+    return f"{typed.get(key, key)}{equals}{value}"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Overrides that were found right."""
+
+    for_hydra: list[str]  # with full keys, and with plus signs where keys may be new
+    typed: dict[str, str]  # the key that was typed, of each full key that differs from it
+    sweeper: DictConfig  # hydra.sweeper
+
+
+def check(overrides: list[Override]) -> Checked:
+    """Check the overrides, and rewrite them for Hydra.
+
+    Raises:
+        UserError: a name or value that does not exist, with the nearest one that does.
+    """
+    for o in overrides:
+        if o.key_or_group in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
+            raise UserError(f"{o.input_line}: a run's folder is runs/<experiment>/<name>; set name=.")
+    cfg = _with_choices(overrides)
+    for_hydra, typed = _rewritten(overrides, cfg)
+    # Once as a whole, for what Hydra would refuse at length; a group that is swept stands for its first choice.
+    final = [parse(text) for text in for_hydra]
+    cfg = compose_config([_first(o) for o in final if is_group(o.key_or_group) or not o.is_sweep_override()])
+    if cfg.hydra.launcher.get("n_jobs") == 0:
+        raise UserError("hydra.launcher.n_jobs=0 must be a number of processes, or -1 for all.")
+    return Checked(for_hydra, typed, cfg.hydra.sweeper)
+
+
+def _with_choices(overrides: list[Override]) -> DictConfig:
+    """Return the configuration with the chosen groups alone, once these and their files are checked."""
+    groups = [o for o in overrides if is_group(o.key_or_group)]
+    for o in groups:
+        _check_options(o)
+    cfg = compose_config([_first(o) for o in groups])
+    others = [o for o in overrides if o.key_or_group.startswith("hydra/") and o not in groups]
+    known_groups = cfg.hydra.runtime.choices
+    for o in others:
+        if o.key_or_group not in known_groups:
+            raise UserError(f"{o.key_or_group} does not exist.{did_you_mean(o.key_or_group, known_groups)}")
+    if others:
+        cfg = compose_config([_first(o) for o in [*groups, *others]])
+    _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
+    choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
+    without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
+    _check_keys(cfg, compose_config(without_global))
+    for key in cfg.hydra.sweeper.get("params") or {}:  # set by a file in conf/
+        if (full := full_key(key, cfg.data)) != key:
+            raise UserError(f"hydra.sweeper.params: {key} does not exist. Did you mean {full}?")
+    return cfg
+
+
+def _check_options(override: Override) -> None:
+    """Check the choices of a group, also several in a list or in a sweep."""
+    group = override.key_or_group
+    options = _options(group)
+    for value in values_of(override):
+        for option in value if isinstance(value, list) else [value]:
+            if str(option) not in options:
+                known = ", ".join(sorted(options - {"null", "None"}))
+                near = did_you_mean(str(option), options)
+                raise UserError(f"{group}={option} does not exist.{near} There are: {known}.")
+
+
+def _rewritten(overrides: list[Override], cfg: DictConfig) -> tuple[list[str], dict[str, str]]:
+    """Return the overrides for Hydra, each checked, and the typed key of each full key that differs from it."""
+    for_hydra, typed = [], {}
+    own_source = any(o.key_or_group in ("data._target_", "data.source._target_") for o in overrides)
+    # Nodes whose keys may be new: what is built there checks its arguments itself.
+    new_keys = ("trainer.", *(f"{node}." for node in _NEW_KEYS), *(["data.source."] if own_source else []))
+    for o in overrides:
+        text, key = str(o.input_line), o.key_or_group
+        if not is_group(key):
+            full = full_key(key, cfg.data)
+            if full != key:
+                typed[full] = key
+                text = text.replace(key, full, 1)
+            if full.startswith(new_keys) and not o.is_delete():
+                text = "++" + text.lstrip("+")
+            if not _is_open(full) and not (own_source and full.startswith("data.source.")):
+                check_value(o, cfg)
+        for_hydra.append(text)
+    return for_hydra, typed
+
+
+def check_search(sweeper: DictConfig, overrides: list[Override]) -> None:
+    """Finds what a sweep's values and its sweeper cannot do together."""
+    if sweeper._target_ != "hydra_plugins.optuna_sweeper.OptunaSweeper":
+        for o in overrides:
+            if o.is_interval_sweep():
+                raise UserError(f"{o.input_line}: a sweep needs its values listed; or search, by sweep=optuna.")
+    elif not importlib.util.find_spec("optuna"):
+        raise UserError('sweep=optuna needs Optuna: pip install -e ".[sweep]".')
+    elif not sweeper.params and not any(o.is_sweep_override() for o in overrides):
+        raise UserError("sweep=optuna has nothing to search: give it e.g. 'optim.lr=tag(log,interval(1e-4,1e-2))'.")
+    for o in overrides:
+        values = o.value()
+        if isinstance(values, IntervalSweep):
+            low = 0.0 if "log" in values.tags else float("-inf")
+            start, end = (float(value or 0) for value in (values.start, values.end))
+            if not low < start < end:
+                raise UserError(
+                    f"{o.input_line}: an interval goes from low to high, and on a log scale from above 0."
+                )
+
+
+def _check_launcher(name: str, target: str) -> None:
+    try:
+        import_module(target.rpartition(".")[0])
+    except ImportError as error:
+        raise UserError(f'hydra/launcher={name} is not installed: pip install -e ".[launchers]".') from error
+    if target.endswith(".SlurmLauncher") and not shutil.which("srun"):
+        raise UserError(
+            f"hydra/launcher={name} finds no Slurm here, for srun is not in the PATH: start it on the cluster, "
+            "where sbatch and srun are, or take hydra/launcher=joblib."
+        )
+
+
+# Packages of these groups reach into the whole configuration, so what they may set is what the others define.
+GLOBAL_GROUPS = ("experiment", "sweep", "ablation")
+
+
+def is_group(key: str) -> bool:
+    return (compose.CONF_DIR / key.partition("@")[0]).is_dir()
+
+
+def _options(group: str) -> set[str]:
+    options = {path.stem for path in (compose.CONF_DIR / group.partition("@")[0]).glob("*.yaml")}
+    if group == "hydra/launcher":
+        options.add("basic")  # Hydra's own: one run after the other
+    return options | {"null", "None"} if group in GLOBAL_GROUPS else options
+
+
+def _is_open(key: str) -> bool:
+    return any(key == node or key.startswith(f"{node}.") for node in _OPEN_NODES) or key.startswith("hydra/")
+
+
+def _first(override: Override) -> str:
+    """A sweep over a group stands for its first choice, to see which keys there are."""
+    text = override.input_line
+    assert text is not None
+    if not override.is_sweep_override():
+        return text
+    return f"{override.get_key_element()}={values_of(override)[0]}"
+
+
+def _leaves(cfg: DictConfig) -> Iterator[str]:
+    """Every key of a configuration with dots, those of the nodes included."""
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key, child in node.items():
+            yield f"{prefix}{key}"
+            if isinstance(child, dict):
+                yield from walk(child, f"{prefix}{key}.")
+
+    yield from walk(OmegaConf.to_container(cfg), "")
+
+
+def _check_keys(cfg: DictConfig, known: DictConfig) -> None:
+    """Finds the keys that an experiment's or sweep's YAML misspells: Hydra would take them as new ones."""
+    known_names = set(_leaves(known))
+    for name in _leaves(cfg):
+        if name in known_names or _is_open(name):
+            continue
+        if name.startswith("trainer.") and name.split(".")[1] in TRAINER_ARGUMENTS:
+            continue
+        names = _known_keys(known)
+        raise UserError(f"{name} (set by a file in conf/) does not exist.{did_you_mean(name, names)}")
+
+
+def _known_keys(cfg: DictConfig) -> set[str]:
+    own = {name for name in _leaves(cfg) if not _is_open(name)}
+    return own | {f"trainer.{name}" for name in TRAINER_ARGUMENTS}
+
+
+def _typed_keys(cfg: DictConfig) -> set[str]:
+    known = _known_keys(cfg)
+    return known | {key.replace("data.source.", "data.") for key in known}
+
+
+def check_value(override: Override, cfg: DictConfig) -> None:
+    key = full = override.key_or_group
+    if key.startswith("trainer."):
+        if key.split(".")[1] not in TRAINER_ARGUMENTS:
+            raise UserError(
+                f"{key} is not an argument of Lightning's Trainer.{did_you_mean(key, _typed_keys(cfg))}"
+            )
+        if key != "trainer.max_epochs":
+            return  # Trainer takes values of several types for most, and says itself what it does not take
+    elif (full := full_key(key, cfg.data)) not in set(_leaves(cfg)):
+        groups = {path.name for path in compose.CONF_DIR.iterdir() if path.is_dir()}
+        raise UserError(f"{key} does not exist.{did_you_mean(key, _typed_keys(cfg) | groups)}")
+    if override.is_delete() or key in ("ckpt", "distill.ckpt"):  # a path or a list of them, whatever it replaces
+        return
+    default = OmegaConf.select(cfg, full)
+    for value in values_of(override):
+        expected = _expected(value, default)
+        if expected:
+            raise UserError(f"{key}={value} will not do: it takes {expected}, e.g. {key}={_shown(default)}.")
+
+
+def _expected(value: Any, default: Any) -> str | None:
+    """What a value should have been, going by the type of the default that it replaces; None if it will do."""
+    if value is None or (isinstance(value, str) and "${" in value):
+        return None
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+    if isinstance(default, float):
+        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    if isinstance(default, str):
+        return None if isinstance(value, str) else "text"
+    if OmegaConf.is_list(default):
+        return None if isinstance(value, list) else "a list"
+    return None
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    assert isinstance(default, int | float | str | list | ListConfig)
+    return str(default).replace(" ", "")

@@ -1,0 +1,78 @@
+"""Photos with a box and a label for each face."""
+
+from collections.abc import Iterable
+from itertools import chain
+
+from PIL import Image, ImageDraw, ImageFont
+
+from fer_lightning.emotions import COLOURS
+from fer_lightning.inference.faces import Box, DetectedFace
+
+_LEGIBLE = 384  # pixels of the longer side from which a picture has room for writing
+
+
+def annotate(photo: Image.Image, faces: Iterable[DetectedFace]) -> Image.Image:
+    """A copy of the photo with a box for each face, its emotion and confidence; small ones are enlarged for it.
+
+    White lines edged in black and white text on black can be read on any photo; the emotion's colour comes beside
+    its name, never instead of it.
+    """
+    zoom = max(1, _LEGIBLE // max(photo.size))
+    drawn = photo.resize((photo.width * zoom, photo.height * zoom), Image.Resampling.NEAREST)
+    canvas = ImageDraw.Draw(drawn)
+    longer = max(drawn.size)
+    line = max(1, round(longer / 500))
+    taken: list[Box] = []
+    for face in sorted(faces, key=lambda face: face.box[1]):
+        x, y, width, height = (zoom * pixels for pixels in face.box)
+        corners = (x, y, x + width - 1, y + height - 1)
+        for colour, inset, wide in (
+            ("black", 0, line),
+            (COLOURS[face.emotion], line, 2 * line),
+            ("white", 3 * line, line),
+            ("black", 4 * line, line),
+        ):
+            _frame(canvas, corners, inset, colour, wide)
+        font = ImageFont.load_default(min(max(width / 8, longer / 60, 11), longer / 20))
+        taken.append(_label(canvas, face, (x, y, height), font, taken, drawn.size))
+    return drawn
+
+
+def _frame(
+    canvas: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], inset: int, colour: str, line: int
+) -> None:
+    left, top, right, bottom = corners
+    if right - left > 2 * inset and bottom - top > 2 * inset:
+        canvas.rectangle((left + inset, top + inset, right - inset, bottom - inset), outline=colour, width=line)
+
+
+def _label(
+    canvas: ImageDraw.ImageDraw,
+    face: DetectedFace,
+    at: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    taken: list[Box],
+    size: tuple[int, int],
+) -> Box:
+    """Writes a face's label above its box at (x, y, height), or where there is room; returns the label's place."""
+    text = f"{face.emotion} {face.confidence:.0%}"
+    x, y, face_height = at
+    _, top, _, bottom = canvas.textbbox((0, 0), "happy 100%", font)
+    pad = round((bottom - top) * 0.3) + 1
+    swatch = round(bottom - top)
+    width = round(canvas.textlength(text, font)) + swatch + 3 * pad
+    height = round(bottom - top) + 2 * pad
+    left = max(0, min(x, size[0] - width))
+    places = (y - height, y + face_height, y, y + face_height - height)
+    inside = [place for place in places if 0 <= place <= size[1] - height] or [0]
+    free = [place for place in inside if not any(_overlap((left, place, width, height), box) for box in taken)]
+    place = next(chain(free, inside))
+    canvas.rectangle((left, place, left + width - 1, place + height - 1), fill="black")
+    swatch_box = (left + pad, place + pad, left + pad + swatch - 1, place + pad + swatch - 1)
+    canvas.rectangle(swatch_box, fill=COLOURS[face.emotion])
+    canvas.text((left + 2 * pad + swatch, place + pad - top), text, fill="white", font=font)
+    return left, place, width, height
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]

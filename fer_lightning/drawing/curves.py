@@ -1,0 +1,215 @@
+"""Curves and matrices of training and evaluation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fer_lightning.drawing.style import (
+    DPI,
+    FAINT,
+    INK,
+    TRAIN_COLOUR,
+    VAL_COLOUR,
+    add_title,
+    label_axes,
+    luminance,
+    make_panels,
+    plain_axes,
+    series_of,
+)
+from fer_lightning.emotions import COLOURS, EMOTIONS, NUM_CLASSES
+
+
+def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str) -> Figure:
+    """counts[i, j]: how many faces (7, 7) of true class i were predicted as class j.
+
+    Colours and percentages are of the row, so the diagonal is the recall; the precision is below its column.
+    """
+    in_row, in_column, hits = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
+    share = counts / np.maximum(in_row, 1)[:, None]
+    n = int(counts.sum())
+    accuracy = f"accuracy {hits.sum() / n:.1%}, n = {n:,}" if n else "no faces"
+
+    figure = Figure(figsize=(9.2, 8.2), dpi=DPI)
+    axes = figure.add_axes((0.16, 0.11, 0.82, 0.785))
+    colours = colormaps["Blues"]
+    axes.imshow(share, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    for i in range(NUM_CLASSES):
+        for j in range(NUM_CLASSES):
+            ink = "white" if luminance(colours(share[i, j])) < 0.5 else INK
+            percent = f"{share[i, j]:.0%}" if in_row[i] else "-"
+            weight = "bold" if i == j else "normal"
+            axes.text(j, i - 0.03, percent, ha="center", va="bottom", color=ink, size=17, weight=weight)
+            axes.text(j, i + 0.07, f"{counts[i, j]:,}", ha="center", va="top", color=ink, size=11)
+    precision = [f"{hits[j] / in_column[j]:.0%}" if in_column[j] else "-" for j in range(NUM_CLASSES)]
+    columns = [f"{name}\n{value}" for name, value in zip(EMOTIONS, precision, strict=True)]
+    rows = [f"{name}\nn = {size:,}" for name, size in zip(EMOTIONS, in_row, strict=True)]
+    axes.set_xticks(range(NUM_CLASSES), columns, size=13)
+    axes.set_yticks(range(NUM_CLASSES), rows, size=13)
+    axes.text(-0.6, 6.93, "precision", ha="right", va="center", size=13, color=FAINT)
+    # White lines between the cells instead of a box around them.
+    axes.set_xticks(np.arange(-0.5, NUM_CLASSES), minor=True)
+    axes.set_yticks(np.arange(-0.5, NUM_CLASSES), minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted", size=15, weight="bold", labelpad=8)
+    axes.set_ylabel("true", size=15, weight="bold", labelpad=4)
+    figure.text(0.02, 0.962, title, va="center", size=17, weight="bold", color=INK)
+    figure.text(0.02, 0.925, f"{accuracy}; the diagonal is the recall", va="center", size=13, color=FAINT)
+    return figure
+
+
+def history_curves(
+    history: Sequence[Mapping[str, Any]],
+    title: str,
+    references: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    val_split: str = "validation",
+) -> Figure:
+    """Loss and accuracy by epoch: each row of `history` is one epoch of results.json's "history".
+
+    `references` maps a name, such as "original", to such rows of another run; they are drawn dashed, and may
+    lack columns. `val_split` names the validation split in the legend.
+    """
+    figure = Figure(figsize=(12, 4.8), dpi=DPI, layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    _curves(loss, "loss", history, references or {}, val_split)
+    _curves(accuracy, "accuracy", history, references or {}, val_split)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    add_title(figure, title)
+    return figure
+
+
+def timeline(
+    seconds: npt.NDArray[np.floating[Any]], probabilities: npt.NDArray[np.floating[Any]], title: str
+) -> Figure:
+    """The seven probabilities of a face over time, a panel for each.
+
+    Args:
+        seconds: times (T,), ascending.
+        probabilities: (T, 7) in canonical order; NaN where there was no face, which leaves a gap.
+    """
+    figure = Figure(figsize=(12, 7.2), dpi=DPI, layout="constrained")
+    panels = figure.subplots(NUM_CLASSES, 1, sharex=True, sharey=True)
+    missing = np.isnan(probabilities).any(axis=1)
+    values = np.where(missing[:, None], 0.0, probabilities)
+    for axes, name, series in zip(panels, EMOTIONS, values.T, strict=True):
+        axes.fill_between(seconds, series, where=~missing, color=COLOURS[name], linewidth=0)
+        # With dots, for a line through one frame between two gaps cannot be seen.
+        axes.plot(seconds, np.where(missing, np.nan, series), ".-", color=INK, linewidth=0.8, markersize=2)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", size=13, color=INK)
+        axes.grid(color="#DDDDDD", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=11)
+    panels[0].set_ylim(0, 1)
+    panels[0].set_yticks((0, 1), ("0%", "100%"))
+    if seconds[0] < seconds[-1]:
+        panels[0].set_xlim(seconds[0], seconds[-1])  # not only where there is a face
+    panels[-1].set_xlabel("seconds", size=12)
+    add_title(figure, title)
+    return figure
+
+
+def _curves(
+    axes: Axes,
+    quantity: str,
+    history: Sequence[Mapping[str, Any]],
+    references: Mapping[str, Sequence[Mapping[str, Any]]],
+    val_split: str,
+) -> None:
+    """One panel: `quantity` ("loss" or "accuracy") on the training and the validation split."""
+    for part, split, colour in (("train", "train", TRAIN_COLOUR), ("val", val_split, VAL_COLOUR)):
+        key = f"{part}_{quantity}"
+        epochs, values = series_of(history, key)
+        label = split
+        if key == "val_accuracy" and len(values):
+            best = int(values.argmax())
+            label = f"{split}: highest {values[best]:.1%}, epoch {epochs[best]:.0f}"
+            axes.plot(epochs[best], values[best], "o", color=colour, markersize=7)
+        marker = "." if len(values) == 1 else ""  # a line through one point cannot be seen
+        axes.plot(epochs, values, marker=marker, color=colour, linewidth=2, label=label)
+        for name, rows in references.items():
+            epochs, values = series_of(rows, key)
+            if len(values):
+                axes.plot(epochs, values, "--", color=colour, alpha=0.6, label=f"{split}, {name}")
+    axes.set_title(quantity, size=13, color=INK)
+    axes.set_xlabel("epoch", size=12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plain_axes(axes)
+    axes.legend(frameon=False, fontsize=11)
+
+
+def precision_recall_curves(
+    curves: Mapping[str, tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.floating[Any]]]],
+    average_precisions: Mapping[str, float],
+    shares: Mapping[str, float],
+) -> Figure:
+    """A panel for each emotion with its curve in front of the others'.
+
+    `curves` has recalls and precisions, both (K,), of each emotion that occurs; `shares`, the precision of a guess,
+    is dotted.
+    """
+    figure, panels = make_panels(len(curves))
+    for axes, (name, (recall, precision)) in zip(panels, curves.items(), strict=True):
+        for other in curves.values():
+            axes.step(*other, color="#C8C8C8", linewidth=0.8, where="pre")
+        axes.step(recall, precision, color=TRAIN_COLOUR, linewidth=2.2, where="pre")
+        axes.axhline(shares[name], color=INK, linestyle=":", linewidth=1.2)
+        axes.set_title(f"{name}: AP {average_precisions[name]:.2f}", size=13, color=INK)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1))
+    label_axes(figure, "recall", "precision")
+    return figure
+
+
+def reliability_diagram(calibrations: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Accuracy by confidence, a panel for each title; the share of the images in each bin is below.
+
+    `calibrations` maps titles to what evaluation.calibration gives. A bar that ends below the diagonal is too
+    sure.
+    """
+    figure = Figure(figsize=(5.6 * len(calibrations), 5.8), dpi=DPI, layout="constrained")
+    grid = figure.subplots(2, len(calibrations), sharex=True, squeeze=False, height_ratios=(3, 1))
+    for (upper, lower), (title, told) in zip(grid.T, calibrations.items(), strict=True):
+        n = sum(row["n"] for row in told["bins"])
+        for row in told["bins"]:
+            if row["n"]:
+                place = {"x": row["from"], "width": row["to"] - row["from"], "align": "edge", "edgecolor": "white"}
+                upper.bar(height=row["accuracy"], color=TRAIN_COLOUR, **place)
+                upper.plot(
+                    row["confidence"], row["accuracy"], "o", color=VAL_COLOUR, markeredgecolor="white", markersize=8
+                )
+                lower.bar(height=row["n"] / n, color=FAINT, **place)
+        upper.plot([0, 1], [0, 1], "--", color=INK, linewidth=1.5)
+        upper.set_title(f"{title}: ECE {told['ece']:.1%}", size=13, color=INK)
+        upper.set(xlim=(0, 1), ylim=(0, 1))
+        upper.set_ylabel("accuracy", size=12)
+        lower.set_ylabel("images", size=12)
+        lower.set_xlabel("confidence", size=12)
+        for axes in (upper, lower):
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+            plain_axes(axes)
+    return figure
+
+
+def robustness_curves(robustness: Mapping[str, Mapping[str, Any]], clean: float) -> Figure:
+    """Accuracy by strength, a panel for each corruption; dashed is that on the images as they are.
+
+    `robustness` is that of evaluation.to_json.
+    """
+    figure, panels = make_panels(len(robustness))
+    for axes, (name, told) in zip(panels, robustness.items(), strict=True):
+        axes.axhline(clean, color=INK, linestyle="--", linewidth=1.2)
+        axes.plot(range(5), told["accuracy"], "o-", color=TRAIN_COLOUR, linewidth=2.2)
+        axes.set_xticks(range(5), [f"{strength:g}" for strength in told["strengths"]])
+        axes.set_title(name, size=13, color=INK)
+        axes.set(ylim=(0, 1))
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    label_axes(figure, "strength", "accuracy")
+    return figure

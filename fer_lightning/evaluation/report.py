@@ -1,0 +1,147 @@
+"""Scores as text for the terminal, at most 80 columns wide."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fer_lightning.files import Json
+from fer_lightning.text import decimal, format_table, percent
+
+
+def format_evaluation(told: Json) -> str:
+    """What `to_json` holds, for the terminal; tables are at most 80 columns wide."""
+    classes = [
+        [name, str(row["n"]), *(percent(row[key]) for key in ("precision", "recall", "f1", "average_precision"))]
+        for name, row in told["per_class"].items()
+    ]
+    robust = [
+        [name, *(f"{accuracy:.1%}" for accuracy in row["accuracy"]), f"{row['mean_accuracy']:.1%}"]
+        for name, row in told["robustness"].items()
+    ]
+    parts = [
+        "\n".join(
+            [
+                f"{told['network']} ({told['parameters']:,} parameters), tta={told['tta']}",
+                f"{told['dataset']} from {told['source']}; fingerprint {told['data_fingerprint']}",
+                *(f"note: {note}" for note in told["notes"]),
+            ]
+        ),
+        format_table(["split", "n", "accuracy [95%]", "n", "leak-free [95%]"], split_rows(told)),
+        format_table([told["split"], "n", "precision", "recall", "F1", "average precision"], classes),
+        describe_calibration(told["calibration"]),
+        format_table([f"{told['split']}, strength", *"12345", "mean"], robust),
+    ]
+    if told["comparison"]:
+        against = f"McNemar's test on the same images, against\n{told['comparison']['against']}\n\n"
+        parts.append(against + format_table(*comparison_table(told)))
+    return "\n\n".join(parts)
+
+
+def split_rows(told: Json) -> list[list[str]]:
+    """Each split's name, n and accuracy, and the same of its leak-free part."""
+    return [
+        [
+            name,
+            *(
+                cell
+                for part in ("", "_leak_free")
+                for cell in (str(scores[f"n{part}"]), _with_interval(scores, f"accuracy{part}"))
+            ),
+        ]
+        for name, scores in told["splits"].items()
+    ]
+
+
+def describe_calibration(told: Json) -> str:
+    """ECE and loss before and after the temperature, a line each."""
+    before, after = told["before"], told["after"]
+    text = f"Calibration: ECE {before['ece']:.2%}, loss {before['loss']:.4f}."
+    if after is None:
+        return f"{text}\nWithout a validation split there is no temperature."
+    return (
+        f"{text}\nLogits divided by {told['temperature']:.3f}, fitted on {told['fitted_on']}: "
+        f"ECE {after['ece']:.2%}, loss {after['loss']:.4f}."
+    )
+
+
+def comparison_table(told: Json) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: both accuracies, what only one gets right, and p; for the split and its leak-free part."""
+    rows = []
+    for key, name in (("all", told["split"]), ("leak_free", "leak-free")):
+        row = told["comparison"][key]
+        ours, theirs = row["only_this_right"], row["only_other_right"]
+        accuracies = [
+            percent((row["both_right"] + only) / row["n"] if row["n"] else None) for only in (ours, theirs)
+        ]
+        rows.append([name, str(row["n"]), *accuracies, str(ours), str(theirs), f"{row['p']:.2g}"])
+    return ["split", "n", "this", "other", "only this right", "only other right", "p"], rows
+
+
+def _with_interval(scores: Json, key: str) -> str:
+    if scores[key] is None:
+        return "-"
+    low, high = scores[f"{key}_95"]
+    return f"{scores[key]:.2%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def format_results(results: Json) -> str:
+    """The tables that a person sees at the end of a run, at most 80 columns wide."""
+    members = results["members"] or []
+    tested = "best" if results["best_epoch"] is not None else "last" if "fit" in results["stages"] else "ckpt"
+    if members:
+        tested = "ckpts"
+    splits = {f"{name} ({tested})": scores for name, scores in results["splits"].items()}
+    name = results["split"]
+    if results["last_epoch"]:
+        splits[f"{name} (last)"] = results["last_epoch"][name]
+    tables = [_scores_table("split (weights)", splits)]
+    if members:
+        labels = _distinct([member["ckpt"] for member in members])
+        own = {label: member["splits"][name] for label, member in zip(labels, members, strict=True)}
+        tables.append(_scores_table(name, own | {"ensemble": results["splits"][name]}))
+    classes = [
+        [
+            emotion,
+            str(scores["n"]),
+            percent(scores["precision"]),
+            percent(scores["recall"]),
+            percent(scores["f1"]),
+        ]
+        for emotion, scores in results["per_class"].items()
+    ]
+    headline = f"{results['dataset']}, {results['split']} (n = {results['n']}): {percent(results['accuracy'])}"
+    if members:
+        headline += f", ensemble of {len(members)}"
+    if results["without_tta"]:
+        headline += f", tta={results['tta']}\n{percent(results['without_tta'][name]['accuracy'])} with tta=none"
+    return "\n\n".join(
+        [
+            *tables,
+            format_table([results["split"], "n", "precision", "recall", "F1"], classes),
+            headline,
+        ]
+    )
+
+
+def _scores_table(first: str, rows: Mapping[str, Json]) -> str:
+    return format_table(
+        [first, "n", "accuracy", "leak-free (n)", "macro-F1", "loss"],
+        [
+            [
+                name,
+                str(scores["n"]),
+                percent(scores["accuracy"]),
+                f"{percent(scores['accuracy_leak_free'])} ({scores['n_leak_free']})",
+                decimal(scores["macro_f1"]),
+                decimal(scores["loss"]),
+            ]
+            for name, scores in rows.items()
+        ],
+    )
+
+
+def _distinct(paths: Sequence[str]) -> list[str]:
+    """Short names: numbered, and the paths without what all have in common, at most 30 characters."""
+    parts = [Path(path).parts for path in paths]
+    common = set.intersection(*map(set, parts))
+    names = ["/".join(part for part in own if part not in common) for own in parts]
+    return [f"{number} {name[-27:]}".rstrip() for number, name in enumerate(names, start=1)]

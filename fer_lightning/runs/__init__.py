@@ -1,0 +1,1 @@
+"""Folders of runs and sweeps; nothing here imports torch."""

@@ -1,0 +1,138 @@
+"""The plan of the package, so that it cannot rot: floors, sizes, branches, and where private APIs may be used."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "fer_lightning"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# From the ground up: a module imports from its own floor and those below.
+FLOORS = (
+    "emotions errors files text exit hardware arguments",
+    "data",
+    "models",
+    "inference",
+    "drawing",
+    "evaluation",
+    "audit",
+    "runs",
+    "training",
+    "config",
+    "callbacks",
+    "experiment",
+    "benchmark",
+    "commands",
+    "__main__",
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
+
+MOST_ROOT_FILES, MOST_LINES, MOST_BRANCHES = 10, 450, 15
+
+# Where private names of other packages may be used. Optuna has no public way to open a trial again by its number.
+PRIVATE = ("training/compat.py", "config/compat.py", "runs/search.py")
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module of the package that a module imports, also within functions and for type checkers."""
+    modules = {name_of(module) for module in MODULES}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fer_lightning"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in modules else node.module
+
+
+def room(name: str) -> str:
+    return name.partition(".")[2].partition(".")[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_down_the_floors(path):
+    name = name_of(path)
+    if name == "fer_lightning":  # the public names, which it passes on
+        return
+    assert room(name) in FLOOR, f"{name} is in no room of the plan"
+    above = [other for other in imports(path) if room(other) and FLOOR[room(other)] > FLOOR[room(name)]]
+    assert not above, f"{name} imports from floors above its own"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    arrows = {name_of(path): set(imports(path)) - {name_of(path)} for path in MODULES}
+    del arrows["fer_lightning"]
+    while free := [name for name, targets in arrows.items() if not targets & arrows.keys()]:
+        for name in free:
+            del arrows[name]
+    assert not arrows, "these are, or lead into, a circle"
+
+
+def test_the_package_root_stays_small():
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_ROOT_FILES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_file_is_a_warehouse(path):
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+def branches(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Branches in a function's own body: those of functions and classes within it are their own."""
+    count, nodes = 0, list(ast.iter_child_nodes(function))
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        count += isinstance(
+            node,
+            ast.If
+            | ast.For
+            | ast.While
+            | ast.Try
+            | ast.ExceptHandler
+            | ast.With
+            | ast.IfExp
+            | ast.comprehension
+            | ast.match_case,
+        )
+        count += len(node.values) - 1 if isinstance(node, ast.BoolOp) else 0
+        nodes += ast.iter_child_nodes(node)
+    return count
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_function_branches_too_often(path):
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    found = {function.name: branches(function) for function in functions}
+    assert {name: n for name, n in found.items() if n > MOST_BRANCHES} == {}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_private_names_of_others_are_used_in_one_place(path):
+    if path.relative_to(PACKAGE).as_posix() in PRIVATE:
+        return
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            of = node.value
+            ours = isinstance(of, ast.Name) and of.id in ("self", "cls")
+            inherited = isinstance(of, ast.Call) and isinstance(of.func, ast.Name) and of.func.id == "super"
+            if not ours and not inherited and node.attr != "_target_":
+                found.append(f"{ast.unparse(node)}, line {node.lineno}")
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            private = [alias.name for alias in node.names if alias.name.startswith("_")]
+            if private or any(part.startswith("_") and part != "__future__" for part in node.module.split(".")):
+                found.append(f"{ast.unparse(node)}, line {node.lineno}")
+    assert found == []
