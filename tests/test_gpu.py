@@ -19,6 +19,7 @@ from fake_fer2013 import fake_faces, write_folder
 from faults import STATEFUL, Killed, KilledAt, differences, results_of, run, with_callback
 from lightning.pytorch import Callback
 from PIL import Image
+from project import ROOT
 
 from fer_lightning.__main__ import main as command
 from fer_lightning.benchmark import contenders
@@ -36,7 +37,6 @@ from fer_lightning.models import build_model
 from fer_lightning.models.checkpoint import InputSpec
 from fer_lightning.models.tta import VIEWS
 
-ROOT = Path(__file__).resolve().parent.parent
 EMA = "callbacks.ema._target_=fer_lightning.callbacks.ema.EMA"
 
 pytestmark = pytest.mark.usefixtures("own_folder")

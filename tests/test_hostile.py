@@ -7,7 +7,6 @@ import resource
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import hostile
 import numpy as np
@@ -17,6 +16,7 @@ from fake_fer2013 import fake_faces, write_folder, write_zip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from project import ROOT
 
 from fer_lightning.callbacks.checkpoints import MovableCheckpoint
 from fer_lightning.config.overrides import parse
@@ -26,7 +26,6 @@ from fer_lightning.errors import UserError
 from fer_lightning.inference.photos import read_photo
 from fer_lightning.models.checkpoint import read_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
 PARTS = st.one_of(
     st.binary(max_size=16),
     st.sampled_from(

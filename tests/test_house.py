@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from project import ROOT
 
-PACKAGE = Path(__file__).resolve().parent.parent / "fer_lightning"
+PACKAGE = ROOT / "fer_lightning"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up: a module imports from its own floor and those below.

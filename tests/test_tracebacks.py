@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import contributed
 import pytest
 from faults import SMALL, results_of
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from project import ROOT
 
 from fer_lightning import models
 from fer_lightning.__main__ import main as tools
@@ -17,7 +17,6 @@ from fer_lightning.config.cli import main
 from fer_lightning.exit import TRACEBACK_VARIABLE
 from fer_lightning.training import optim
 
-ROOT = Path(__file__).resolve().parent.parent
 CALLBACK = "callbacks.mine._target_=contributed.MyCallback"
 TRANSFORM = "augment.transforms=[{_target_: contributed.MyTransform, where: %s}]"
 

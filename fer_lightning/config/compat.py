@@ -1,4 +1,4 @@
-"""What Hydra has no public name for. tests/config/test_compat.py names what an upgrade broke."""
+"""What Hydra has no public name for. tests/config/test_hydra_compat.py names what an upgrade broke."""
 
 import argparse
 

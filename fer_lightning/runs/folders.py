@@ -1,17 +1,14 @@
 """Folders of runs: who works in them, and how each run stands."""
 
-from typing import Any
+import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
 from fer_lightning.errors import UserError
 from fer_lightning.files import Json
-from contextlib import contextmanager
-from fer_lightning.runs.lock import is_locked
-import json
-from fer_lightning.runs.lock import lock
-import os
-from contextlib import suppress
-
+from fer_lightning.runs.lock import is_locked, lock
 
 LOCK = ".lock"
 SWEEP_LOCK = ".sweep.lock"

@@ -3,21 +3,17 @@
 Imports nothing heavy.
 """
 
-from fer_lightning.files import Json
-from collections.abc import Mapping
-from pathlib import Path
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fer_lightning.text import decimal
-from statistics import fmean
-from fer_lightning.text import format_table
 import math
-from fer_lightning.text import percent
-from fer_lightning.runs.folders import read_results
-from fer_lightning.runs.folders import run_folders
 import shlex
-from fer_lightning.runs.folders import status
 import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from fer_lightning.files import Json
+from fer_lightning.runs.folders import read_results, run_folders, status
+from fer_lightning.text import decimal, format_table, percent
 
 
 @dataclass(frozen=True)
@@ -132,11 +128,8 @@ def draw_runs(folder: Path, runs: Sequence[Run]) -> list[Path]:
     Returns:
         The pictures, in `folder`/figures; none where there are not two runs to compare.
     """
-    from fer_lightning.drawing.sweeps import importances
-    from fer_lightning.drawing.sweeps import parallel_coordinates
-    from fer_lightning.drawing.style import pixels
-    from fer_lightning.drawing.sweeps import run_histories
-    from fer_lightning.drawing.style import write_png
+    from fer_lightning.drawing.style import pixels, write_png
+    from fer_lightning.drawing.sweeps import importances, parallel_coordinates, run_histories
 
     scored = [run for run in runs if run.best is not None]
     if len(scored) < 2:

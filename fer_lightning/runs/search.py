@@ -15,9 +15,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
+from fer_lightning.runs.folders import read_results, status
 from fer_lightning.runs.lock import lock
 from fer_lightning.runs.sweep import Sweep, lock_sweep
-from fer_lightning.runs.folders import read_results, status
 
 JOURNAL = "optuna.journal"
 _STUDY = "search"

@@ -1,28 +1,18 @@
 """A sweep: its folder, and its runs as one process sees them, beside others that work on the same sweep."""
 
-from contextlib import AbstractContextManager
-from collections.abc import Callable
-from fer_lightning.runs.folders import DONE
-from pathlib import Path
-from fer_lightning.runs.folders import SWEEP
-from fer_lightning.runs.folders import SWEEP_LOCK
-from collections.abc import Sequence
-from fer_lightning.errors import UserError
-from fer_lightning.runs.folders import claim
-from fer_lightning.runs.ranking import draw_runs
-from fer_lightning.runs.folders import error_line
-from fer_lightning.runs.ranking import format_runs
 import json
-from fer_lightning.runs.lock import lock
-from fer_lightning.exit import print_error
-from fer_lightning.runs.ranking import rank_runs
-from fer_lightning.runs.folders import read_results
-from fer_lightning.runs.folders import run_folders
-from fer_lightning.runs.folders import status
-from contextlib import suppress
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+from fer_lightning.errors import UserError
+from fer_lightning.exit import print_error
 from fer_lightning.files import write_json
+from fer_lightning.runs.folders import DONE, SWEEP, SWEEP_LOCK, claim, error_line, read_results, run_folders, status
+from fer_lightning.runs.lock import lock
+from fer_lightning.runs.ranking import draw_runs, format_runs, rank_runs
 
 
 def begin_sweep(folder: Path, settings: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Private APIs of Lightning, torch and TensorBoard, one function and one reason each.
 
-Nothing else in the package may use one. tests/training/test_compat.py names what an upgrade broke.
+Nothing else in the package may use one. tests/training/test_training_compat.py names what an upgrade broke.
 """
 
 from collections.abc import Mapping

@@ -6,16 +6,14 @@ import signal
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 
 import pytest
+from project import ROOT
 from watching import held, watched
 
 from fer_lightning.config import overrides
 from fer_lightning.config.cli import main
 from fer_lightning.config.compose import CONF_DIR, build, compose_config, to_plain
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # A program like train.py, but for what takes long.
 PROGRAM = """

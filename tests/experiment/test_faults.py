@@ -13,6 +13,7 @@ import torch
 from fake_fer2013 import fake_faces, write_zip
 from faults import SMALL, content, differences, results_of, run, same, with_callback
 from lightning.pytorch import Callback
+from project import ROOT
 
 from fer_lightning import files
 from fer_lightning.commands.train import job
@@ -23,9 +24,6 @@ from fer_lightning.errors import UserError
 from fer_lightning.experiment import job as job_module
 from fer_lightning.models.checkpoint import read_checkpoint
 from fer_lightning.training.module import EmotionClassifier
-
-ROOT = Path(__file__).resolve().parent.parent
-
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 

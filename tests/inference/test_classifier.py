@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from project import ROOT
 
 import fer_lightning
 from fer_lightning.commands.train import job
@@ -19,7 +19,6 @@ from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = {"n_train": 28, "n_val": 7, "n_test": 14}
 
 

@@ -10,15 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from project import ROOT
 
 from fer_lightning.config.cli import main
+from fer_lightning.config.compat import parse_override
 from fer_lightning.errors import Stopped, UserError
 from fer_lightning.files import write_json
 from fer_lightning.runs import ranking as runs
 
 optuna = pytest.importorskip("optuna", reason='searches need pip install -e ".[sweep]"')
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("runs/default/s")
 SEARCH = ("-m", "sweep=optuna", "name=s", "optim.lr=tag(log,interval(1e-5,1e-1))", "augment=none,light")
 
@@ -74,15 +75,13 @@ def states(study):
     ],
 )
 def test_hydras_grammar_is_the_search_space(override, given, distribution, setting):
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     from hydra_plugins.optuna_sweeper import _setting
 
-    parsed = OverridesParser.create().parse_override(override)
+    parsed = parse_override(override)
     trial = optuna.trial.FixedTrial({parsed.key_or_group: given})
     assert _setting(trial, parsed) == setting
     assert trial.distributions == {parsed.key_or_group: distribution}
-    assert _setting(trial, OverridesParser.create().parse_override("c=1")) == "c=1"
+    assert _setting(trial, parse_override("c=1")) == "c=1"
 
 
 def test_a_search_tells_what_came_of_its_runs_and_can_be_continued(capsys):

@@ -22,12 +22,10 @@ from faults import (
     same,
     with_callback,
 )
+from project import ROOT
 
 from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
-
-ROOT = Path(__file__).resolve().parent.parent
-
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from project import ROOT
 
 from fer_lightning.__main__ import main as command
 from fer_lightning.config.cli import main
@@ -21,8 +22,6 @@ from fer_lightning.runs import ranking as runs
 from fer_lightning.runs.folders import claim, run_folders, status
 from fer_lightning.runs.lock import is_locked, lock
 from fer_lightning.runs.sweep import begin_sweep
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # A run of three steps, each of which waits until a file of its name is there, unless there is one named "go".
 # Every run that begins adds a line to the file "begun".

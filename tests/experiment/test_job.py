@@ -13,6 +13,7 @@ import pytest
 import torch
 from fake_fer2013 import fake_faces, write_zip
 from faults import results_of
+from project import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fer_lightning.commands.train import job
@@ -27,7 +28,6 @@ from fer_lightning.errors import UserError
 from fer_lightning.models.checkpoint import read_checkpoint
 from fer_lightning.training.module import EmotionClassifier, classifier_from
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "data=synthetic",
     "data.n_train=56",

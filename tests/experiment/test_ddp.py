@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from project import ROOT
 from watching import held, watched
 
 from fer_lightning.commands.train import job
@@ -18,7 +19,6 @@ from fer_lightning.config.cli import main
 from fer_lightning.data.augment import BatchAugment
 from fer_lightning.models.checkpoint import read_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
 # Every last batch is uneven: 57 = 3 x 16 + 9, 21 = 2 x 8 + 5, and at test 35 = 4 x 8 + 3.
 SETTINGS = (
     "data=synthetic",

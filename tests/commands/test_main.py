@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_fer2013 import FakeFace, fake_faces, write_folder, write_zip
+from project import ROOT
 
 from fer_lightning.__main__ import COMMANDS, main
 from fer_lightning.audit.audit import MAX_NEAR_BITS, NEAR_BITS
 from fer_lightning.audit.findings import DEFAULT_KINDS, KINDS
 from fer_lightning.data.faces import TRAIN
 from fer_lightning.data.fer2013 import load_faces
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def with_copy() -> list[FakeFace]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch import Trainer
+from project import ROOT
 
 from fer_lightning.config import compose
 from fer_lightning.config.cli import main
@@ -14,9 +15,6 @@ from fer_lightning.config.compose import CONF_DIR, build
 from fer_lightning.config.overrides import TRAINER_ARGUMENTS
 from fer_lightning.config.saved import _check_saved
 from fer_lightning.errors import UserError, did_you_mean
-
-ROOT = Path(__file__).resolve().parent.parent
-
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from faults import run
+from project import ROOT
 
 from fer_lightning.benchmark.sections import SECTIONS
 from fer_lightning.config.cli import main
 from fer_lightning.models.checkpoint import read_checkpoint
-
-ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 

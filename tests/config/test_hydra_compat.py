@@ -1,0 +1,20 @@
+"""Each private API of Hydra still does what it is used for: a failure names which does not."""
+
+from fer_lightning.config.compat import IntervalSweep, flag_parser, parse_override
+
+
+def test_hydras_own_flags():
+    flags = flag_parser().parse_args(["-m", "a=1", "--cfg", "job"])
+    assert (flags.multirun, flags.cfg, flags.overrides) == (True, "job", ["a=1"])
+    assert not any((flags.help, flags.hydra_help, flags.info, flags.shell_completion))
+
+
+def test_hydras_grammar():
+    plain, deleted, swept = (parse_override(text) for text in ("a.b=[1,x]", "~c", "d=1,2"))
+    assert (plain.key_or_group, plain.value(), plain.input_line) == ("a.b", [1, "x"], "a.b=[1,x]")
+    assert deleted.is_delete()
+    assert swept.is_sweep_override()
+    assert list(swept.sweep_iterator()) == [1, 2]
+    interval = parse_override("e=interval(1,2)")
+    assert interval.is_interval_sweep()
+    assert isinstance(interval.value(), IntervalSweep)
