@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from fer_lightning.errors import UserError
 
+__version__ = "0.1.0"
+
 __all__ = ["Classifier", "Prediction", "UserError", "load_checkpoint", "load_pretrained"]
 
 if TYPE_CHECKING:

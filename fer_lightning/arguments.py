@@ -67,7 +67,7 @@ def check_options(function: Callable[..., Any], name: str, options: Mapping[str,
         raise UserError(f"{name}: {error}.") from error
     hints = _hints(function)
     for option, value in options.items():
-        if option in hints and not _fits(value, hints[option]):
+        if option in hints and not fits(value, hints[option]):
             raise UserError(f"{name}: {option}={value} is of the wrong type, expected {_shown(hints[option])}.")
 
 
@@ -78,15 +78,16 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether a value is of an annotated type, or the annotation is none that is compared here."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
+        return any(fits(value, one) for one in inner)
     if origin is tuple and Ellipsis not in inner:
-        fits = isinstance(value, list | tuple) and len(value) == len(inner)
-        return fits and all(map(_fits, value, inner))
+        same_length = isinstance(value, list | tuple) and len(value) == len(inner)
+        return same_length and all(map(fits, value, inner))
     if origin in (list, tuple, Sequence):
-        return isinstance(value, list | tuple) and all(_fits(one, inner[0]) for one in value)
+        return isinstance(value, list | tuple) and all(fits(one, inner[0]) for one in value)
     if isinstance(value, bool):
         return hint not in (int, float, str, NoneType)
     if hint is float:

@@ -92,6 +92,7 @@ def test_results_json_keeps_its_form_and_numbers():
     assert main(job, [*own, "name=new"]) == 0
     after = results_of("runs/default/new")
     assert after["command"] == before["command"].replace("name=old", "name=new")
+    assert after["versions"].pop("fer-lightning") == fer_lightning.__version__  # which version 0.1.0 left out
     for results in (before, after):  # of this command, machine and moment
         results |= {"command": None, "git_commit": None, "hardware": None, "versions": list(results["versions"])}
     assert form(after) == form(before)

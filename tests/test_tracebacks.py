@@ -155,5 +155,5 @@ def test_a_photo_of_that_name_is_a_photo(capsys):
 
 def test_choices_of_callbacks_are_joined():
     got = []
-    assert main(lambda cfg, run_dir: got.append(cfg["callbacks"]), ["callbacks=[ema,grad_cam]"]) == 0
+    assert main(lambda cfg, run_dir: got.append(cfg.callbacks), ["callbacks=[ema,grad_cam]"]) == 0
     assert list(got[0]) == ["prediction_grid", "confusion_matrix", "ema", "grad_cam"]

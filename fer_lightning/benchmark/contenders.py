@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from fer_lightning import hardware
 from fer_lightning.benchmark.plain_script import train_transform
 from fer_lightning.config.cli import main
-from fer_lightning.config.compose import Config, build
+from fer_lightning.config.compose import build
+from fer_lightning.config.schema import Settings, to_dict
 from fer_lightning.data import cache
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.datamodule import FaceDataModule
@@ -36,7 +37,7 @@ from fer_lightning.data.faces import GENERIC_SPLITS, TRAIN, Faces, fingerprint
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
-from fer_lightning.experiment.record import provenance
+from fer_lightning.experiment.record import git_commit, versions
 from fer_lightning.experiment.trainer import for_this_machine
 from fer_lightning.files import Json
 from fer_lightning.models import build_model
@@ -47,23 +48,24 @@ WARMUP_STEPS = 20  # until the allocator has grown and the clock has settled
 SAMPLE = 2048  # images that the data section goes through again and again
 
 
-def describe(cfg: Config) -> Json:
+def describe(cfg: Settings) -> Json:
     """The machine and the recipe, as the other contenders and the plain script will have them."""
-    arguments, machine = for_this_machine(cfg["trainer"])
+    arguments, machine = for_this_machine(cfg.trainer)
     return {
         "hardware": machine,
-        **provenance(),
+        "versions": versions(),
+        "git_commit": git_commit(),
         "threads": torch.get_num_threads(),
         "device": _device(cfg),
         "precision": arguments["precision"],
-        "channels_last": cfg["channels_last"],
-        "model": cfg["model"],
-        "batch_size": cfg["data"]["batch_size"],
-        "image_size": cfg["data"]["image_size"],
+        "channels_last": cfg.channels_last,
+        "model": cfg.model,
+        "batch_size": cfg.data.batch_size,
+        "image_size": cfg.data.image_size,
     }
 
 
-def write_images(cfg: Config, folder: str, n_drawn: int | None = None) -> Json:
+def write_images(cfg: Settings, folder: str, n_drawn: int | None = None) -> Json:
     """Writes faces as JPEGs into folder/<train|validation|test>/<emotion>/, for those who read image files.
 
     Args:
@@ -80,7 +82,7 @@ def write_images(cfg: Config, folder: str, n_drawn: int | None = None) -> Json:
     return {"dataset": faces.dataset, "n_train": int((faces.usage == TRAIN).sum())}
 
 
-def augmentation(cfg: Config, batch_size: int, device: str) -> Json:
+def augmentation(cfg: Settings, batch_size: int, device: str) -> Json:
     """Ours: a batch of uint8 faces in memory -> augmented, normalised floats of the network's size."""
     data = _data(cfg)
     images = torch.tensor(data.faces.images[: max(SAMPLE, batch_size)]).unsqueeze(1).to(device)
@@ -112,14 +114,14 @@ class _Files(Dataset[Tensor]):
         return self.transform(image)  # type: ignore[no-any-return]
 
 
-def per_image(cfg: Config, folder: str, workers: int, decode: bool) -> Json:
+def per_image(cfg: Settings, folder: str, workers: int, decode: bool) -> Json:
     """The peer of `augmentation`: PIL images through torchvision; `decode`: read from JPEG, as ImageFolder does."""
-    files = _Files(folder, cfg["data"]["image_size"], decode)
-    batches = iter(DataLoader(files, cfg["data"]["batch_size"], num_workers=workers))
+    files = _Files(folder, cfg.data.image_size, decode)
+    batches = iter(DataLoader(files, cfg.data.batch_size, num_workers=workers))
     return {"images_per_second": _rate(lambda: len(next(batches)), "cpu")}
 
 
-def pipeline(cfg: Config) -> Json:
+def pipeline(cfg: Settings) -> Json:
     """Ours with reading and shuffling: what feeds the network in a run."""
     data, device = _data(cfg), _device(cfg)
     batches = _batches(data, device)
@@ -129,13 +131,13 @@ def pipeline(cfg: Config) -> Json:
     }
 
 
-def raw_loop(cfg: Config, steps: int) -> Json:
+def raw_loop(cfg: Settings, steps: int) -> Json:
     """The run's data, network, optimizer and settings in a bare loop, without Trainer, metrics and logging."""
     data, device = _data(cfg), _device(cfg)
-    precision = for_this_machine(cfg["trainer"])[0]["precision"]
-    layout = _layout(cfg["channels_last"])
-    net = _net(cfg, device, cfg["channels_last"])
-    if cfg["compile"]:
+    precision = for_this_machine(cfg.trainer)[0]["precision"]
+    layout = _layout(cfg.channels_last)
+    net = _net(cfg, device, cfg.channels_last)
+    if cfg.compile:
         net.compile(dynamic=False)
     optimizer, schedule = _optimizer(net, cfg)
     batches = _batches(data, device)
@@ -152,11 +154,11 @@ def raw_loop(cfg: Config, steps: int) -> Json:
 class _Bare(LightningModule):
     """The least that Lightning can train with: a network, a loss, an optimizer and its schedule."""
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Settings) -> None:
         super().__init__()
         self.cfg = cfg
-        self.layout = _layout(cfg["channels_last"])
-        self.net = _net(cfg, "cpu", cfg["channels_last"])
+        self.layout = _layout(cfg.channels_last)
+        self.net = _net(cfg, "cpu", cfg.channels_last)
         self.epochs_s: list[float] = []  # ends of the epochs, by the clock
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -172,10 +174,10 @@ class _Bare(LightningModule):
         self.epochs_s.append(perf_counter())
 
 
-def bare_trainer(cfg: Config, steps: int) -> Json:
+def bare_trainer(cfg: Settings, steps: int) -> Json:
     """The raw loop under Lightning's Trainer, without callbacks, loggers or metrics."""
     data = _data(cfg)
-    arguments, _ = for_this_machine(cfg["trainer"])
+    arguments, _ = for_this_machine(cfg.trainer)
     module = _Bare(cfg)
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     nothing = dict.fromkeys((*off, "use_distributed_sampler"), False)
@@ -186,7 +188,7 @@ def bare_trainer(cfg: Config, steps: int) -> Json:
     return {"images_per_second": images / float(np.median(seconds))}
 
 
-def floor(cfg: Config, way: str, steps: int) -> Json:
+def floor(cfg: Settings, way: str, steps: int) -> Json:
     """The network on one batch that stays on the device: as fast as it trains without data, metrics or Trainer.
 
     Args:
@@ -196,8 +198,8 @@ def floor(cfg: Config, way: str, steps: int) -> Json:
         steps: to be timed.
     """
     torch.backends.cudnn.benchmark = True
-    device, size = _device(cfg), cfg["data"]["image_size"]
-    n: int = cfg["data"]["batch_size"]
+    device, size = _device(cfg), cfg.data.image_size
+    n: int = cfg.data.batch_size
     precision, *flags = way.split()
     channels_last = "channels_last" in flags
     net = _net(cfg, device, channels_last)
@@ -217,7 +219,7 @@ def floor(cfg: Config, way: str, steps: int) -> Json:
     return {"images_per_second": _rate(counted, device, steps=steps)}
 
 
-def captured_loop(cfg: Config, steps: int, k: int) -> Json:
+def captured_loop(cfg: Settings, steps: int, k: int) -> Json:
     """An experiment: k whole steps, from the gather to the optimizer, replayed as one CUDA graph.
 
     Their augmentation has the draws of epoch 0 throughout, and the learning rate stays. Without CUDA the steps run
@@ -227,9 +229,9 @@ def captured_loop(cfg: Config, steps: int, k: int) -> Json:
     data, device = _data(cfg), _device(cfg)
     data.device = torch.device(device)
     loader = data.train_dataloader()
-    precision = for_this_machine(cfg["trainer"])[0]["precision"]
-    layout = _layout(cfg["channels_last"])
-    net = _net(cfg, device, cfg["channels_last"])
+    precision = for_this_machine(cfg.trainer)[0]["precision"]
+    layout = _layout(cfg.channels_last)
+    net = _net(cfg, device, cfg.channels_last)
     optimizer, _ = _optimizer(net, cfg, captured=device == "cuda")
     n = data.batch_size
     if device == "cuda" and loader.store.home.type != device:
@@ -254,12 +256,12 @@ def captured_loop(cfg: Config, steps: int, k: int) -> Json:
     return {"images_per_second": _rate(counted, device, steps=max(1, steps // k))}
 
 
-def inference(cfg: Config, batch_size: int) -> Json:
+def inference(cfg: Settings, batch_size: int) -> Json:
     """uint8 faces on the host -> probabilities on the host; each call waits for the last, as a user would."""
     data, device = _data(cfg), _device(cfg)
-    precision = for_this_machine(cfg["trainer"])[0]["precision"]
-    layout = _layout(cfg["channels_last"])
-    net = _net(cfg, device, cfg["channels_last"]).eval()
+    precision = for_this_machine(cfg.trainer)[0]["precision"]
+    layout = _layout(cfg.channels_last)
+    net = _net(cfg, device, cfg.channels_last).eval()
     images = data.faces.images[:batch_size]
     faces = torch.from_numpy(np.resize(images, (batch_size, *images.shape[1:]))).unsqueeze(1)
 
@@ -345,9 +347,10 @@ def many_faces(n_train: int, n_val: int, n_test: int, seed: int) -> Faces:
     return cache.load_or_build(f"many-{n_train}-{n_val}-{n_test}-{seed}", repeat)
 
 
-def _data(cfg: Config) -> FaceDataModule:
-    batching = {key: value for key, value in cfg["data"].items() if key != "source"}
-    return FaceDataModule(build(cfg["data"]["source"]), build(cfg["augment"]), seed=cfg["seed"], **batching)
+def _data(cfg: Settings) -> FaceDataModule:
+    batching = to_dict(cfg.data)
+    del batching["source"]
+    return FaceDataModule(build(cfg.data.source), build(cfg.augment), seed=cfg.seed, **batching)
 
 
 def _batches(data: FaceDataModule, device: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -360,16 +363,16 @@ def _batches(data: FaceDataModule, device: str) -> Iterator[tuple[Tensor, Tensor
             yield batch["images"], batch["labels"]
 
 
-def _net(cfg: Config, device: str, channels_last: bool) -> nn.Module:
-    net = build_model(image_size=cfg["data"]["image_size"], **cfg["model"])
+def _net(cfg: Settings, device: str, channels_last: bool) -> nn.Module:
+    net = build_model(image_size=cfg.data.image_size, **cfg.model)
     return net.to(device, memory_format=_layout(channels_last))  # type: ignore[call-overload, no-any-return]
 
 
 def _optimizer(
-    net: nn.Module, cfg: Config, captured: bool = False
+    net: nn.Module, cfg: Settings, captured: bool = False
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The recipe's, whose rate stays; `captured`: for a CUDA graph."""
-    options = dict(cfg["optim"])
+    options = dict(cfg.optim)
     if captured and options["name"] != "sgd":  # which can be captured as it is
         options["capturable"] = True
     return build_optimizer(net.parameters(), 10**9, 10**9, **options)
@@ -417,8 +420,8 @@ def _rate(step: Callable[[], int], device: str, steps: int | None = None) -> flo
     return images / passed_seconds
 
 
-def _device(cfg: Config) -> str:
-    return hardware.accelerator(str(cfg["trainer"]["accelerator"]))
+def _device(cfg: Settings) -> str:
+    return hardware.accelerator(str(cfg.trainer["accelerator"]))
 
 
 def _synchronise(device: str) -> None:
@@ -437,9 +440,9 @@ def _autocast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-def _job(name: str, arguments: Json, cfg: Config, run_dir: Path) -> None:
+def _job(name: str, arguments: Json, cfg: Settings, run_dir: Path) -> None:
     hardware.keep_freed_memory()
-    torch.manual_seed(cfg["seed"])
+    torch.manual_seed(cfg.seed)
     print(json.dumps(CONTENDERS[name](cfg, **arguments)))
 
 

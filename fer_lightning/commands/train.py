@@ -9,7 +9,7 @@ from time import perf_counter
 _process_start = [perf_counter()]
 
 from fer_lightning.config import cli  # noqa: E402
-from fer_lightning.config.compose import Config  # noqa: E402
+from fer_lightning.config.schema import Settings  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return cli.main(job, arguments)
 
 
-def job(cfg: Config, run_dir: Path) -> None:
+def job(cfg: Settings, run_dir: Path) -> None:
     """Do one run of the command."""
     started = _process_start.pop() if _process_start else perf_counter()
     # Imported here, so that --help and a typo need not wait for torch and lightning.

@@ -24,9 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.config import compose
 from fer_lightning.config.compat import Override
-from fer_lightning.config.compose import Config, to_plain
+from fer_lightning.config.compose import to_plain
 from fer_lightning.config.overrides import Checked, as_typed, check, check_search, parse, parse_flags, values_of
 from fer_lightning.config.saved import resumed
+from fer_lightning.config.schema import Settings, to_settings
 from fer_lightning.errors import UserError
 from fer_lightning.exit import exit_code
 from fer_lightning.runs.folders import claim, remove_unbegun
@@ -35,14 +36,14 @@ from fer_lightning.runs.sweep import Sweep, begin_sweep
 # Hydra checks our choices of hydra/launcher against those of the same names in the launchers' packages, and warns
 # that a later Hydra will not.
 warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
-Job = Callable[[Config, Path], None]
+Job = Callable[[Settings, Path], None]
 
 
 def main(job: Job, arguments: Sequence[str] | None = None) -> int:
     """Runs `job` for the command line: once, or once for each combination of a sweep.
 
     Args:
-        job: called with the plain configuration and the run's folder, which does not exist yet unless resumed.
+        job: called with the settings and the run's folder, which does not exist yet unless resumed.
         arguments: the command line without the program's name; sys.argv's by default.
 
     Returns:
@@ -91,7 +92,7 @@ def _resume(job: Job, folder: Path, overrides: list[Override]) -> int:
 def _show(rest: list[str], checked: Checked) -> int:
     """Have Hydra print its help, a configuration or completions."""
 
-    def never(cfg: Config, run_dir: Path) -> None:
+    def never(cfg: Settings, run_dir: Path) -> None:
         raise AssertionError("Hydra ran a job that it should have shown")
 
     return _run_hydra([*rest, *checked.for_hydra], checked, never)
@@ -100,7 +101,7 @@ def _show(rest: list[str], checked: Checked) -> int:
 def _single(job: Job, folder: Path, rest: list[str], checked: Checked) -> int:
     raised: list[Exception] = []
 
-    def once(cfg: Config, run_dir: Path) -> None:
+    def once(cfg: Settings, run_dir: Path) -> None:
         try:
             _alone(job, cfg, run_dir)
         except Exception as error:  # noqa: BLE001
@@ -119,8 +120,8 @@ def _sweep(job: Job, folder: Path, rest: list[str], overrides: list[Override], c
     begin_sweep(folder, params + [str(o.input_line) for o in overrides if _numbers_runs(o)])
     sweep = Sweep(folder)
 
-    def each(cfg: Config, run_dir: Path) -> None:
-        command = shlex.join(["python", "train.py", *cfg["overrides"]])
+    def each(cfg: Settings, run_dir: Path) -> None:
+        command = shlex.join(["python", "train.py", *cfg.overrides])
         sweep.attempt(run_dir, command, lambda: _work(job, _begun(run_dir, overrides) or cfg, run_dir))
 
     command_line = [*rest, *checked.for_hydra, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
@@ -142,7 +143,7 @@ def _run_hydra(arguments: list[str], checked: Checked, job: Job) -> int:
         plain = to_plain(cfg)
         plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
         plain["overrides"] = [as_typed(text, checked.typed) for text in hydra_cfg.overrides.task]
-        job(plain, Path(os.path.relpath(hydra_cfg.runtime.output_dir)))
+        job(to_settings(plain), Path(os.path.relpath(hydra_cfg.runtime.output_dir)))
 
     sys.argv[1:] = arguments  # Hydra reads the process's own command line
     try:
@@ -154,21 +155,21 @@ def _run_hydra(arguments: list[str], checked: Checked, job: Job) -> int:
     return 0
 
 
-def _alone(job: Job, cfg: Config, run_dir: Path) -> None:
+def _alone(job: Job, cfg: Settings, run_dir: Path) -> None:
     with claim(run_dir) as ours:
         if not ours:
             raise UserError(
                 f"{run_dir} is in use: another process works on this run. Wait for it, or stop it first."
             )
         try:
-            if not cfg["resume"]:
+            if not cfg.resume:
                 _check_unused(run_dir)  # again: another process may have run here since the first time
             _work(job, cfg, run_dir)
         finally:
             remove_unbegun(run_dir)
 
 
-def _begun(run_dir: Path, overrides: Iterable[Override]) -> Config | None:
+def _begun(run_dir: Path, overrides: Iterable[Override]) -> Settings | None:
     """The configuration to go on with, where a run of a sweep has a checkpoint: the one that it began with."""
     begun = any((run_dir / "checkpoints" / name).exists() for name in ("last.ckpt", "best.ckpt"))
     return resumed(run_dir, [], overrides) if begun else None
@@ -186,7 +187,7 @@ def _numbers_runs(override: Override) -> bool:
 _RUN_OF = "FER_LIGHTNING_RUN_OF"
 
 
-def _work(job: Job, cfg: Config, run_dir: Path) -> None:
+def _work(job: Job, cfg: Settings, run_dir: Path) -> None:
     os.environ[_RUN_OF] = f"{os.getpid()}:{run_dir}"
     try:
         job(cfg, run_dir)
@@ -207,7 +208,7 @@ def _join_run(job: Job, process: str, folder: str) -> int:
     assert isinstance(saved, DictConfig)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         try:
-            job(to_plain(saved), Path(folder))
+            job(to_settings(to_plain(saved)), Path(folder))
         except UserError as error:
             raise UserError(f"process {os.environ.get('LOCAL_RANK')}: {error}") from error
     return 0

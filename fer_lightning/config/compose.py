@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.arguments import call
+from fer_lightning.config.schema import Config, defaults, help_text
 from fer_lightning.errors import UserError, did_you_mean
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
-Config = dict[str, Any]
+
+# What conf/train.yaml takes from config/schema.py: the defaults, and the text of --help.
+ConfigStore.instance().store("settings", defaults())
+OmegaConf.register_new_resolver("settings_help", help_text, replace=True)
 
 
 def build(node: Any, **arguments: Any) -> Any:

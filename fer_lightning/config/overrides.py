@@ -9,11 +9,13 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from fer_lightning.arguments import fits
 from fer_lightning.config import compose
 from fer_lightning.config.compat import IntervalSweep, Override, flag_parser, parse_override
 from fer_lightning.config.compose import compose_config
+from fer_lightning.config.schema import TYPES, describe, shown
 from fer_lightning.errors import UserError, did_you_mean
 
 # Every argument of lightning.pytorch.Trainer (2.6), listed so that a typo is answered without importing it; a test
@@ -307,34 +309,27 @@ def check_value(override: Override, cfg: DictConfig) -> None:
     elif (full := full_key(key, cfg.data)) not in set(_leaves(cfg)):
         groups = {path.name for path in compose.CONF_DIR.iterdir() if path.is_dir()}
         raise UserError(f"{key} does not exist.{did_you_mean(key, _typed_keys(cfg) | groups)}")
-    if override.is_delete() or key in ("ckpt", "distill.ckpt"):  # a path or a list of them, whatever it replaces
+    if override.is_delete():
         return
     default = OmegaConf.select(cfg, full)
-    for value in values_of(override):
-        expected = _expected(value, default)
-        if expected:
-            raise UserError(f"{key}={value} will not do: it takes {expected}, e.g. {key}={_shown(default)}.")
-
-
-def _expected(value: Any, default: Any) -> str | None:
-    """What a value should have been, going by the type of the default that it replaces; None if it will do."""
-    if value is None or (isinstance(value, str) and "${" in value):
-        return None
-    if isinstance(default, bool):
-        return None if isinstance(value, bool) else "true or false"
-    if isinstance(default, int):
-        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
-    if isinstance(default, float):
-        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
-    if isinstance(default, str):
-        return None if isinstance(value, str) else "text"
     if OmegaConf.is_list(default):
-        return None if isinstance(value, list) else "a list"
-    return None
+        default = OmegaConf.to_object(default)
+    for value in values_of(override):
+        expected = _expected(value, TYPES.get(full, _type_of(default)))
+        if expected:
+            example = f", e.g. {key}={shown(default)}" if default is not None else ""
+            raise UserError(f"{key}={shown(value)}: expected {expected}{example}.")
 
 
-def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return str(default).lower()
-    assert isinstance(default, int | float | str | list | ListConfig)
-    return str(default).replace(" ", "")
+def _type_of(default: Any) -> Any:
+    """Return the type of a setting's default in conf/, where a setting has no other; null goes with anything."""
+    if isinstance(default, list):
+        return list[Any] | None
+    return type(default) | None if isinstance(default, bool | int | float | str) else Any
+
+
+def _expected(value: Any, kind: Any) -> str | None:
+    """Return what a value should have been, or None if it is right or not known yet."""
+    if fits(value, kind) or (isinstance(value, str) and "${" in value):
+        return None
+    return describe(kind)

@@ -11,8 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config import compose
 from fer_lightning.config.compat import Override
-from fer_lightning.config.compose import Config, first_lines, to_plain
+from fer_lightning.config.compose import first_lines, to_plain
 from fer_lightning.config.overrides import GLOBAL_GROUPS, TRAINER_ARGUMENTS, check_value, full_key, is_group
+from fer_lightning.config.schema import TYPES, Settings, defaults, to_settings
 from fer_lightning.errors import UserError
 
 _MAX_CONFIG = 2**20  # characters; a run's config.yaml has 2,000
@@ -81,7 +82,8 @@ def _is_known(key: str, value: Any, shipped: dict[str, set[Any]]) -> bool:
         return any(value in values for name, values in shipped.items() if name.endswith("_target_"))
     if group == "trainer":
         return rest.partition(".")[0] in TRAINER_ARGUMENTS and key not in _OUTWARD
-    return group not in ("data", "augment", "callbacks", "logger") or key in shipped or "[" in key
+    chosen = group in ("data", "augment", "callbacks", "logger")
+    return not chosen or key in TYPES or key in shipped or "[" in key
 
 
 def _entries(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -100,12 +102,10 @@ def _nest_source(data: DictConfig) -> None:
     """Give the settings of a data source their own node, as runs begun with version 0.1.0 do not."""
     if "source" in data:
         return
-    shipped = OmegaConf.load(compose.CONF_DIR / "data" / "fer2013.yaml")
-    source = {key: data.pop(key) for key in list(data) if key not in shipped}
-    data.source = source
+    data.source = {key: data.pop(key) for key in list(data) if f"data.{key}" not in TYPES}
 
 
-def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] = ()) -> Config:
+def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] = ()) -> Settings:
     """Return the configuration of a run to go on with.
 
     Args:
@@ -118,9 +118,7 @@ def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] =
     """
     saved = _read(folder, [*overrides, *named])
     # A run begun before a setting existed gets its default.
-    defaults = OmegaConf.load(compose.CONF_DIR / "train.yaml")
-    assert isinstance(defaults, DictConfig)
-    merged = OmegaConf.merge({key: defaults[key] for key in defaults if key not in ("defaults", "hydra")}, saved)
+    merged = OmegaConf.merge(defaults(), saved)
     assert isinstance(merged, DictConfig)
     for override in overrides:
         _check_change(override, folder, merged)
@@ -128,7 +126,7 @@ def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] =
     plain = to_plain(merged)
     plain["resume"] = str(folder)
     plain["overrides"] += [override.input_line for override in overrides]
-    return plain
+    return to_settings(plain)
 
 
 def _read(folder: Path, named: Iterable[Override]) -> DictConfig:

@@ -1,10 +1,11 @@
 """What a run is to do, and from where it goes on: checked before anything is built."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fer_lightning.config.schema import Config, DistillSettings, Settings, to_dict
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.errors import UserError
 from fer_lightning.inference.classifier import checkpoint_path
@@ -28,22 +29,22 @@ class Plan:
         return [] if self.fit else self.starts
 
 
-def make_plan(cfg: Mapping[str, Any], run_dir: Path) -> Plan:
+def make_plan(cfg: Settings, run_dir: Path) -> Plan:
     """Return what the configuration asks for, and read the checkpoints that it names.
 
     Raises:
         UserError: stages, checkpoints or a seed that cannot be.
     """
-    ckpts = checkpoint_paths(cfg["ckpt"])
-    fit, test = stages(cfg["stages"], ckpts, **cfg["checkpoint"])
-    check_seed(cfg["seed"])
-    resumed = resume_point(run_dir) if cfg["resume"] else None
+    ckpts = checkpoint_paths(cfg.ckpt)
+    fit, test = stages(cfg.stages, ckpts, cfg.checkpoint.every_n_minutes)
+    check_seed(cfg.seed)
+    resumed = resume_point(run_dir) if cfg.resume else None
     return Plan(
         fit=fit,
         test=test,
         resumed=resumed,
         starts=[] if resumed and fit else [read_checkpoint(path) for path in ckpts],
-        teachers=[read_checkpoint(path) for path in checkpoint_paths(cfg["distill"]["ckpt"])],
+        teachers=[read_checkpoint(path) for path in checkpoint_paths(cfg.distill.ckpt)],
     )
 
 
@@ -75,7 +76,7 @@ def checkpoint_paths(ckpt: object) -> list[str]:
 
 
 def teacher(
-    cfg: Mapping[str, Any], checkpoints: Sequence[Checkpoint], inputs: InputSpec, data: FaceDataModule
+    cfg: DistillSettings, checkpoints: Sequence[Checkpoint], inputs: InputSpec, data: FaceDataModule
 ) -> Teacher | None:
     """Return the networks that the one in training learns from, or None. Each may have an input of its own."""
     if not checkpoints:
@@ -86,9 +87,10 @@ def teacher(
         else OtherInput(net_from(checkpoint), checkpoint.inputs, inputs)
         for checkpoint in checkpoints
     ]
-    how = {key: cfg[key] for key in ("weight", "temperature", "tta")}
     n_train = len(data.rows(data.train_usages))
-    return Teacher(nets, **how, augment_epochs=data.augment_epochs, n_images=len(data.faces), n_train=n_train)
+    return Teacher(
+        nets, cfg.weight, cfg.temperature, cfg.tta, data.augment_epochs, n_images=len(data.faces), n_train=n_train
+    )
 
 
 def selected_on(checkpoints: Sequence[Checkpoint]) -> str | None:
@@ -102,13 +104,13 @@ def own_input(checkpoint: Checkpoint) -> dict[str, Any]:
     return {key: getattr(checkpoint.inputs, key) for key in ("image_size", "mean", "std")}
 
 
-def own_settings(data: Mapping[str, Any], checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
-    """What stands in place of the configuration's network and input when checkpoints are only tested."""
+def own_settings(cfg: Settings, checkpoints: Sequence[Checkpoint]) -> Config:
+    """Return what takes the place of the configuration's network and input when checkpoints are only tested."""
+    data, own = to_dict(cfg.data), own_input(checkpoints[0])
     if len(checkpoints) == 1:
-        return {"model": checkpoints[0].model, "data": {**data, **own_input(checkpoints[0])}}
+        return {"model": checkpoints[0].model, "data": data | own}
     # The members' own are in their checkpoints.
-    own = own_input(checkpoints[0])
-    return {"model": {"name": "ensemble"}, "data": {key: data[key] for key in data if key not in own}}
+    return {"model": {"name": "ensemble"}, "data": {key: value for key, value in data.items() if key not in own}}
 
 
 def check_seed(seed: int) -> None:

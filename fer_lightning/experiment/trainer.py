@@ -1,20 +1,17 @@
 """Lightning's Trainer for a run: its settings, its callbacks, its processes, and the fit."""
 
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from torchmetrics.metric import jit_distributed_available
 
 from fer_lightning import hardware
 from fer_lightning.arguments import LIBRARIES, check_options, first_line, raised_within
@@ -22,9 +19,9 @@ from fer_lightning.callbacks.checkpoints import AtomicCheckpointIO, best_checkpo
 from fer_lightning.callbacks.history import History
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.errors import UserError, did_you_mean
-from fer_lightning.files import Json
+from fer_lightning.experiment.processes import prepare_processes
+from fer_lightning.experiment.record import RunRecord
 from fer_lightning.models.checkpoint import read_checkpoint
-from fer_lightning.training import compat
 from fer_lightning.training.module import EmotionClassifier
 
 
@@ -110,50 +107,8 @@ def make_trainer(
             raise
         raise UserError(f"Lightning's Trainer does not take this: {first_line(error)}") from error
     if trainer.world_size > 1:
-        _prepare_processes(trainer)
+        prepare_processes(trainer)
     return trainer
-
-
-def _prepare_processes(trainer: Trainer) -> None:
-    """Raises UserError where Lightning would start the run's further processes by another program than train.py."""
-    if isinstance(trainer.strategy.cluster_environment, SLURMEnvironment):  # type: ignore[attr-defined]
-        raise UserError(
-            f"trainer.devices={trainer.num_devices}: Slurm's own tasks as the processes of a run are not provided "
-            "for. Take trainer.devices=1, and hydra/launcher=submitit_slurm for many runs."
-        )
-    if compat.starts_processes(trainer) and sys.modules["__main__"].__spec__ is not None:
-        raise UserError(
-            f"trainer.devices={trainer.num_devices}: only python train.py starts the processes of a run, not "
-            "hydra/launcher and no other program. Leave the launcher out, or take trainer.devices=1."
-        )
-    # Lightning's handler of SIGTERM broadcasts in the middle of whatever the processes exchange, and can wait for
-    # ever. Ours ends this process, and with it the others.
-    compat.leave_signals_alone(trainer)
-
-
-@contextmanager
-def own_processes(trainer: Trainer) -> Iterator[None]:
-    """Ends the processes that Lightning starts for a run, so that none is left and another run can follow."""
-    before = set(os.environ)
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        procs: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
-        ended = list(procs)
-        if failed:
-            procs.clear()  # or Lightning's watch over them would kill this process for the death of one
-        for process in ended:
-            if failed:
-                process.kill()
-            process.wait()
-        if jit_distributed_available():
-            torch.distributed.destroy_process_group()
-        # By these the next Trainer of this process would believe that its processes are there already.
-        for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
-            if name not in before:
-                os.environ.pop(name, None)
 
 
 def fit(
@@ -161,18 +116,17 @@ def fit(
     data: FaceDataModule,
     trainer: Trainer,
     history: History,
-    results: Json,
+    record: RunRecord,
     resume_from: Path | None = None,
 ) -> None:
-    """Fits, and fills `results` with what came of it, also when it is interrupted.
+    """Fits, and fills `record` with what came of it, also when it is interrupted.
 
     Args:
         module: with fresh weights, or those to start from.
         data: the faces.
         trainer: with `history` and a ModelCheckpoint among its callbacks.
         history: what the epochs' records are taken from.
-        results: gains "history", "best_epoch", "best_value" (the monitor's), "train_seconds" and
-            "images_per_second".
+        record: gains the history, the best epoch and its value, and the speed.
         resume_from: a checkpoint to go on from.
 
     Raises:
@@ -187,13 +141,10 @@ def fit(
             raise
         raise UserError(f"Lightning cannot fit with these settings: {first_line(error)}") from error
     finally:
-        results |= {
-            "history": history.epochs,
-            "train_seconds": history.train_seconds,
-            "images_per_second": history.images_per_second,
-        }
+        record.history, record.train_seconds = history.epochs, history.train_seconds
+        record.images_per_second = history.images_per_second
         best = best_checkpoint(trainer)
         if best is not None:
             with suppress(UserError):  # in the place of what went wrong before; the test names it otherwise
-                results["best_epoch"] = read_checkpoint(best).epoch
-                results["best_value"] = best_value(trainer)
+                record.best_epoch = read_checkpoint(best).epoch
+                record.best_value = best_value(trainer)

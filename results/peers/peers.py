@@ -33,7 +33,7 @@ from fer_lightning.data.faces import TEST, VAL
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.evaluation.evaluate import compare
 from fer_lightning.evaluation.scores import Predictions, score_splits
-from fer_lightning.experiment.record import provenance
+from fer_lightning.experiment.record import git_commit, versions
 from fer_lightning.files import write_json
 from fer_lightning.inference.classifier import Classifier, pretrained_names
 from fer_lightning.inference.export import export
@@ -175,7 +175,12 @@ def main() -> None:
     write_json(
         HERE / "peers.json",
         {"hardware": f"one thread of {hardware.describe('cpu')}", "turns": TURNS, "seconds": SECONDS}
-        | {"data_fingerprint": faces.fingerprint, **provenance(), "networks": table},
+        | {
+            "data_fingerprint": faces.fingerprint,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "networks": table,
+        },
     )
 
 

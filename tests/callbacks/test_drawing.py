@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import metadata
 from torch import nn
 
 from fer_lightning.callbacks import confusion_matrix as confusion_matrix_module
-from fer_lightning.callbacks import prediction_grid
+from fer_lightning.callbacks import drawing
 from fer_lightning.callbacks import prediction_grid as prediction_grid_module
 from fer_lightning.callbacks.confusion_matrix import ConfusionMatrix, confusion_counts
 from fer_lightning.callbacks.dashboard import Dashboard
@@ -300,7 +300,7 @@ def test_without_a_logger_the_figures_are_still_written(tmp_path):
 
 
 def test_only_the_first_process_draws_and_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction_grid, "_predictions", lambda *_: pytest.fail("drew"))
+    monkeypatch.setattr(drawing, "_predictions", lambda *_: pytest.fail("drew"))
     second = SimpleNamespace(is_global_zero=False, sanity_checking=False, current_epoch=0, loggers=[None])
     second.state = SimpleNamespace(fn="fit")
     for callback in (PredictionGrid(), ConfusionMatrix()):

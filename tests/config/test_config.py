@@ -3,17 +3,20 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lightning.pytorch import Trainer
 from project import ROOT
 
+from fer_lightning.arguments import fits
 from fer_lightning.config import compose
 from fer_lightning.config.cli import main
 from fer_lightning.config.compose import CONF_DIR, build
 from fer_lightning.config.overrides import TRAINER_ARGUMENTS
 from fer_lightning.config.saved import _check_saved
+from fer_lightning.config.schema import keys, shown, to_dict
 from fer_lightning.errors import UserError, did_you_mean
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -48,7 +51,7 @@ def composed(*arguments):
         ("+data.batchsize=8", "Did you mean data.batch_size?"),
         ("data.pth=x", "Did you mean data.path?"),
         ("data.source.pth=x", "Did you mean data.source.path?"),
-        ("data.skip_bad=perhaps", "data.skip_bad=perhaps will not do: it takes true or false"),
+        ("data.skip_bad=perhaps", "data.skip_bad=perhaps: expected true or false"),
         ("lr=1e-3", "Did you mean optim.lr?"),
         ("max_epochs=3", "Did you mean trainer.max_epochs?"),
         ("model=fer_modle0", "Did you mean fer_model0?"),
@@ -57,13 +60,17 @@ def composed(*arguments):
         ("data=sinthetic", "Did you mean synthetic?"),
         ("augment.rotation=5", "Did you mean augment.rotation_deg?"),
         ("~callbacks.x", ""),
-        ("data.batch_size=eight", "data.batch_size=eight will not do: it takes a whole number"),
-        ("data.batch_size=8.5", "it takes a whole number"),
-        ("data.download=perhaps", "it takes true or false"),
-        ("optim.lr=fast", "it takes a number"),
-        ("model.channels=16", "it takes a list"),
-        ("tta=3", "tta=3 will not do: it takes text, e.g. tta=none"),
-        ("trainer.max_epochs=ten", "it takes a whole number"),
+        ("data.batch_size=eight", "data.batch_size=eight: expected a whole number"),
+        ("data.batch_size=8.5", "expected a whole number"),
+        ("data.download=perhaps", "expected true or false"),
+        ("optim.lr=fast", "expected a number"),
+        ("data.batch_size=null", "data.batch_size=null: expected a whole number, e.g. data.batch_size=32"),
+        ("checkpoint.every_n_minutes=x", "checkpoint.every_n_minutes=x: expected a number."),
+        ("ckpt=[1]", "ckpt=[1]: expected a string or a list."),
+        ("stages=fit", "stages=fit: expected a list, e.g. stages=[fit,test]."),
+        ("model.channels=16", "expected a list"),
+        ("tta=3", "tta=3: expected a string, e.g. tta=none"),
+        ("trainer.max_epochs=ten", "expected a whole number"),
         ("augment=glob(*)", "list the choices"),
         ("name=../elsewhere", "becomes a folder"),
         ("seed=range(0,3,0)", "must not be zero"),
@@ -87,7 +94,7 @@ def test_a_mistake_is_named_with_its_remedy(argument, said, sweep, capsys, tmp_p
 @pytest.mark.parametrize("key", ["data.exclude", "data.source.exclude"])
 def test_the_settings_of_a_data_source_are_given_with_or_without_its_name(key):
     [(cfg, _)] = composed(f"{key}=a.txt", "data.seed=3", "data.batch_size=8")
-    assert cfg["data"]["source"] == {
+    assert cfg.data.source == {
         "_target_": "fer_lightning.data.fer2013.load_faces",
         "path": None,
         "download": True,
@@ -95,21 +102,21 @@ def test_the_settings_of_a_data_source_are_given_with_or_without_its_name(key):
         "exclude": "a.txt",
         "seed": 3,
     }
-    assert cfg["data"]["batch_size"] == 8
-    assert cfg["overrides"] == [f"{key}=a.txt", "data.seed=3", "data.batch_size=8"]
+    assert cfg.data.batch_size == 8
+    assert cfg.overrides == [f"{key}=a.txt", "data.seed=3", "data.batch_size=8"]
 
 
 def test_the_settings_of_a_data_source_are_swept():
     got = composed("-m", "data=synthetic", "data.seed=3,4", "name=s")
-    assert [cfg["data"]["source"]["seed"] for cfg, _ in got] == [3, 4]
-    assert got[1][0]["overrides"] == ["data=synthetic", "data.seed=4", "name=s"]
+    assert [cfg.data.source["seed"] for cfg, _ in got] == [3, 4]
+    assert got[1][0].overrides == ["data=synthetic", "data.seed=4", "name=s"]
 
 
 def test_a_data_source_of_ones_own_takes_its_own_settings():
     own = ["data.source._target_=my.faces", "data.source.folder=x", "~data.skip_bad"]
     [(cfg, _)] = composed(*own)
-    assert (cfg["data"]["source"]["_target_"], cfg["data"]["source"]["folder"]) == ("my.faces", "x")
-    assert "skip_bad" not in cfg["data"]["source"]
+    assert (cfg.data.source["_target_"], cfg.data.source["folder"]) == ("my.faces", "x")
+    assert "skip_bad" not in cfg.data.source
 
 
 def test_a_sweep_s_file_that_misses_the_source_is_told(monkeypatch, tmp_path, capsys):
@@ -160,7 +167,7 @@ def test_an_experiment_may_set_what_stands_at_the_top(monkeypatch, tmp_path):
     (conf / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\nmonitor: loss/val\n")
     monkeypatch.setattr(compose, "CONF_DIR", conf)
     [(cfg, _)] = composed("experiment=mine")
-    assert (cfg["seed"], cfg["monitor"]) == (7, "loss/val")
+    assert (cfg.seed, cfg.monitor) == (7, "loss/val")
 
 
 @pytest.mark.parametrize("value", ["a.ckpt", "[a.ckpt,b/b.ckpt]", "null"])
@@ -174,13 +181,13 @@ def test_ckpt_is_one_or_several_whatever_stood_there(value, monkeypatch, tmp_pat
     monkeypatch.setattr(compose, "CONF_DIR", conf)
     for experiment in ("one", "several"):
         [(cfg, _)] = composed(f"experiment={experiment}", f"ckpt={value}")
-        assert cfg["ckpt"] == {"a.ckpt": "a.ckpt", "null": None}.get(value, ["a.ckpt", "b/b.ckpt"])
+        assert cfg.ckpt == {"a.ckpt": "a.ckpt", "null": None}.get(value, ["a.ckpt", "b/b.ckpt"])
 
 
 @pytest.mark.parametrize(("value", "got"), [("auto", "auto"), ("[1]", [1]), ("'0,1'", "0,1"), ("null", None)])
 def test_trainer_arguments_of_any_type(value, got):
     [(cfg, _)] = composed(f"trainer.devices={value}")
-    assert cfg["trainer"]["devices"] == got
+    assert cfg.trainer["devices"] == got
 
 
 def test_every_trainer_argument_is_known():
@@ -190,8 +197,8 @@ def test_every_trainer_argument_is_known():
 @pytest.mark.parametrize("argument", ["trainer.gradient_clip_val=0.5", "+trainer.gradient_clip_val=0.5"])
 def test_trainer_arguments_need_no_plus(argument):
     [(cfg, _)] = composed(argument)
-    assert cfg["trainer"]["gradient_clip_val"] == 0.5
-    assert cfg["trainer"]["max_epochs"] == 20
+    assert cfg.trainer["gradient_clip_val"] == 0.5
+    assert cfg.trainer["max_epochs"] == 20
 
 
 def test_the_run_folder():
@@ -201,7 +208,7 @@ def test_the_run_folder():
     assert folder.parts[-3:-1] == ("runs", "default")
     jobs = composed("-m", "name=both", "seed=0,1")
     assert [folder.parts[-4:] for _, folder in jobs] == [("runs", "default", "both", str(n)) for n in (0, 1)]
-    assert [cfg["seed"] for cfg, _ in jobs] == [0, 1]
+    assert [cfg.seed for cfg, _ in jobs] == [0, 1]
 
 
 def test_a_run_is_not_overwritten(capsys):
@@ -213,27 +220,49 @@ def test_a_run_is_not_overwritten(capsys):
 
 def test_experiment_baseline_is_the_known_recipe():
     [(cfg, _)] = composed("experiment=baseline")
-    assert cfg["data"]["split"] == "kaggle_folder"
-    assert (cfg["data"]["image_size"], cfg["data"]["batch_size"], cfg["data"]["mean"], cfg["data"]["std"]) == (
+    assert cfg.data.split == "kaggle_folder"
+    assert (cfg.data.image_size, cfg.data.batch_size, cfg.data.mean, cfg.data.std) == (
         128,
         32,
         0.5,
         0.5,
     )
-    assert cfg["optim"] == {
+    assert cfg.optim == {
         "name": "adam",
         "lr": 1e-3,
         "weight_decay": 0.0,
         "schedule": "constant",
         "warmup_epochs": 0.0,
     }
-    assert cfg["trainer"]["max_epochs"] == 20
+    assert cfg.trainer["max_epochs"] == 20
     [(plain, _)] = composed()
-    assert plain["data"].pop("split") == "official"
-    del cfg["data"]["split"]
-    assert {key: plain[key] for key in ("data", "augment", "model", "optim", "trainer")} == {
-        key: cfg[key] for key in ("data", "augment", "model", "optim", "trainer")
-    }
+    assert plain.data == replace(cfg.data, split="official")
+    for group in ("augment", "model", "optim", "trainer"):
+        assert getattr(plain, group) == getattr(cfg, group)
+
+
+def test_every_setting_has_a_default_of_its_type_and_a_line_of_help(capsys):
+    [(cfg, _)] = composed()
+    composed_here = to_dict(cfg)
+    assert main(never, ["--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for key, kind, default, text in keys():
+        assert fits(default, kind), key
+        assert f"{key}={shown(default)} {text}" in told
+        node, _, name = key.rpartition(".")
+        if not key.startswith("data."):
+            assert (composed_here[node] if node else composed_here)[name] == default, key
+
+
+def test_a_wrong_type_in_an_experiment_file_is_named(monkeypatch, tmp_path, capsys):
+    import shutil
+
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF_DIR, conf)
+    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\ndata:\n  batch_size: eight\n")
+    monkeypatch.setattr(compose, "CONF_DIR", conf)
+    assert main(never, ["experiment=mine"]) == 1
+    assert "data: batch_size=eight is of the wrong type, expected int." in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy():
@@ -284,7 +313,7 @@ def test_did_you_mean(name, candidates, answer):
 
 def test_several_teachers_take_the_place_of_one():
     [(cfg, _)] = composed("experiment=tiny", "distill.ckpt=[best,a.ckpt]")
-    assert cfg["distill"]["ckpt"] == ["best", "a.ckpt"]
+    assert cfg.distill.ckpt == ["best", "a.ckpt"]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +327,8 @@ def test_several_teachers_take_the_place_of_one():
 def test_a_run_of_any_choice_may_be_resumed(choice):
     # An ablation is one of the speed run, whose network it may change.
     [(cfg, _)] = composed(choice, *(["experiment=fast"] if choice.startswith("ablation=") else []))
-    _check_saved(compose.OmegaConf.create(cfg), set())
-    cfg["callbacks"] = {"mine": {"_target_": "os.system"}}
+    saved = to_dict(cfg)
+    _check_saved(compose.OmegaConf.create(saved), set())
+    saved["callbacks"] = {"mine": {"_target_": "os.system"}}
     with pytest.raises(UserError, match=r"callbacks\.mine\._target_=os\.system is not one of"):
-        _check_saved(compose.OmegaConf.create(cfg), set())
+        _check_saved(compose.OmegaConf.create(saved), set())

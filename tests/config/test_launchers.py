@@ -22,7 +22,7 @@ from fer_lightning.config.cli import main
 from fer_lightning.errors import UserError
 
 def job(cfg, run_dir):
-    if cfg["seed"] == 1:
+    if cfg.seed == 1:
         raise UserError("seed=1 is bad luck.")
     results = {"status": "finished", "process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
     (run_dir / "told.json").write_text(json.dumps(results))

@@ -530,7 +530,7 @@ def test_every_experiment_runs_on_files_in_the_real_format(experiment, tmp_path)
 def test_an_experiment_leaves_no_callback_behind_that_was_chosen_away(experiment):
     composed = []
     arguments = [f"experiment={experiment}", "callbacks=none", "name=a"]
-    assert main(lambda cfg, run_dir: composed.append(cfg["callbacks"]), arguments) == 0
+    assert main(lambda cfg, run_dir: composed.append(cfg.callbacks), arguments) == 0
     assert composed == [{}]
 
 
@@ -543,7 +543,7 @@ def test_every_sweep_composes(sweep):
     jobs = []
 
     def composed(cfg, run_dir):
-        jobs.append(cfg["overrides"])
+        jobs.append(cfg.overrides)
         (run_dir / "results.json").write_text('{"status": "finished", "history": []}')
 
     assert main(composed, ["-m", f"sweep={sweep}"]) == 0

@@ -48,7 +48,7 @@ def test_every_command_composes(call, runs):
 
     def compose(cfg, run_dir):
         composed.append(run_dir)
-        assert cfg["trainer"]["log_every_n_steps"] == 7
+        assert cfg.trainer["log_every_n_steps"] == 7
         (run_dir / "results.json").write_text('{"status": "finished", "history": []}')
 
     for command in plan(call, "trainer.log_every_n_steps=7"):

@@ -16,6 +16,7 @@ from project import ROOT
 from fer_lightning.__main__ import main as command
 from fer_lightning.config.cli import main
 from fer_lightning.config.compose import to_yaml
+from fer_lightning.config.schema import to_dict
 from fer_lightning.errors import Stopped, UserError
 from fer_lightning.files import write_json
 from fer_lightning.runs import ranking as runs
@@ -30,16 +31,17 @@ import sys, time
 from pathlib import Path
 from fer_lightning.config.cli import main
 from fer_lightning.config.compose import to_yaml
+from fer_lightning.config.schema import to_dict
 from fer_lightning.files import write_atomically, write_json
 
 def job(cfg, run_dir):
     with open("begun", "a") as file:
-        print(run_dir.name, cfg["seed"], cfg["resume"], file=file)
+        print(run_dir.name, cfg.seed, cfg.resume, file=file)
     for step in ("config", "checkpoint", "results"):
         while not (Path(f"{step}{run_dir.name}").exists() or Path("go").exists()):
             time.sleep(0.005)
         if step == "config":
-            write_atomically(run_dir / "config.yaml", to_yaml(cfg))
+            write_atomically(run_dir / "config.yaml", to_yaml(to_dict(cfg)))
         elif step == "checkpoint":
             write_atomically(run_dir / "checkpoints" / "last.ckpt", "")
         else:
@@ -128,7 +130,7 @@ def test_runs_that_others_still_do_are_left_to_them(capsys):
     done = []
     with claim(run_dir) as ours:
         assert ours
-        assert main(lambda cfg, folder: (done.append(cfg["seed"]), finish(folder)), SWEEP) == 0
+        assert main(lambda cfg, folder: (done.append(cfg.seed), finish(folder)), SWEEP) == 0
     assert done == [5, 7]
     assert "1 of 3 runs are still going on in other processes." in capsys.readouterr().out
 
@@ -137,8 +139,8 @@ def test_a_failed_run_is_tried_by_the_next_command_and_not_by_a_neighbour(capsys
     tried = []
 
     def job(cfg, run_dir):
-        tried.append(cfg["seed"])
-        if cfg["seed"] == 5:
+        tried.append(cfg.seed)
+        if cfg.seed == 5:
             # A neighbour fails at the next run meanwhile.
             write_json(run_dir.with_name("1") / "results.json", {"status": "failed", "command": "python train.py"})
             raise UserError("no luck")
@@ -149,7 +151,7 @@ def test_a_failed_run_is_tried_by_the_next_command_and_not_by_a_neighbour(capsys
     assert "2 of 3 runs failed" in capsys.readouterr().err
     assert json.loads(Path("runs/default/s/0/results.json").read_text())["error"] == "UserError: no luck"
     tried.clear()
-    assert main(lambda cfg, run_dir: (tried.append(cfg["seed"]), finish(run_dir)), SWEEP) == 0
+    assert main(lambda cfg, run_dir: (tried.append(cfg.seed), finish(run_dir)), SWEEP) == 0
     assert tried == [5, 6]
 
 
@@ -192,7 +194,7 @@ def test_a_run_that_another_process_works_on_is_not_resumed(capsys):
     run_dir = Path("runs/default/a")
 
     def begin(cfg, folder):
-        (folder / "config.yaml").write_text(to_yaml(cfg))
+        (folder / "config.yaml").write_text(to_yaml(to_dict(cfg)))
 
     assert main(begin, ("name=a",)) == 0
     with claim(run_dir):

@@ -29,16 +29,17 @@ import sys, time
 from pathlib import Path
 from fer_lightning.config.cli import main
 from fer_lightning.config.compose import to_yaml
+from fer_lightning.config.schema import to_dict
 from fer_lightning.files import write_atomically, write_json
 
 def job(cfg, run_dir):
     with open("begun", "a") as file:
-        print(run_dir.name, cfg["resume"], file=file)
-    write_atomically(run_dir / "config.yaml", to_yaml(cfg))
+        print(run_dir.name, cfg.resume, file=file)
+    write_atomically(run_dir / "config.yaml", to_yaml(to_dict(cfg)))
     write_atomically(run_dir / "checkpoints" / "last.ckpt", "")
     while run_dir.name == "1" and not Path("go").exists():
         time.sleep(0.005)
-    results = {"status": "finished", "command": "python train.py", "best_value": cfg["optim"]["lr"]}
+    results = {"status": "finished", "command": "python train.py", "best_value": cfg.optim["lr"]}
     write_json(run_dir / "results.json", results)
 
 sys.exit(main(job))
@@ -49,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def finish(cfg, run_dir, **results):
-    told = {"status": "finished", "command": "python train.py", "best_value": cfg["optim"]["lr"]}
+    told = {"status": "finished", "command": "python train.py", "best_value": cfg.optim["lr"]}
     write_json(run_dir / "results.json", told | results)
 
 
