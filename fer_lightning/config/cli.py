@@ -13,7 +13,7 @@ import signal
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
@@ -56,6 +56,8 @@ def _run(job: Job, arguments: list[str]) -> int:
     if _RUN_OF in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         return _join_run(job, *os.environ[_RUN_OF].split(":", 1))
     flags = parse_flags(arguments)
+    if flags.shell_completion:  # whose install=bash is no setting
+        return _run_hydra(arguments, {}, _never)
     overrides = [parse(text) for text in flags.overrides]
     _check_flags(flags, overrides)
     for override in overrides:
@@ -63,8 +65,8 @@ def _run(job: Job, arguments: list[str]) -> int:
             return _resume(job, Path(str(override.value())), overrides)
     checked = check(overrides)
     rest = [argument for argument in arguments if argument not in flags.overrides]
-    if any((flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)):
-        return _show(rest, checked)
+    if flags.help or flags.hydra_help or flags.cfg or flags.info:
+        return _run_hydra([*rest, *checked.for_hydra], checked.typed, _never)
     folder = _folder(overrides, flags.multirun)
     if flags.multirun:
         return _sweep(job, folder, rest, overrides, checked)
@@ -89,13 +91,8 @@ def _resume(job: Job, folder: Path, overrides: list[Override]) -> int:
     return 0
 
 
-def _show(rest: list[str], checked: Checked) -> int:
-    """Have Hydra print its help, a configuration or completions."""
-
-    def never(cfg: Settings, run_dir: Path) -> None:
-        raise AssertionError("Hydra ran a job that it should have shown")
-
-    return _run_hydra([*rest, *checked.for_hydra], checked, never)
+def _never(cfg: Settings, run_dir: Path) -> None:
+    raise AssertionError("Hydra began a run instead of printing something")
 
 
 def _single(job: Job, folder: Path, rest: list[str], checked: Checked) -> int:
@@ -108,7 +105,7 @@ def _single(job: Job, folder: Path, rest: list[str], checked: Checked) -> int:
             # Again below: Hydra would shorten a bug's traceback, and print one for a UserError.
             raised.append(error)
 
-    code = _run_hydra([*rest, *checked.for_hydra, f"hydra.run.dir={folder}"], checked, once)
+    code = _run_hydra([*rest, *checked.for_hydra, f"hydra.run.dir={folder}"], checked.typed, once)
     if raised:
         raise raised[0]
     return code
@@ -125,16 +122,22 @@ def _sweep(job: Job, folder: Path, rest: list[str], overrides: list[Override], c
         sweep.attempt(run_dir, command, lambda: _work(job, _begun(run_dir, overrides) or cfg, run_dir))
 
     command_line = [*rest, *checked.for_hydra, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
-    code = _run_hydra(command_line, checked, each)
+    code = _run_hydra(command_line, checked.typed, each)
     while not code and sweep.look_again():
-        code = _run_hydra(command_line, checked, each)
+        code = _run_hydra(command_line, checked.typed, each)
     if code:
         remove_unbegun(sweep.folder)
     return 1 if sweep.report() or code else 0
 
 
-def _run_hydra(arguments: list[str], checked: Checked, job: Job) -> int:
-    """Have Hydra call `job` for each run of a command line; returns the exit code that Hydra left with."""
+def _run_hydra(arguments: list[str], typed: Mapping[str, str], job: Job) -> int:
+    """Have Hydra do what a command line says, and return the exit code with which it ends.
+
+    Args:
+        arguments: the command line.
+        typed: the key that was typed, of each full key that differs from it.
+        job: called for each run.
+    """
     command_line = list(sys.argv)
 
     def task(cfg: DictConfig) -> None:
@@ -142,7 +145,7 @@ def _run_hydra(arguments: list[str], checked: Checked, job: Job) -> int:
         hydra_cfg = HydraConfig.get()
         plain = to_plain(cfg)
         plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
-        plain["overrides"] = [as_typed(text, checked.typed) for text in hydra_cfg.overrides.task]
+        plain["overrides"] = [as_typed(text, typed) for text in hydra_cfg.overrides.task]
         job(to_settings(plain), Path(os.path.relpath(hydra_cfg.runtime.output_dir)))
 
     sys.argv[1:] = arguments  # Hydra reads the process's own command line

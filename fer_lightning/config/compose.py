@@ -16,7 +16,9 @@ from fer_lightning.arguments import call
 from fer_lightning.config.schema import Config, defaults, help_text
 from fer_lightning.errors import UserError, did_you_mean
 
-CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
+_PACKAGE = Path(__file__).resolve().parent.parent
+# Within the package where it was installed from a wheel, beside it in a clone.
+CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (path / "train.yaml").exists())
 
 # What conf/train.yaml takes from config/schema.py: the defaults, and the text of --help.
 ConfigStore.instance().store("settings", defaults())
