@@ -21,7 +21,7 @@ from fake_fer2013 import fake_faces, write_fer2013_csv, write_icml_csv, write_tr
 from PIL import Image
 
 from fer_lightning.audit.mislabels import read_probabilities
-from fer_lightning.config.compose import compose_config, to_yaml
+from fer_lightning.config.compose import Conf, to_yaml
 from fer_lightning.config.saved import resumed
 from fer_lightning.data import cache as face_cache
 from fer_lightning.data.faces import Faces, fingerprint
@@ -267,7 +267,7 @@ def _pickle(content: bytes, folder: Path) -> None:
 
 def saved_config() -> str:
     """The config.yaml of a run."""
-    cfg = compose_config(["experiment=demo"])
+    cfg = Conf().compose(["experiment=demo"])
     plain = {key: cfg[key] for key in cfg if key != "hydra"}
     return to_yaml(plain | {"experiment": "demo", "overrides": ["experiment=demo"]})
 

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.config import compose
 from fer_lightning.config.compat import Override
-from fer_lightning.config.compose import to_plain
+from fer_lightning.config.compose import CONF, Conf, to_plain
 from fer_lightning.config.overrides import Checked, as_typed, check, check_search, parse, parse_flags, values_of
 from fer_lightning.config.saved import resumed
 from fer_lightning.config.schema import Settings, to_settings
@@ -57,20 +57,21 @@ def _run(job: Job, arguments: list[str]) -> int:
         return _join_run(job, *os.environ[_RUN_OF].split(":", 1))
     flags = parse_flags(arguments)
     if flags.shell_completion:  # whose install=bash is no setting
-        return _run_hydra(arguments, {}, _never)
+        return _run_hydra(arguments, {}, CONF, _never)
     overrides = [parse(text) for text in flags.overrides]
     _check_flags(flags, overrides)
+    conf = _conf(flags, overrides)
     for override in overrides:
         if override.key_or_group == "resume" and override.value():
-            return _resume(job, Path(str(override.value())), overrides)
-    checked = check(overrides)
+            return _resume(job, Path(str(override.value())), overrides, conf)
+    checked = check(overrides, conf)
     rest = [argument for argument in arguments if argument not in flags.overrides]
     if flags.help or flags.hydra_help or flags.cfg or flags.info:
-        return _run_hydra([*rest, *checked.for_hydra], checked.typed, _never)
+        return _run_hydra([*rest, *checked.for_hydra], checked.typed, conf, _never)
     folder = _folder(overrides, flags.multirun)
     if flags.multirun:
-        return _sweep(job, folder, rest, overrides, checked)
-    return _single(job, folder, rest, checked)
+        return _sweep(job, folder, rest, overrides, checked, conf)
+    return _single(job, folder, rest, checked, conf)
 
 
 def _check_flags(flags: Namespace, overrides: list[Override]) -> None:
@@ -86,8 +87,28 @@ def _check_flags(flags: Namespace, overrides: list[Override]) -> None:
         raise UserError("--cfg and --info show one run: leave out -m and give each setting one value.")
 
 
-def _resume(job: Job, folder: Path, overrides: list[Override]) -> int:
-    _alone(job, resumed(folder, [o for o in overrides if o.key_or_group != "resume"]), folder)
+def _conf(flags: Namespace, overrides: list[Override]) -> Conf:
+    """Return conf/ and the folders of the user's own that --config-dir and hydra.searchpath name.
+
+    Raises:
+        UserError: one of them is no folder.
+    """
+    own = {f"--config-dir={flags.config_dir}": [flags.config_dir]} if flags.config_dir else {}
+    for o in overrides:
+        value = o.value()
+        if o.key_or_group == "hydra.searchpath" and isinstance(value, list):
+            own[str(o.input_line)] = [str(path).removeprefix("file://") for path in value]
+    for text, folders in own.items():
+        for folder in folders:
+            if not Path(folder).is_dir():
+                raise UserError(
+                    f"{text}: {folder} is not a folder. Give one that holds experiment/, model/ or such."
+                )
+    return Conf(tuple(Path(folder).absolute() for folders in own.values() for folder in folders), tuple(own))
+
+
+def _resume(job: Job, folder: Path, overrides: list[Override], conf: Conf) -> int:
+    _alone(job, resumed(folder, [o for o in overrides if o.key_or_group != "resume"], conf=conf), folder)
     return 0
 
 
@@ -95,7 +116,7 @@ def _never(cfg: Settings, run_dir: Path) -> None:
     raise AssertionError("Hydra began a run instead of printing something")
 
 
-def _single(job: Job, folder: Path, rest: list[str], checked: Checked) -> int:
+def _single(job: Job, folder: Path, rest: list[str], checked: Checked, conf: Conf) -> int:
     raised: list[Exception] = []
 
     def once(cfg: Settings, run_dir: Path) -> None:
@@ -105,13 +126,13 @@ def _single(job: Job, folder: Path, rest: list[str], checked: Checked) -> int:
             # Again below: Hydra would shorten a bug's traceback, and print one for a UserError.
             raised.append(error)
 
-    code = _run_hydra([*rest, *checked.for_hydra, f"hydra.run.dir={folder}"], checked.typed, once)
+    code = _run_hydra([*rest, *checked.for_hydra, f"hydra.run.dir={folder}"], checked.typed, conf, once)
     if raised:
         raise raised[0]
     return code
 
 
-def _sweep(job: Job, folder: Path, rest: list[str], overrides: list[Override], checked: Checked) -> int:
+def _sweep(job: Job, folder: Path, rest: list[str], overrides: list[Override], checked: Checked, conf: Conf) -> int:
     check_search(checked.sweeper, overrides)
     params = [f"{key}={values}" for key, values in (checked.sweeper.params or {}).items()]
     begin_sweep(folder, params + [str(o.input_line) for o in overrides if _numbers_runs(o)])
@@ -119,23 +140,24 @@ def _sweep(job: Job, folder: Path, rest: list[str], overrides: list[Override], c
 
     def each(cfg: Settings, run_dir: Path) -> None:
         command = shlex.join(["python", "train.py", *cfg.overrides])
-        sweep.attempt(run_dir, command, lambda: _work(job, _begun(run_dir, overrides) or cfg, run_dir))
+        sweep.attempt(run_dir, command, lambda: _work(job, _begun(run_dir, overrides, conf) or cfg, run_dir))
 
     command_line = [*rest, *checked.for_hydra, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
-    code = _run_hydra(command_line, checked.typed, each)
+    code = _run_hydra(command_line, checked.typed, conf, each)
     while not code and sweep.look_again():
-        code = _run_hydra(command_line, checked.typed, each)
+        code = _run_hydra(command_line, checked.typed, conf, each)
     if code:
         remove_unbegun(sweep.folder)
     return 1 if sweep.report() or code else 0
 
 
-def _run_hydra(arguments: list[str], typed: Mapping[str, str], job: Job) -> int:
+def _run_hydra(arguments: list[str], typed: Mapping[str, str], conf: Conf, job: Job) -> int:
     """Have Hydra do what a command line says, and return the exit code with which it ends.
 
     Args:
         arguments: the command line.
         typed: the key that was typed, of each full key that differs from it.
+        conf: where configurations are found.
         job: called for each run.
     """
     command_line = list(sys.argv)
@@ -145,7 +167,7 @@ def _run_hydra(arguments: list[str], typed: Mapping[str, str], job: Job) -> int:
         hydra_cfg = HydraConfig.get()
         plain = to_plain(cfg)
         plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
-        plain["overrides"] = [as_typed(text, typed) for text in hydra_cfg.overrides.task]
+        plain["overrides"] = [*conf.typed, *(as_typed(text, typed) for text in hydra_cfg.overrides.task)]
         job(to_settings(plain), Path(os.path.relpath(hydra_cfg.runtime.output_dir)))
 
     sys.argv[1:] = arguments  # Hydra reads the process's own command line
@@ -172,10 +194,10 @@ def _alone(job: Job, cfg: Settings, run_dir: Path) -> None:
             remove_unbegun(run_dir)
 
 
-def _begun(run_dir: Path, overrides: Iterable[Override]) -> Settings | None:
+def _begun(run_dir: Path, overrides: Iterable[Override], conf: Conf) -> Settings | None:
     """The configuration to go on with, where a run of a sweep has a checkpoint: the one that it began with."""
     begun = any((run_dir / "checkpoints" / name).exists() for name in ("last.ckpt", "best.ckpt"))
-    return resumed(run_dir, [], overrides) if begun else None
+    return resumed(run_dir, [], overrides, conf) if begun else None
 
 
 def _numbers_runs(override: Override) -> bool:

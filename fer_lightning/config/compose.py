@@ -1,6 +1,7 @@
 """Configurations out of conf/, as plain dicts, and the objects that they name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,67 @@ CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 # What conf/train.yaml takes from config/schema.py: the defaults, and the text of --help.
 ConfigStore.instance().store("settings", defaults())
 OmegaConf.register_new_resolver("settings_help", help_text, replace=True)
+
+
+# Packages of these groups reach into the whole configuration, so what they may set is what the others define.
+GLOBAL_GROUPS = ("experiment", "sweep", "ablation")
+
+
+@dataclass(frozen=True)
+class Conf:
+    """The folders that configurations are composed from: conf/, and those of a user's own beside it.
+
+    Args:
+        own: absolute paths, as given by ``--config-dir`` and ``hydra.searchpath``.
+        typed: what the command line says of them, for a run's command to be repeated.
+    """
+
+    own: tuple[Path, ...] = ()
+    typed: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All of them, conf/ first."""
+        return (CONF_DIR, *self.own)
+
+    def groups(self) -> set[str]:
+        """Return the names of all groups."""
+        return {path.name for folder in self.folders for path in folder.iterdir() if path.is_dir()}
+
+    def is_group(self, key: str) -> bool:
+        """Return whether a key of the command line chooses from a group."""
+        return any((folder / key.partition("@")[0]).is_dir() for folder in self.folders)
+
+    def options(self, group: str) -> set[str]:
+        """Return the names that a group can be set to."""
+        group = group.partition("@")[0]
+        options = {path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")}
+        if group == "hydra/launcher":
+            options.add("basic")  # Hydra's own: one run after the other
+        return options | {"null", "None"} if group in GLOBAL_GROUPS else options
+
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """Yield every file with the key of the node that it describes, "" for the whole configuration."""
+        for folder in self.folders:
+            for path in folder.rglob("*.yaml"):
+                whole = path.parent == folder or path.parent.name in GLOBAL_GROUPS
+                yield "" if whole else path.parent.name, path
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """Return what Hydra composes, its own node included.
+
+        Raises:
+            UserError: Hydra cannot compose it.
+        """
+        search = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in self.own)}]"] if self.own else []
+        try:
+            with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name="train"):
+                return hydra.compose("train", [*overrides, *search], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(first_lines(error)) from error
+
+
+CONF = Conf()
 
 
 def build(node: Any, **arguments: Any) -> Any:
@@ -88,14 +150,6 @@ def to_plain(cfg: DictConfig) -> Config:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def compose_config(overrides: list[str]) -> DictConfig:
-    try:
-        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name="train"):
-            return hydra.compose("train", overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(first_lines(error)) from error
 
 
 def first_lines(error: BaseException) -> str:

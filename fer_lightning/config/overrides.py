@@ -12,9 +12,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.arguments import fits
-from fer_lightning.config import compose
 from fer_lightning.config.compat import IntervalSweep, Override, flag_parser, parse_override
-from fer_lightning.config.compose import compose_config
+from fer_lightning.config.compose import GLOBAL_GROUPS, Conf
 from fer_lightning.config.schema import TYPES, describe, shown
 from fer_lightning.errors import UserError, did_you_mean
 
@@ -127,7 +126,7 @@ class Checked:
     sweeper: DictConfig  # hydra.sweeper
 
 
-def check(overrides: list[Override]) -> Checked:
+def check(overrides: list[Override], conf: Conf) -> Checked:
     """Check the overrides, and rewrite them for Hydra.
 
     Raises:
@@ -136,43 +135,42 @@ def check(overrides: list[Override]) -> Checked:
     for o in overrides:
         if o.key_or_group in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
             raise UserError(f"{o.input_line}: a run's folder is runs/<experiment>/<name>; set name=.")
-    cfg = _with_choices(overrides)
-    for_hydra, typed = _rewritten(overrides, cfg)
+    cfg = _with_choices(overrides, conf)
+    for_hydra, typed = _rewritten(overrides, cfg, conf)
     # Once as a whole, for what Hydra would refuse at length; a group that is swept stands for its first choice.
     final = [parse(text) for text in for_hydra]
-    cfg = compose_config([_first(o) for o in final if is_group(o.key_or_group) or not o.is_sweep_override()])
+    cfg = conf.compose([_first(o) for o in final if conf.is_group(o.key_or_group) or not o.is_sweep_override()])
     if cfg.hydra.launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0 must be a number of processes, or -1 for all.")
     return Checked(for_hydra, typed, cfg.hydra.sweeper)
 
 
-def _with_choices(overrides: list[Override]) -> DictConfig:
+def _with_choices(overrides: list[Override], conf: Conf) -> DictConfig:
     """Return the configuration with the chosen groups alone, once these and their files are checked."""
-    groups = [o for o in overrides if is_group(o.key_or_group)]
+    groups = [o for o in overrides if conf.is_group(o.key_or_group)]
     for o in groups:
-        _check_options(o)
-    cfg = compose_config([_first(o) for o in groups])
+        _check_options(o, conf.options(o.key_or_group))
+    cfg = conf.compose([_first(o) for o in groups])
     others = [o for o in overrides if o.key_or_group.startswith("hydra/") and o not in groups]
     known_groups = cfg.hydra.runtime.choices
     for o in others:
         if o.key_or_group not in known_groups:
             raise UserError(f"{o.key_or_group} does not exist.{did_you_mean(o.key_or_group, known_groups)}")
     if others:
-        cfg = compose_config([_first(o) for o in [*groups, *others]])
+        cfg = conf.compose([_first(o) for o in [*groups, *others]])
     _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
     without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
-    _check_keys(cfg, compose_config(without_global))
+    _check_keys(cfg, conf.compose(without_global))
     for key in cfg.hydra.sweeper.get("params") or {}:  # set by a file in conf/
         if (full := full_key(key, cfg.data)) != key:
             raise UserError(f"hydra.sweeper.params: {key} does not exist. Did you mean {full}?")
     return cfg
 
 
-def _check_options(override: Override) -> None:
+def _check_options(override: Override, options: set[str]) -> None:
     """Check the choices of a group, also several in a list or in a sweep."""
     group = override.key_or_group
-    options = _options(group)
     for value in values_of(override):
         for option in value if isinstance(value, list) else [value]:
             if str(option) not in options:
@@ -181,7 +179,7 @@ def _check_options(override: Override) -> None:
                 raise UserError(f"{group}={option} does not exist.{near} There are: {known}.")
 
 
-def _rewritten(overrides: list[Override], cfg: DictConfig) -> tuple[list[str], dict[str, str]]:
+def _rewritten(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[list[str], dict[str, str]]:
     """Return the overrides for Hydra, each checked, and the typed key of each full key that differs from it."""
     for_hydra, typed = [], {}
     own_source = any(o.key_or_group in ("data._target_", "data.source._target_") for o in overrides)
@@ -189,7 +187,7 @@ def _rewritten(overrides: list[Override], cfg: DictConfig) -> tuple[list[str], d
     new_keys = ("trainer.", *(f"{node}." for node in _NEW_KEYS), *(["data.source."] if own_source else []))
     for o in overrides:
         text, key = str(o.input_line), o.key_or_group
-        if not is_group(key):
+        if not conf.is_group(key):
             full = full_key(key, cfg.data)
             if full != key:
                 typed[full] = key
@@ -197,7 +195,7 @@ def _rewritten(overrides: list[Override], cfg: DictConfig) -> tuple[list[str], d
             if full.startswith(new_keys) and not o.is_delete():
                 text = "++" + text.lstrip("+")
             if not _is_open(full) and not (own_source and full.startswith("data.source.")):
-                check_value(o, cfg)
+                check_value(o, cfg, conf)
         for_hydra.append(text)
     return for_hydra, typed
 
@@ -235,21 +233,6 @@ def _check_launcher(name: str, target: str) -> None:
         )
 
 
-# Packages of these groups reach into the whole configuration, so what they may set is what the others define.
-GLOBAL_GROUPS = ("experiment", "sweep", "ablation")
-
-
-def is_group(key: str) -> bool:
-    return (compose.CONF_DIR / key.partition("@")[0]).is_dir()
-
-
-def _options(group: str) -> set[str]:
-    options = {path.stem for path in (compose.CONF_DIR / group.partition("@")[0]).glob("*.yaml")}
-    if group == "hydra/launcher":
-        options.add("basic")  # Hydra's own: one run after the other
-    return options | {"null", "None"} if group in GLOBAL_GROUPS else options
-
-
 def _is_open(key: str) -> bool:
     return any(key == node or key.startswith(f"{node}.") for node in _OPEN_NODES) or key.startswith("hydra/")
 
@@ -284,7 +267,7 @@ def _check_keys(cfg: DictConfig, known: DictConfig) -> None:
         if name.startswith("trainer.") and name.split(".")[1] in TRAINER_ARGUMENTS:
             continue
         names = _known_keys(known)
-        raise UserError(f"{name} (set by a file in conf/) does not exist.{did_you_mean(name, names)}")
+        raise UserError(f"{name} (set in a YAML file) does not exist.{did_you_mean(name, names)}")
 
 
 def _known_keys(cfg: DictConfig) -> set[str]:
@@ -297,7 +280,7 @@ def _typed_keys(cfg: DictConfig) -> set[str]:
     return known | {key.replace("data.source.", "data.") for key in known}
 
 
-def check_value(override: Override, cfg: DictConfig) -> None:
+def check_value(override: Override, cfg: DictConfig, conf: Conf) -> None:
     key = full = override.key_or_group
     if key.startswith("trainer."):
         if key.split(".")[1] not in TRAINER_ARGUMENTS:
@@ -307,8 +290,7 @@ def check_value(override: Override, cfg: DictConfig) -> None:
         if key != "trainer.max_epochs":
             return  # Trainer takes values of several types for most, and says itself what it does not take
     elif (full := full_key(key, cfg.data)) not in set(_leaves(cfg)):
-        groups = {path.name for path in compose.CONF_DIR.iterdir() if path.is_dir()}
-        raise UserError(f"{key} does not exist.{did_you_mean(key, _typed_keys(cfg) | groups)}")
+        raise UserError(f"{key} does not exist.{did_you_mean(key, _typed_keys(cfg) | conf.groups())}")
     if override.is_delete():
         return
     default = OmegaConf.select(cfg, full)

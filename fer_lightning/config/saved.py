@@ -9,10 +9,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning.config import compose
 from fer_lightning.config.compat import Override
-from fer_lightning.config.compose import first_lines, to_plain
-from fer_lightning.config.overrides import GLOBAL_GROUPS, TRAINER_ARGUMENTS, check_value, full_key, is_group
+from fer_lightning.config.compose import CONF, Conf, first_lines, to_plain
+from fer_lightning.config.overrides import TRAINER_ARGUMENTS, check_value, full_key
 from fer_lightning.config.schema import TYPES, Settings, defaults, to_settings
 from fer_lightning.errors import UserError
 
@@ -33,7 +32,7 @@ def _check_yaml(text: str) -> None:
             raise ValueError("it holds aliases or is nested too deep")
 
 
-def _check_saved(saved: DictConfig, named: set[str]) -> None:
+def _check_saved(saved: DictConfig, named: set[str], conf: Conf) -> None:
     """Checks a run's config.yaml, which may come from a stranger.
 
     It may name only what conf/ names: classes and functions to build, and settings. Everything else, such as a
@@ -42,6 +41,7 @@ def _check_saved(saved: DictConfig, named: set[str]) -> None:
     Args:
         saved: the configuration.
         named: keys of the command line.
+        conf: the folders whose classes and settings it may name.
 
     Raises:
         UserError: something that conf/ does not name.
@@ -54,7 +54,7 @@ def _check_saved(saved: DictConfig, named: set[str]) -> None:
             raise ValueError(f"{group} is not a mapping")
     if not all(isinstance(text, str) for text in [plain["experiment"], *plain["overrides"]]):
         raise ValueError("experiment or overrides is not text")
-    shipped = _shipped()
+    shipped = _shipped(conf)
     named |= {name.removesuffix("._target_") for name in named}  # naming the class again is explicit consent
     for key, value in _entries(plain):
         is_named = any(key == name or key.startswith(f"{name}.") for name in named)
@@ -65,11 +65,10 @@ def _check_saved(saved: DictConfig, named: set[str]) -> None:
             )
 
 
-def _shipped() -> dict[str, set[Any]]:
+def _shipped(conf: Conf) -> dict[str, set[Any]]:
     """Every key in conf/, with the values that it has there."""
     found: dict[str, set[Any]] = {}
-    for path in compose.CONF_DIR.rglob("*.yaml"):
-        prefix = "" if path.parent == compose.CONF_DIR or path.parent.name in GLOBAL_GROUPS else path.parent.name
+    for prefix, path in conf.files():
         for key, value in _entries(OmegaConf.to_container(OmegaConf.load(path)), prefix):
             found.setdefault(key, set()).add(value)
     return found
@@ -105,23 +104,24 @@ def _nest_source(data: DictConfig) -> None:
     data.source = {key: data.pop(key) for key in list(data) if f"data.{key}" not in TYPES}
 
 
-def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] = ()) -> Settings:
+def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] = (), conf: Conf = CONF) -> Settings:
     """Return the configuration of a run to go on with.
 
     Args:
         folder: of the run.
         overrides: single values to change.
         named: what else the command line says, such as the class of a callback of one's own.
+        conf: the folders whose classes and settings a run may name.
 
     Raises:
         UserError: there is no such run, its config.yaml is damaged or could run code, or a value cannot be changed.
     """
-    saved = _read(folder, [*overrides, *named])
+    saved = _read(folder, [*overrides, *named], conf)
     # A run begun before a setting existed gets its default.
     merged = OmegaConf.merge(defaults(), saved)
     assert isinstance(merged, DictConfig)
     for override in overrides:
-        _check_change(override, folder, merged)
+        _check_change(override, folder, merged, conf)
         OmegaConf.update(merged, full_key(override.key_or_group, merged.data), override.value(), force_add=True)
     plain = to_plain(merged)
     plain["resume"] = str(folder)
@@ -129,7 +129,7 @@ def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] =
     return to_settings(plain)
 
 
-def _read(folder: Path, named: Iterable[Override]) -> DictConfig:
+def _read(folder: Path, named: Iterable[Override], conf: Conf) -> DictConfig:
     """Return what a run's config.yaml holds, once it is known to be harmless."""
     path = folder / "config.yaml"
     try:
@@ -142,7 +142,7 @@ def _read(folder: Path, named: Iterable[Override]) -> DictConfig:
         if not isinstance(saved, DictConfig) or not isinstance(saved.get("data"), DictConfig):
             raise ValueError("not a mapping, or data is not one")
         _nest_source(saved.data)
-        _check_saved(saved, {full_key(override.key_or_group, saved.data) for override in named})
+        _check_saved(saved, {full_key(override.key_or_group, saved.data) for override in named}, conf)
     except OSError as error:
         raise UserError(
             f"resume={folder}: there is no run to go on with ({error.strerror or error}: {path}). "
@@ -153,10 +153,10 @@ def _read(folder: Path, named: Iterable[Override]) -> DictConfig:
     return saved
 
 
-def _check_change(override: Override, folder: Path, saved: DictConfig) -> None:
+def _check_change(override: Override, folder: Path, saved: DictConfig, conf: Conf) -> None:
     """Raise UserError for what a resumed run cannot change."""
     key, text = override.key_or_group, override.input_line
-    if is_group(key):
+    if conf.is_group(key):
         raise UserError(
             f"{text}: a resumed run keeps its own {key}; only single values can be changed, e.g. "
             "trainer.max_epochs=40."
@@ -172,6 +172,6 @@ def _check_change(override: Override, folder: Path, saved: DictConfig) -> None:
             f"{text}: a resumed run goes on with its own fit. To test a checkpoint, do so in a run of its own: "
             f"stages=[test] ckpt={folder}/checkpoints/best.ckpt."
         )
-    check_value(override, saved)
+    check_value(override, saved, conf)
     if override.is_delete() or override.is_sweep_override():
         raise UserError(f"{text}: a resumed run takes single values only, as NAME=value.")

@@ -328,7 +328,73 @@ def test_a_run_of_any_choice_may_be_resumed(choice):
     # An ablation is one of the speed run, whose network it may change.
     [(cfg, _)] = composed(choice, *(["experiment=fast"] if choice.startswith("ablation=") else []))
     saved = to_dict(cfg)
-    _check_saved(compose.OmegaConf.create(saved), set())
+    _check_saved(compose.OmegaConf.create(saved), set(), compose.CONF)
     saved["callbacks"] = {"mine": {"_target_": "os.system"}}
     with pytest.raises(UserError, match=r"callbacks\.mine\._target_=os\.system is not one of"):
-        _check_saved(compose.OmegaConf.create(saved), set())
+        _check_saved(compose.OmegaConf.create(saved), set(), compose.CONF)
+
+
+# Configurations of a user's own beside conf/
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with an experiment, a network's widths and a callback."""
+    folder = tmp_path / "own"
+    for name, text in {
+        "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /model: wide\nseed: 7\n",
+        "model/wide.yaml": "name: fer_model0\nchannels: [32, 64]\n",
+        "callbacks/mine.yaml": "mine:\n  _target_: contributed.MyCallback\n  n: 3\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["flag", "search path"])
+def test_own_configurations_are_found(way, own):
+    given = ["--config-dir", str(own)] if way == "flag" else [f"hydra.searchpath=[file://{own}]"]
+    [(cfg, folder)] = composed(*given, "experiment=mine", "callbacks=mine", "callbacks.mine.n=4")
+    assert (cfg.seed, cfg.model["channels"]) == (7, [32, 64])
+    assert cfg.callbacks == {"mine": {"_target_": "contributed.MyCallback", "n": 4}}
+    assert folder.parts[-2] == "mine"
+    first = f"--config-dir={own}" if way == "flag" else given[0]
+    assert cfg.overrides == [first, "experiment=mine", "callbacks=mine", "callbacks.mine.n=4"]
+    assert main(never, [cfg.overrides[0], "--help"]) == 0
+
+
+def test_own_configurations_are_swept(own):
+    got = composed("-m", "--config-dir", str(own), "model=wide,fer_model0", "name=s")
+    assert [cfg.model["channels"] for cfg, _ in got] == [[32, 64], [16, 32, 128]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["experiment=mien"], "experiment=mien does not exist. Did you mean mine?"),
+        (["model=wid"], "Did you mean wide?"),
+        (["--config-dir", "nowhere"], "--config-dir=nowhere: nowhere is not a folder."),
+        (["hydra.searchpath=[file://nowhere]"], "nowhere is not a folder."),
+    ],
+)
+def test_mistakes_about_own_configurations_are_named(arguments, said, own, capsys):
+    given = [] if "nowhere" in said else ["--config-dir", str(own)]
+    assert main(never, [*given, *arguments]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_misspelt_key_in_an_own_file_is_found(own, capsys):
+    (own / "experiment" / "mine.yaml").write_text("# @package _global_\nsede: 7\n")
+    assert main(never, ["--config-dir", str(own), "experiment=mine"]) == 1
+    assert "sede (set in a YAML file) does not exist. Did you mean seed?" in capsys.readouterr().err
+
+
+def test_a_run_with_own_configurations_goes_on_with_them_only(own, capsys):
+    [(cfg, _)] = composed("--config-dir", str(own), "callbacks=mine", "name=a")
+    folder = Path("runs/default/a")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(compose.to_yaml(to_dict(cfg)))
+    got = composed("--config-dir", str(own), f"resume={folder}")
+    assert got[0][0].callbacks == cfg.callbacks
+    assert main(never, [f"resume={folder}"]) == 1
+    assert "callbacks.mine._target_=contributed.MyCallback is not one of the settings" in capsys.readouterr().err

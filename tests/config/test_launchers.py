@@ -13,7 +13,7 @@ from watching import held, watched
 
 from fer_lightning.config import overrides
 from fer_lightning.config.cli import main
-from fer_lightning.config.compose import CONF_DIR, build, compose_config, to_plain
+from fer_lightning.config.compose import CONF_DIR, Conf, build, to_plain
 
 # A program like train.py, but for what takes long.
 PROGRAM = """
@@ -145,7 +145,7 @@ def test_every_launcher_takes_its_configuration(launcher, monkeypatch, tmp_path)
     plugin = pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     assert plugin.__version__ == "1.2.0"
     monkeypatch.chdir(tmp_path)
-    cfg = compose_config([f"hydra/launcher={launcher}", "hydra.sweep.dir=runs/x"])
+    cfg = Conf().compose([f"hydra/launcher={launcher}", "hydra.sweep.dir=runs/x"])
     built = build(to_plain(cfg.hydra.launcher))
     assert type(built).__module__.startswith("hydra_plugins.")
 
