@@ -274,7 +274,7 @@ def saved_config() -> str:
 
 def _config(content: bytes, folder: Path) -> None:
     (folder / "config.yaml").write_bytes(content)
-    assert resumed(folder, [])["resume"] == str(folder)
+    assert resumed(folder, []).resume == str(folder)
 
 
 READERS = {

@@ -335,7 +335,7 @@ def test_a_callback_of_ones_own_is_named_again(tmp_path):
     with pytest.raises(UserError, match=r"callbacks.mine._target_=mine.Mine"):
         resumed(tmp_path, [])
     again = [parse("callbacks.mine._target_=mine.Mine"), parse("callbacks.mine.n=3")]
-    assert resumed(tmp_path, again)["callbacks"]["mine"] == {"_target_": "mine.Mine", "n": 3}
+    assert resumed(tmp_path, again).callbacks["mine"] == {"_target_": "mine.Mine", "n": 3}
 
 
 def test_a_name_that_is_no_text_is_told_all_the_same(tmp_path):

@@ -3,21 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-# Before the imports that take long, so that a run's total_seconds count them. The first run of a process takes it;
-# the others begin when they begin.
+if TYPE_CHECKING:
+    from fer_lightning.config.schema import Settings
+
+# The first run of a process began with it, imports included, and takes this; the others begin when they begin.
 _process_start = [perf_counter()]
-
-from fer_lightning.config import cli  # noqa: E402
-from fer_lightning.config.schema import Settings  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train for a command line, sys.argv's by default, and return the exit code."""
+    from fer_lightning.config import cli
+
     return cli.main(job, arguments)
 
 
-def job(cfg: Settings, run_dir: Path) -> None:
+def job(cfg: "Settings", run_dir: Path) -> None:
     """Do one run of the command."""
     started = _process_start.pop() if _process_start else perf_counter()
     # Imported here, so that --help and a typo need not wait for torch and lightning.

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,9 @@ def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] =
     for override in overrides:
         _check_change(override, folder, merged, conf)
         OmegaConf.update(merged, full_key(override.key_or_group, merged.data), override.value(), force_add=True)
-    plain = to_plain(merged)
-    plain["resume"] = str(folder)
-    plain["overrides"] += [override.input_line for override in overrides]
-    return to_settings(plain)
+    settings = to_settings(to_plain(merged))
+    said = [*settings.overrides, *(str(override.input_line) for override in overrides)]
+    return replace(settings, resume=str(folder), overrides=said)
 
 
 def _read(folder: Path, named: Iterable[Override], conf: Conf) -> DictConfig:

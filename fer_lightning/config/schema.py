@@ -74,7 +74,9 @@ class Settings:
     """Every setting of a run."""
 
     seed: int = setting(0, "of the weights, the order of the epochs and the augmentation")
-    name: str | None = setting(None, "folder of the run under runs/<experiment>/; null: the date and time")
+    name: str | int | float | None = setting(
+        None, "folder of the run under runs/<experiment>/; null: the date and time"
+    )
     stages: list[str] = setting(["fit", "test"], "what to do: fit, test or both")
     ckpt: str | list[str] | None = setting(
         None,

@@ -18,6 +18,7 @@ from fer_lightning.__main__ import main
 from fer_lightning.benchmark import contenders, plain_script, processes
 from fer_lightning.benchmark import sections as benchmark
 from fer_lightning.benchmark.processes import Bench
+from fer_lightning.commands import benchmark as benchmark_command
 from fer_lightning.config import cli as config
 from fer_lightning.config.compose import CONF_DIR
 from fer_lightning.data.augment import BatchAugment, normalise
@@ -76,9 +77,10 @@ def in_no_process(monkeypatch):
 
         return measure
 
-    monkeypatch.setattr(
-        benchmark, "contender", lambda bench, name, *settings, **arguments: answering(ANSWERS[name])
-    )
+    for module in (benchmark, benchmark_command):
+        monkeypatch.setattr(
+            module, "contender", lambda bench, name, *settings, **arguments: answering(ANSWERS[name])
+        )
     monkeypatch.setattr(benchmark, "train", lambda bench, *settings: answering(TRAINED))
     monkeypatch.setattr(benchmark, "plain", lambda bench, epochs, steps: answering(TRAINED))
     monkeypatch.setattr(benchmark, "imports", lambda bench: answering({"seconds": 3.0, "peak_mib": 512.0}))

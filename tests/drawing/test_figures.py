@@ -194,6 +194,8 @@ def test_drawing_never_imports_pyplot_or_lightning():
     code = """
 import sys, numpy as np
 from fer_lightning.drawing import faces as plots
+from fer_lightning.drawing.curves import confusion_matrix, history_curves
+from fer_lightning.drawing.style import pixels
 pixels(plots.prediction_grid(np.zeros((1, 48, 48), np.uint8), np.zeros(1, int), np.full((1, 7), 1 / 7), ""))
 pixels(confusion_matrix(np.eye(7, dtype=int), ""))
 pixels(history_curves([], ""))

@@ -92,7 +92,7 @@ def test_what_is_no_photo_is_named(serving):
 
 
 def test_other_sites_are_refused(serving, monkeypatch):
-    monkeypatch.setattr(demo, "look", lambda *args, **options: pytest.fail("it was looked at"))
+    monkeypatch.setattr(Classifier, "predict_stream", lambda *args, **options: pytest.fail("it was looked at"))
     body = photo()
     port = serving.server_port
     for headers in ({"host": f"evil.example:{port}"}, {"Origin": "https://evil.example"}, {"Origin": "null"}):
@@ -102,7 +102,7 @@ def test_other_sites_are_refused(serving, monkeypatch):
 
 
 def test_a_page_that_goes_away_is_not_looked_at(serving, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "look", lambda *args, **options: pytest.fail("it was looked at"))
+    monkeypatch.setattr(Classifier, "predict_stream", lambda *args, **options: pytest.fail("it was looked at"))
     with pytest.raises(IndexError):  # for there is no answer
         asked(serving, "POST /predict", b"half", Content_Length=8)
     assert capsys.readouterr() == ("", "")
@@ -118,7 +118,7 @@ def test_closing_waits_for_the_answer_that_is_being_made(monkeypatch):
         order.append("answered")
         return iter([(None, Image.new("RGB", (2, 2)), [])])
 
-    monkeypatch.setattr(demo, "look", slow)
+    monkeypatch.setattr(Classifier, "predict_stream", slow)
     server = demo.server(Classifier(Bright(), InputSpec(48, 0.0, 1.0), "cpu"), 0)
     body = photo()
     asking = Thread(target=asked, args=(server, "POST /predict", body), kwargs={"Content_Length": len(body)})

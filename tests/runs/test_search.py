@@ -228,7 +228,7 @@ def test_a_hopeless_run_is_given_up(capsys):
         (("sweep=optuna", "optim.lr=tag(log,interval(0,1))"), "an interval goes from low to high"),
         (("sweep=optuna", "optim.lr=interval(1e-2,1e-4)"), "an interval goes from low to high"),
         (("optim.lr=interval(1e-4,1e-2)",), "a sweep needs its values listed; or search, by sweep=optuna"),
-        (("sweep=optuna", "data.batch_size=interval(8,64)"), "it takes a whole number"),
+        (("sweep=optuna", "data.batch_size=interval(8,64)"), "expected a whole number"),
         (("sweep=optuna", "optim.lr=interval(low,high)"), "cannot read"),
     ],
 )
