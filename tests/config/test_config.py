@@ -1,6 +1,7 @@
 """The command line: typos answered with the nearest name, before anything is written or heavy is imported."""
 
 import inspect
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,6 +25,15 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 def never(cfg, run_dir):
     raise AssertionError("the job ran")
+
+
+@pytest.fixture
+def in_conf(monkeypatch, tmp_path):
+    """Writes a file into a copy of conf/, which takes its place."""
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF_DIR, conf)
+    monkeypatch.setattr(compose, "CONF_DIR", conf)
+    return lambda name, text: (conf / name).write_text(text)
 
 
 def composed(*arguments):
@@ -119,14 +129,9 @@ def test_a_data_source_of_ones_own_takes_its_own_settings():
     assert "skip_bad" not in cfg.data.source
 
 
-def test_a_sweep_s_file_that_misses_the_source_is_told(monkeypatch, tmp_path, capsys):
-    import shutil
-
-    conf = tmp_path / "conf"
-    shutil.copytree(CONF_DIR, conf)
+def test_a_sweep_s_file_that_misses_the_source_is_told(capsys, in_conf):
     params = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      data.path: a,b\n"
-    (conf / "sweep" / "mine.yaml").write_text(params)
-    monkeypatch.setattr(compose, "CONF_DIR", conf)
+    in_conf("sweep/mine.yaml", params)
     assert main(never, ["-m", "sweep=mine"]) == 1
     assert "data.path does not exist. Did you mean data.source.path?" in capsys.readouterr().err
 
@@ -148,37 +153,22 @@ def test_no_processes_side_by_side(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_misspelt_key_in_an_experiment_file_is_found(monkeypatch, tmp_path, capsys):
-    import shutil
-
-    conf = tmp_path / "conf"
-    shutil.copytree(CONF_DIR, conf)
-    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\ndata:\n  batchsize: 8\n")
-    monkeypatch.setattr(compose, "CONF_DIR", conf)
+def test_a_misspelt_key_in_an_experiment_file_is_found(capsys, in_conf):
+    in_conf("experiment/mine.yaml", "# @package _global_\ndata:\n  batchsize: 8\n")
     assert main(never, ["experiment=mine"]) == 1
     assert "Did you mean data.batch_size?" in capsys.readouterr().err
 
 
-def test_an_experiment_may_set_what_stands_at_the_top(monkeypatch, tmp_path):
-    import shutil
-
-    conf = tmp_path / "conf"
-    shutil.copytree(CONF_DIR, conf)
-    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\nmonitor: loss/val\n")
-    monkeypatch.setattr(compose, "CONF_DIR", conf)
+def test_an_experiment_may_set_what_stands_at_the_top(in_conf):
+    in_conf("experiment/mine.yaml", "# @package _global_\nseed: 7\nmonitor: loss/val\n")
     [(cfg, _)] = composed("experiment=mine")
     assert (cfg.seed, cfg.monitor) == (7, "loss/val")
 
 
 @pytest.mark.parametrize("value", ["a.ckpt", "[a.ckpt,b/b.ckpt]", "null"])
-def test_ckpt_is_one_or_several_whatever_stood_there(value, monkeypatch, tmp_path):
-    import shutil
-
-    conf = tmp_path / "conf"
-    shutil.copytree(CONF_DIR, conf)
-    (conf / "experiment" / "several.yaml").write_text("# @package _global_\nckpt: [c.ckpt]\n")
-    (conf / "experiment" / "one.yaml").write_text("# @package _global_\nckpt: c.ckpt\n")
-    monkeypatch.setattr(compose, "CONF_DIR", conf)
+def test_ckpt_is_one_or_several_whatever_stood_there(value, in_conf):
+    in_conf("experiment/several.yaml", "# @package _global_\nckpt: [c.ckpt]\n")
+    in_conf("experiment/one.yaml", "# @package _global_\nckpt: c.ckpt\n")
     for experiment in ("one", "several"):
         [(cfg, _)] = composed(f"experiment={experiment}", f"ckpt={value}")
         assert cfg.ckpt == {"a.ckpt": "a.ckpt", "null": None}.get(value, ["a.ckpt", "b/b.ckpt"])
@@ -204,6 +194,8 @@ def test_trainer_arguments_need_no_plus(argument):
 def test_the_run_folder():
     [(_, folder)] = composed("experiment=demo", "name=first")
     assert folder.parts[-3:] == ("runs", "demo", "first")
+    [(_, folder)] = composed("name=2026")
+    assert folder.name == "2026"
     [(_, folder)] = composed("seed=0")
     assert folder.parts[-3:-1] == ("runs", "default")
     jobs = composed("-m", "name=both", "seed=0,1")
@@ -254,13 +246,8 @@ def test_every_setting_has_a_default_of_its_type_and_a_line_of_help(capsys):
             assert (composed_here[node] if node else composed_here)[name] == default, key
 
 
-def test_a_wrong_type_in_an_experiment_file_is_named(monkeypatch, tmp_path, capsys):
-    import shutil
-
-    conf = tmp_path / "conf"
-    shutil.copytree(CONF_DIR, conf)
-    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\ndata:\n  batch_size: eight\n")
-    monkeypatch.setattr(compose, "CONF_DIR", conf)
+def test_a_wrong_type_in_an_experiment_file_is_named(capsys, in_conf):
+    in_conf("experiment/mine.yaml", "# @package _global_\ndata:\n  batch_size: eight\n")
     assert main(never, ["experiment=mine"]) == 1
     assert "data: batch_size=eight is of the wrong type, expected int." in capsys.readouterr().err
 
