@@ -27,7 +27,7 @@ from fer_lightning.config.compat import Override
 from fer_lightning.config.compose import CONF, Conf, to_plain
 from fer_lightning.config.overrides import Checked, as_typed, check, check_search, parse, parse_flags, values_of
 from fer_lightning.config.saved import resumed
-from fer_lightning.config.schema import Settings, to_settings
+from fer_lightning.config.schema import Config, Settings, to_settings
 from fer_lightning.errors import UserError
 from fer_lightning.exit import exit_code
 from fer_lightning.runs.folders import claim, remove_unbegun
@@ -112,16 +112,16 @@ def _resume(job: Job, folder: Path, overrides: list[Override], conf: Conf) -> in
     return 0
 
 
-def _never(cfg: Settings, run_dir: Path) -> None:
+def _never(cfg: Config, run_dir: Path) -> None:
     raise AssertionError("Hydra began a run instead of printing something")
 
 
 def _single(job: Job, folder: Path, rest: list[str], checked: Checked, conf: Conf) -> int:
     raised: list[Exception] = []
 
-    def once(cfg: Settings, run_dir: Path) -> None:
+    def once(cfg: Config, run_dir: Path) -> None:
         try:
-            _alone(job, cfg, run_dir)
+            _alone(job, to_settings(cfg), run_dir)
         except Exception as error:  # noqa: BLE001
             # Again below: Hydra would shorten a bug's traceback, and print one for a UserError.
             raised.append(error)
@@ -138,9 +138,11 @@ def _sweep(job: Job, folder: Path, rest: list[str], overrides: list[Override], c
     begin_sweep(folder, params + [str(o.input_line) for o in overrides if _numbers_runs(o)])
     sweep = Sweep(folder)
 
-    def each(cfg: Settings, run_dir: Path) -> None:
-        command = shlex.join(["python", "train.py", *cfg.overrides])
-        sweep.attempt(run_dir, command, lambda: _work(job, _begun(run_dir, overrides, conf) or cfg, run_dir))
+    def each(cfg: Config, run_dir: Path) -> None:
+        def work() -> None:
+            _work(job, _begun(run_dir, overrides, conf) or to_settings(cfg), run_dir)
+
+        sweep.attempt(run_dir, shlex.join(["python", "train.py", *cfg["overrides"]]), work)
 
     command_line = [*rest, *checked.for_hydra, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
     code = _run_hydra(command_line, checked.typed, conf, each)
@@ -151,14 +153,16 @@ def _sweep(job: Job, folder: Path, rest: list[str], overrides: list[Override], c
     return 1 if sweep.report() or code else 0
 
 
-def _run_hydra(arguments: list[str], typed: Mapping[str, str], conf: Conf, job: Job) -> int:
+def _run_hydra(
+    arguments: list[str], typed: Mapping[str, str], conf: Conf, do: Callable[[Config, Path], None]
+) -> int:
     """Have Hydra do what a command line says, and return the exit code with which it ends.
 
     Args:
         arguments: the command line.
         typed: the key that was typed, of each full key that differs from it.
         conf: where configurations are found.
-        job: called for each run.
+        do: called with the configuration and the folder of each run; what it raises is Hydra's to print.
     """
     command_line = list(sys.argv)
 
@@ -168,7 +172,7 @@ def _run_hydra(arguments: list[str], typed: Mapping[str, str], conf: Conf, job: 
         plain = to_plain(cfg)
         plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
         plain["overrides"] = [*conf.typed, *(as_typed(text, typed) for text in hydra_cfg.overrides.task)]
-        job(to_settings(plain), Path(os.path.relpath(hydra_cfg.runtime.output_dir)))
+        do(plain, Path(os.path.relpath(hydra_cfg.runtime.output_dir)))
 
     sys.argv[1:] = arguments  # Hydra reads the process's own command line
     try:

@@ -249,7 +249,12 @@ def test_every_setting_has_a_default_of_its_type_and_a_line_of_help(capsys):
 def test_a_wrong_type_in_an_experiment_file_is_named(capsys, in_conf):
     in_conf("experiment/mine.yaml", "# @package _global_\ndata:\n  batch_size: eight\n")
     assert main(never, ["experiment=mine"]) == 1
-    assert "data: batch_size=eight is of the wrong type, expected int." in capsys.readouterr().err
+    told = "data: batch_size=eight is of the wrong type, expected int."
+    assert capsys.readouterr().err == f"error: {told}\n"
+    assert main(never, ["-m", "experiment=mine", "name=s"]) == 1
+    error = capsys.readouterr().err
+    assert f"error: {told}\n" in error
+    assert "Traceback" not in error
 
 
 def test_help_imports_nothing_heavy():
