@@ -83,6 +83,8 @@ def fits(value: Any, hint: Any) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(fits(value, one) for one in inner)
+    if origin in (list, tuple, Sequence) and not inner:
+        return isinstance(value, list | tuple)
     if origin is tuple and Ellipsis not in inner:
         same_length = isinstance(value, list | tuple) and len(value) == len(inner)
         return same_length and all(map(fits, value, inner))

@@ -3,7 +3,7 @@
 Hydra finds it here by the folder's name, which is a namespace package and so has no __init__.py. What is searched
 is written in Hydra's own grammar: interval() and int(interval()) are ranges of numbers, on a logarithmic scale with
 tag(log, ...); range() is a range in steps; everything else that lists values is a choice among them. The searching
-itself is in fer_lightning/search.py. The plugin that Hydra offers, hydra-optuna-sweeper 1.3, wants Optuna 2.
+itself is in fer_lightning/runs/search.py. The plugin that Hydra offers, hydra-optuna-sweeper 1.3, wants Optuna 2.
 """
 
 from dataclasses import dataclass, field

@@ -94,8 +94,10 @@ def test_what_somebody_adds_works_without_its_bug():
             ["augment=torchvision", "augment.transforms=[{_target_: torchvision.transforms.v2.RandomAffine}]"],
             "degrees",
         ),
+        (["data.n_train=-3"], "data.n_train=-3 must be at least 0"),
+        (["data.seed=-1"], "data.seed=-1 must be at least 0"),
         (["logger._target_=contributed.MyLogger", "logger.where=[1]"], "where=[1] is of the wrong type"),
-        (["trainer.max_steps=[1]"], "trainer: max_steps=[1] is of the wrong type, expected int"),
+        (["trainer.max_steps=[1]"], "Lightning's Trainer does not take this: "),
     ],
 )
 def test_arguments_that_do_not_fit_end_in_one_line(settings, said, capsys, tmp_path):
@@ -104,6 +106,12 @@ def test_arguments_that_do_not_fit_end_in_one_line(settings, said, capsys, tmp_p
     assert said in error
     assert "Traceback" not in error
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_hydras_convert_changes_nothing():
+    transforms = "[{_target_: contributed.MyTransform, _convert_: all}]"
+    mine = ["augment=torchvision", f"augment.transforms={transforms}"]
+    assert main(job, [*FEW, NET, *mine, "name=a"]) == 0
 
 
 def test_a_missing_import_of_a_module_is_its_bug(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """The benchmark's contenders, each in a process of its own, taking turns.
 
-Nothing here, nor in benchmark.py until its measuring is over, imports torch: Linux counts the memory of the process
-that starts another into that other's peak.
+Nothing here, nor in commands/benchmark.py until its measuring is over, imports torch: Linux counts the memory of
+the process that starts another into that other's peak.
 """
 
 import json
@@ -112,7 +112,7 @@ def train(bench: Bench, *settings: str) -> Measure:
     recipe = ("experiment=baseline", "name=run", *bench.settings, *settings, *probe)
 
     def measure() -> Json:
-        finished = run(bench, [str(REPOSITORY / "train.py"), *recipe])
+        finished = run(bench, ["-m", "fer_lightning", "train", *recipe])
         probed = json.loads((finished.folder / "probe.json").read_text())
         results = json.loads((finished.folder / "runs" / "baseline" / "run" / "results.json").read_text())
         return {

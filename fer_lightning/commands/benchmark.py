@@ -75,8 +75,9 @@ def _check(args: argparse.Namespace) -> None:
             near = did_you_mean(name, SECTIONS)
             raise UserError(f"there is no section {name!r}.{near} There are: {', '.join(SECTIONS)}.")
     for setting in args.settings:
-        if setting.startswith("data.path="):
-            raise UserError(f"{setting}: the plain script needs the data too; give --data {setting[10:]} instead.")
+        key, _, path = setting.partition("=")
+        if key in ("data.path", "data.source.path"):
+            raise UserError(f"{setting}: the plain script needs the data too; give --data {path} instead.")
     for name in ("repeats", "steps", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:

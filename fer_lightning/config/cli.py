@@ -97,7 +97,8 @@ def _conf(flags: Namespace, overrides: list[Override]) -> Conf:
     for o in overrides:
         value = o.value()
         if o.key_or_group == "hydra.searchpath" and isinstance(value, list):
-            own[str(o.input_line)] = [str(path).removeprefix("file://") for path in value]
+            paths = [str(path).removeprefix("file://") for path in value]
+            own[str(o.input_line)] = [path for path in paths if "://" not in path]  # pkg:// is Hydra's to find
     for text, folders in own.items():
         for folder in folders:
             if not Path(folder).is_dir():

@@ -64,11 +64,17 @@ class Conf:
         return options | {"null", "None"} if group in GLOBAL_GROUPS else options
 
     def files(self) -> Iterator[tuple[str, Path]]:
-        """Yield every file with the key of the node that it describes, "" for the whole configuration."""
+        """Yield every file with the key of the node that it describes, "" for the whole configuration.
+
+        Of a user's own folders only those of the groups in conf/: runs may lie beside them, and a run's config.yaml
+        must not vouch for itself.
+        """
+        yield "", CONF_DIR / "train.yaml"
+        groups = [path.name for path in CONF_DIR.iterdir() if path.is_dir()]
         for folder in self.folders:
-            for path in folder.rglob("*.yaml"):
-                whole = path.parent == folder or path.parent.name in GLOBAL_GROUPS
-                yield "" if whole else path.parent.name, path
+            for group in groups:
+                for path in [*(folder / group).glob("*.yaml"), *(folder / group).glob("*/*.yaml")]:
+                    yield "" if group in GLOBAL_GROUPS else path.parent.name, path
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """Return what Hydra composes, its own node included.
@@ -92,7 +98,8 @@ def build(node: Any, **arguments: Any) -> Any:
 
     Args:
         node: a dict with a ``_target_``, the dotted name of a class or function, and its arguments; or a dict or
-            list of such. ``_args_`` holds positional arguments; ``_partial_: true`` asks for a partial function.
+            list of such. ``_args_`` holds positional arguments; ``_partial_: true`` asks for a partial function;
+            ``_convert_`` changes nothing, for all values are plain already.
         arguments: further keyword arguments of the outermost one.
 
     Raises:
@@ -113,7 +120,7 @@ def build(node: Any, **arguments: Any) -> Any:
     return call(target, str(name), options, *positional)
 
 
-_BUILD_KEYS = ("_target_", "_args_", "_partial_")
+_BUILD_KEYS = ("_target_", "_args_", "_partial_", "_convert_")
 
 
 def _locate(name: Any) -> Callable[..., Any]:
@@ -147,7 +154,15 @@ def to_yaml(cfg: Config) -> str:
 
 
 def to_plain(cfg: DictConfig) -> Config:
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    """Return a configuration as plain nested dicts, with every ${...} replaced by what it stands for.
+
+    Raises:
+        UserError: it stands for nothing.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(first_lines(error)) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

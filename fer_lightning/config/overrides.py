@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.arguments import fits
 from fer_lightning.config.compat import IntervalSweep, Override, flag_parser, parse_override
-from fer_lightning.config.compose import GLOBAL_GROUPS, Conf
-from fer_lightning.config.schema import TYPES, describe, shown
+from fer_lightning.config.compose import GLOBAL_GROUPS, Conf, to_plain
+from fer_lightning.config.schema import TYPES, describe, shown, to_settings
 from fer_lightning.errors import UserError, did_you_mean
 
 # Every argument of lightning.pytorch.Trainer (2.6), listed so that a typo is answered without importing it; a test
@@ -108,7 +108,9 @@ def full_key(key: str, data: DictConfig) -> str:
     """Return the key of a setting in its nodes: data.path stands for data.source.path."""
     group, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    return f"data.source.{rest}" if group == "data" and name not in data and name in data.source else key
+    source = data.get("source")
+    aliased = group == "data" and name not in data and isinstance(source, DictConfig) and name in source
+    return f"data.source.{rest}" if aliased else key
 
 
 def as_typed(text: str, typed: Mapping[str, str]) -> str:
@@ -142,6 +144,7 @@ def check(overrides: list[Override], conf: Conf) -> Checked:
     cfg = conf.compose([_first(o) for o in final if conf.is_group(o.key_or_group) or not o.is_sweep_override()])
     if cfg.hydra.launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0 must be a number of processes, or -1 for all.")
+    to_settings(to_plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])))
     return Checked(for_hydra, typed, cfg.hydra.sweeper)
 
 
@@ -189,6 +192,8 @@ def _rewritten(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[
         text, key = str(o.input_line), o.key_or_group
         if not conf.is_group(key):
             full = full_key(key, cfg.data)
+            if own_source and full.startswith("data.") and full.split(".")[1] not in cfg.data:
+                full = f"data.source.{key.removeprefix('data.')}"
             if full != key:
                 typed[full] = key
                 text = text.replace(key, full, 1)

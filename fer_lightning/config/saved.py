@@ -70,7 +70,11 @@ def _shipped(conf: Conf) -> dict[str, set[Any]]:
     """Every key in conf/, with the values that it has there."""
     found: dict[str, set[Any]] = {}
     for prefix, path in conf.files():
-        for key, value in _entries(OmegaConf.to_container(OmegaConf.load(path)), prefix):
+        try:
+            content = OmegaConf.to_container(OmegaConf.load(path))
+        except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+            raise UserError(f"{path} cannot be read: {first_lines(error)}") from error
+        for key, value in _entries(content, prefix):
             found.setdefault(key, set()).add(value)
     return found
 

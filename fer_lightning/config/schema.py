@@ -10,6 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from fer_lightning.arguments import call
+from fer_lightning.errors import UserError
 
 Config = dict[str, Any]  # settings as plain nested dicts
 
@@ -140,6 +141,13 @@ def to_settings(cfg: Config) -> Settings:
         UserError: a key that does not exist or a value of the wrong type, which a file has set: the command line is
             checked before.
     """
+    data = cfg.get("data", {})
+    source = data.get("source") if isinstance(data, dict) else None
+    if not isinstance(source, dict) or "_target_" not in source:
+        raise UserError(
+            "data.source needs a _target_, the function that reads the images, with its settings beside it; "
+            "conf/data/fer2013.yaml is an example."
+        )
     nodes = {"data": DataSettings, "distill": DistillSettings, "checkpoint": CheckpointSettings}
     typed = {key: call(nodes[key], key, value) if key in nodes else value for key, value in cfg.items()}
     return call(Settings, "the configuration", typed)

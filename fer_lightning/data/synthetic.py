@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fer_lightning.data.faces import GENERIC_SPLITS, TEST, TRAIN, VAL, Faces, fingerprint
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.errors import UserError
 
 Batch = npt.NDArray[np.float32]  # (N, 1, 1), a number for each face, or (N, H, W), one for each pixel
 Units = dict[int, Batch]  # AU number -> intensity (N, 1, 1): 0 at rest, 1 at most
@@ -340,7 +341,13 @@ def synthetic_faces(n_train: int = 6000, n_val: int = 500, n_test: int = 500, se
 
     Returns:
         48x48 faces named "synthetic:train:0" and so on.
+
+    Raises:
+        UserError: a number of faces or a seed below 0.
     """
+    for name, value in (("n_train", n_train), ("n_val", n_val), ("n_test", n_test), ("seed", seed)):
+        if value < 0:
+            raise UserError(f"data.{name}={value} must be at least 0.")
     sizes = (n_train, n_val, n_test)
     usage = np.repeat(np.array([TRAIN, VAL, TEST], np.uint8), sizes)
     number = np.concatenate([np.arange(size) for size in sizes])

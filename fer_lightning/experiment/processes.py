@@ -24,8 +24,9 @@ def prepare_processes(trainer: Trainer) -> None:
         )
     if compat.starts_processes(trainer) and sys.modules["__main__"].__spec__ is not None:
         raise UserError(
-            f"trainer.devices={trainer.num_devices}: only python train.py starts the processes of a run, not "
-            "hydra/launcher and no other program. Leave the launcher out, or take trainer.devices=1."
+            f"trainer.devices={trainer.num_devices}: only python train.py and fer-lightning train start the "
+            "processes of a run, not hydra/launcher nor python -m. Take one of them without a launcher, or "
+            "trainer.devices=1."
         )
     # Lightning's handler of SIGTERM broadcasts in the middle of whatever the processes exchange, and can wait for
     # ever. Ours ends this process, and with it the others.

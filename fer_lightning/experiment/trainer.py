@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
 from fer_lightning import hardware
-from fer_lightning.arguments import LIBRARIES, check_options, first_line, raised_within
+from fer_lightning.arguments import LIBRARIES, first_line, raised_within
 from fer_lightning.callbacks.checkpoints import AtomicCheckpointIO, best_checkpoint, best_value
 from fer_lightning.callbacks.history import History
 from fer_lightning.data.datamodule import FaceDataModule
@@ -99,7 +99,6 @@ def make_trainer(
     # Lightning leaves on what an earlier run of this process has asked for.
     torch.use_deterministic_algorithms(False)
     settings = ours | arguments
-    check_options(Trainer, "trainer", settings)
     try:
         trainer = Trainer(**settings)
     except Exception as error:

@@ -90,6 +90,9 @@ def composed(*arguments):
         ("resume=nowhere", "there is no run to go on with"),
         ("--epochs", "without dashes"),
         ("trainer.max_epochs", "a setting is NAME=value"),
+        ("data.source=3", "data.source needs a _target_"),
+        ("seed=${tta}", "seed=none is of the wrong type, expected int"),
+        ("optim.lr=${nope}", "Interpolation key 'nope' not found"),
     ],
 )
 @pytest.mark.parametrize("sweep", [False, True])
@@ -127,6 +130,9 @@ def test_a_data_source_of_ones_own_takes_its_own_settings():
     [(cfg, _)] = composed(*own)
     assert (cfg.data.source["_target_"], cfg.data.source["folder"]) == ("my.faces", "x")
     assert "skip_bad" not in cfg.data.source
+    [(cfg, _)] = composed("data._target_=my.faces", "data.folder=x")
+    assert (cfg.data.source["_target_"], cfg.data.source["folder"]) == ("my.faces", "x")
+    assert cfg.overrides == ["data._target_=my.faces", "data.folder=x"]
 
 
 def test_a_sweep_s_file_that_misses_the_source_is_told(capsys, in_conf):
@@ -358,6 +364,43 @@ def test_own_configurations_are_found(way, own):
 def test_own_configurations_are_swept(own):
     got = composed("-m", "--config-dir", str(own), "model=wide,fer_model0", "name=s")
     assert [cfg.model["channels"] for cfg, _ in got] == [[32, 64], [16, 32, 128]]
+
+
+def test_data_that_name_no_source_are_named(own, capsys):
+    (own / "data").mkdir()
+    for text in ("batch_size: 8\n", "_target_: my.faces\nfolder: x\n", "source: my.faces\n"):
+        (own / "data" / "mine.yaml").write_text(text)
+        for further in ([], ["data.path=x"]):
+            assert main(never, ["--config-dir", str(own), "data=mine", *further]) == 1
+            error = capsys.readouterr().err
+            assert error.startswith("error: ")
+            assert "Traceback" not in error
+    assert main(never, ["--config-dir", str(own), "data=mine"]) == 1
+    assert "data.source needs a _target_" in capsys.readouterr().err
+
+
+def test_a_run_in_an_own_folder_does_not_vouch_for_itself(own, capsys):
+    [(cfg, _)] = composed("callbacks.mine._target_=os.system", "name=a")
+    folder = own / "stranger"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(compose.to_yaml(to_dict(cfg)))
+    assert main(never, ["--config-dir", str(own), f"resume={folder}"]) == 1
+    assert "callbacks.mine._target_=os.system is not one of the settings" in capsys.readouterr().err
+
+
+def test_a_damaged_own_file_is_named(own, capsys):
+    [(cfg, _)] = composed("name=a")
+    folder = Path("runs/default/a")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(compose.to_yaml(to_dict(cfg)))
+    (own / "model" / "broken.yaml").write_text("a: [\n")
+    assert main(never, ["--config-dir", str(own), f"resume={folder}"]) == 1
+    assert f"{own / 'model' / 'broken.yaml'} cannot be read" in capsys.readouterr().err
+
+
+def test_packages_on_the_search_path_are_hydras_to_find():
+    [(cfg, _)] = composed("hydra.searchpath=[pkg://hydra]")
+    assert cfg.overrides == ["hydra.searchpath=[pkg://hydra]"]
 
 
 @pytest.mark.parametrize(
