@@ -70,9 +70,8 @@ class Conf:
         must not vouch for itself.
         """
         yield "", CONF_DIR / "train.yaml"
-        groups = [path.name for path in CONF_DIR.iterdir() if path.is_dir()]
         for folder in self.folders:
-            for group in groups:
+            for group in CONF.groups():
                 for path in [*(folder / group).glob("*.yaml"), *(folder / group).glob("*/*.yaml")]:
                     yield "" if group in GLOBAL_GROUPS else path.parent.name, path
 

@@ -104,13 +104,12 @@ def values_of(override: Override) -> list[Any]:
     return [value.start, value.end] if isinstance(value, IntervalSweep) else [value]
 
 
-def full_key(key: str, data: DictConfig) -> str:
-    """Return the key of a setting in its nodes: data.path stands for data.source.path."""
+def full_key(key: str) -> str:
+    """Return the key of a setting in its nodes: what of data.* is not of the batches is of their source."""
     group, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    source = data.get("source")
-    aliased = group == "data" and name not in data and isinstance(source, DictConfig) and name in source
-    return f"data.source.{rest}" if aliased else key
+    of_batches = name in ("", "source") or f"data.{name}" in TYPES
+    return key if group != "data" or of_batches else f"data.source.{rest}"
 
 
 def as_typed(text: str, typed: Mapping[str, str]) -> str:
@@ -166,7 +165,7 @@ def _with_choices(overrides: list[Override], conf: Conf) -> DictConfig:
     without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
     _check_keys(cfg, conf.compose(without_global))
     for key in cfg.hydra.sweeper.get("params") or {}:  # set by a file in conf/
-        if (full := full_key(key, cfg.data)) != key:
+        if (full := full_key(key)) != key and full in set(_leaves(cfg)):
             raise UserError(f"hydra.sweeper.params: {key} does not exist. Did you mean {full}?")
     return cfg
 
@@ -185,15 +184,13 @@ def _check_options(override: Override, options: set[str]) -> None:
 def _rewritten(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[list[str], dict[str, str]]:
     """Return the overrides for Hydra, each checked, and the typed key of each full key that differs from it."""
     for_hydra, typed = [], {}
-    own_source = any(o.key_or_group in ("data._target_", "data.source._target_") for o in overrides)
+    own_source = any(full_key(o.key_or_group) == "data.source._target_" for o in overrides)
     # Nodes whose keys may be new: what is built there checks its arguments itself.
     new_keys = ("trainer.", *(f"{node}." for node in _NEW_KEYS), *(["data.source."] if own_source else []))
     for o in overrides:
         text, key = str(o.input_line), o.key_or_group
         if not conf.is_group(key):
-            full = full_key(key, cfg.data)
-            if own_source and full.startswith("data.") and full.split(".")[1] not in cfg.data:
-                full = f"data.source.{key.removeprefix('data.')}"
+            full = full_key(key)
             if full != key:
                 typed[full] = key
                 text = text.replace(key, full, 1)
@@ -294,7 +291,7 @@ def check_value(override: Override, cfg: DictConfig, conf: Conf) -> None:
             )
         if key != "trainer.max_epochs":
             return  # Trainer takes values of several types for most, and says itself what it does not take
-    elif (full := full_key(key, cfg.data)) not in set(_leaves(cfg)):
+    elif (full := full_key(key)) not in set(_leaves(cfg)):
         raise UserError(f"{key} does not exist.{did_you_mean(key, _typed_keys(cfg) | conf.groups())}")
     if override.is_delete():
         return

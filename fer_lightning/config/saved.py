@@ -127,7 +127,7 @@ def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] =
     assert isinstance(merged, DictConfig)
     for override in overrides:
         _check_change(override, folder, merged, conf)
-        OmegaConf.update(merged, full_key(override.key_or_group, merged.data), override.value(), force_add=True)
+        OmegaConf.update(merged, full_key(override.key_or_group), override.value(), force_add=True)
     settings = to_settings(to_plain(merged))
     said = [*settings.overrides, *(str(override.input_line) for override in overrides)]
     return replace(settings, resume=str(folder), overrides=said)
@@ -146,7 +146,7 @@ def _read(folder: Path, named: Iterable[Override], conf: Conf) -> DictConfig:
         if not isinstance(saved, DictConfig) or not isinstance(saved.get("data"), DictConfig):
             raise ValueError("not a mapping, or data is not one")
         _nest_source(saved.data)
-        _check_saved(saved, {full_key(override.key_or_group, saved.data) for override in named}, conf)
+        _check_saved(saved, {full_key(override.key_or_group) for override in named}, conf)
     except OSError as error:
         raise UserError(
             f"resume={folder}: there is no run to go on with ({error.strerror or error}: {path}). "

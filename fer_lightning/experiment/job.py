@@ -52,7 +52,7 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
     history = History(datas[0].val_split)
     dashboard = Dashboard(texts(to_yaml(used), record), hparams(used))
     # History comes after what draws, so that its clock leaves drawing out.
-    callbacks = [*build_callbacks(cfg.callbacks, build), history, dashboard, *keep]
+    callbacks = [*build_callbacks(cfg.callbacks), history, dashboard, *keep]
     trainer = make_trainer(build_logger(cfg, plan, run_dir) or False, callbacks, run_dir, trainer_arguments)
     record.processes = trainer.world_size
 
@@ -85,7 +85,6 @@ def build_data(cfg: Settings, plan: Plan) -> list[FaceDataModule]:
             f"resume: this run was trained on other data than {faces.source}: set data.path to its own."
         )
     augment = build(cfg.augment)
-    check_options(FaceDataModule, "data", batching, faces, augment)
     inputs_of = [own_input(checkpoint) for checkpoint in plan.tested] or [{}]
     return [FaceDataModule(faces, augment, seed=cfg.seed, **(batching | own)) for own in inputs_of]
 

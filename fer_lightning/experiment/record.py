@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 
 import fer_lightning
 from fer_lightning import hardware
+from fer_lightning.arguments import first_line
 from fer_lightning.config.schema import Config, Settings
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.errors import Pruned, Stopped, UserError
@@ -227,7 +228,7 @@ def recorded(
             if not hardware.is_out_of_memory(error):
                 raise
             raise UserError(
-                f"Out of memory: {str(error).splitlines()[0]} Lower data.batch_size, data.eval_batch_size, "
+                f"Out of memory: {first_line(error)} Lower data.batch_size, data.eval_batch_size, "
                 "data.image_size or model.channels, or set trainer.precision=bf16-mixed."
             ) from error
 

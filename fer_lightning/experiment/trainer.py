@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fer_lightning import hardware
 from fer_lightning.arguments import LIBRARIES, first_line, raised_within
 from fer_lightning.callbacks.checkpoints import AtomicCheckpointIO, best_checkpoint, best_value
 from fer_lightning.callbacks.history import History
+from fer_lightning.config.compose import build
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.experiment.processes import prepare_processes
@@ -39,12 +40,8 @@ def for_this_machine(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]
     return chosen, f"{hardware.describe(kind)}; precision {chosen['precision']} ({why})"
 
 
-def build_callbacks(nodes: Mapping[str, Any], build: Callable[[Any], Any]) -> list[Callback]:
-    """Build the callbacks that a configuration lists.
-
-    Args:
-        nodes: a node with a ``_target_`` for each callback's name.
-        build: returns what a node names.
+def build_callbacks(nodes: Mapping[str, Any]) -> list[Callback]:
+    """Build the callbacks that a configuration lists, each by its name and a node with a ``_target_``.
 
     Raises:
         UserError: a node that names no callback.

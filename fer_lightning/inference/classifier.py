@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fer_lightning import hardware
+from fer_lightning.arguments import first_line
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
@@ -65,7 +66,7 @@ class Classifier:
             self.device = torch.device(hardware.accelerator(device))
             self.net = net.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device={device} will not do: {str(error).splitlines()[0]}") from error
+            raise UserError(f"device={device} will not do: {first_line(error)}") from error
         self.inputs = inputs
         self.val_split = val_split
 
