@@ -126,14 +126,14 @@ def test_a_name_in_front_of_a_zip_s_file_that_is_no_text(tmp_path):
     content[at + 6 : at + 8] = (0x800).to_bytes(2, "little")  # the flag of names in UTF-8
     content[at + 30] = 0xC4
     path.write_bytes(content)
-    with pytest.raises(UserError, match="the name in front of the file is damaged"):
+    with pytest.raises(UserError, match="the file name in its local header is damaged"):
         load_faces(path)
 
 
 def test_a_zip_of_zips_is_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("inner.zip", b"PK")
-    with pytest.raises(UserError, match="further zips, which are not opened"):
+    with pytest.raises(UserError, match="nested zips, which are not opened"):
         load_faces(tmp_path / "a.zip")
 
 
@@ -165,10 +165,10 @@ def test_folders_without_end(tmp_path, monkeypatch):
         for other in range(8):
             (tmp_path / str(one)).mkdir(exist_ok=True)
             (tmp_path / str(one) / str(other)).symlink_to(tmp_path / str(other))
-    with pytest.raises(UserError, match="links lead in circles"):
+    with pytest.raises(UserError, match="circular links"):
         load_faces(tmp_path)
     (tmp_path / "deep" / "/".join("a" * 40)).mkdir(parents=True)
-    with pytest.raises(UserError, match="one in the other"):
+    with pytest.raises(UserError, match="32 levels of them"):
         load_faces(tmp_path / "deep")
 
 

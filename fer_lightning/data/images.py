@@ -59,7 +59,8 @@ def decode(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
             with Image.open(file, formats=FORMATS) as image:
                 return _to_display(image)
     except UnidentifiedImageError as error:
-        raise ImageError("damaged image", f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
+        formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ImageError("damaged image", f"not an image of type {formats}") from error
     except Image.DecompressionBombError as error:
         raise ImageError("oversized image", "too large: more than 178 million pixels") from error
     except OSError as error:

@@ -175,7 +175,9 @@ class Archive:
             paths: the files to be read.
             max_bytes: bytes read from each file at most; None for no limit.
         """
-        unpacked = sum(self.sizes[path] if max_bytes is None else min(self.sizes[path], max_bytes) for path in paths)
+        unpacked = sum(
+            self.sizes[path] if max_bytes is None else min(self.sizes[path], max_bytes) for path in paths
+        )
         if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * self.path.stat().st_size):
             raise UserError(
                 f"{self.path} would expand to {unpacked / 2**30:,.1f} GiB, more than {_MAX_RATIO} times its size, "

@@ -164,13 +164,13 @@ def test_batches_are_the_same_however_many_are_prepared_at_once(monkeypatch):
             torch.testing.assert_close(got, batch)
 
 
-@pytest.mark.parametrize("done", range(9))
-def test_an_epoch_goes_on_bit_for_bit_wherever_it_was_left(done):
+@pytest.mark.parametrize("skipped", range(9))
+def test_resumed_epoch_is_bitwise_identical_at_every_batch(skipped):
     data = some_data()
     whole = data.train_dataloader()
-    rest = FaceLoader(whole.store, whole.sampler, whole.prepare, group=3, done=lambda: done)
+    rest = FaceLoader(whole.store, whole.sampler, whole.prepare, group=3, skip=lambda: skipped)
     whole.group = 3
-    assert same(batches_of(rest), batches_of(whole)[done:])
+    assert same(batches_of(rest), batches_of(whole)[skipped:])
 
 
 def test_batches_out_of_a_devices_own_memory_are_the_same(monkeypatch):
@@ -208,7 +208,7 @@ def test_a_last_batch_smaller_than_the_processes_takes_from_the_one_before():
 
 @pytest.mark.parametrize(("n", "batch_size"), [(2, 8), (8, 2)])
 def test_fewer_images_than_processes_are_named(n, batch_size):
-    with pytest.raises(UserError, match="3 processes share each batch, of"):
+    with pytest.raises(UserError, match="3 processes cannot share a batch of"):
         EpochBatches(torch.arange(n), batch_size, world_size=3)
 
 
@@ -229,7 +229,7 @@ def test_settings_out_of_range_are_named(options, said):
 
 
 def test_a_split_without_images_is_named():
-    with pytest.raises(UserError, match="no image in PrivateTest"):
+    with pytest.raises(UserError, match="has no images in PrivateTest"):
         FaceDataModule(some_faces((10, 5, 0)), NoAugment())
 
 

@@ -164,7 +164,7 @@ def test_folder_changed_in_time_or_folders_alone_is_read_anew(tmp_path: Path) ->
     file.write_bytes(FACES[0].jpeg)
     assert len(load_faces(folder)) == 56
     (folder / "train" / "Happiness").mkdir()
-    assert error_of(folder).startswith("train/Happiness/: no images in it")
+    assert error_of(folder).startswith("train/Happiness/: contains no images")
 
 
 def test_classes_go_by_name_not_by_alphabet(tmp_path: Path) -> None:
@@ -205,7 +205,9 @@ def test_other_files_are_ignored_and_named(tmp_path: Path) -> None:
     (folder / "holiday.jpg").write_bytes(b"no image")
     faces = load_faces(folder)
     assert len(faces) == 56
-    assert other_notes(faces) == ["Ignored, as no images in class folders: holiday.jpg, train/happy/README.txt."]
+    assert other_notes(faces) == [
+        "Ignored files that are not images in class folders: holiday.jpg, train/happy/README.txt."
+    ]
 
 
 def test_of_several_forms_the_whole_original_is_read_and_named(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_of_several_forms_the_whole_original_is_read_and_named(tmp_path: Path) -
     write_zip(folder / "archive.zip", FACES)
     faces = load_faces(folder)
     assert len(faces) == 40
-    assert other_notes(faces) == ["icml_face_data.csv was read, of icml_face_data.csv, class folders found."]
+    assert other_notes(faces) == ["Found icml_face_data.csv, class folders; only icml_face_data.csv was read."]
     (folder / "icml_face_data.csv").unlink()
     faces = load_faces(folder)
     assert len(faces) == 20
@@ -227,7 +229,7 @@ def test_of_several_csvs_the_first_is_read_and_named(tmp_path: Path) -> None:
     write_fer2013_csv(tmp_path / "a.csv", FACES[:20])
     faces = load_faces(tmp_path)
     assert len(faces) == 20
-    assert other_notes(faces) == ["a.csv was read, of a.csv, b.csv found."]
+    assert other_notes(faces) == ["Found a.csv, b.csv; only a.csv was read."]
 
 
 def test_of_several_zips_the_likeliest_is_read_and_named(tmp_path: Path) -> None:
@@ -236,16 +238,14 @@ def test_of_several_zips_the_likeliest_is_read_and_named(tmp_path: Path) -> None
     write_zip(tmp_path / "a" / "fer2013.zip", FACES)
     faces = load_faces(tmp_path / "a")
     assert len(faces) == 56
-    assert other_notes(faces) == ["fer2013.zip was read, of fer2013.zip, archive.zip found."]
+    assert other_notes(faces) == ["Found fer2013.zip, archive.zip; only fer2013.zip was read."]
 
 
 def test_prefix_decides_over_the_folder(tmp_path: Path) -> None:
     moved = [replace(face, path=face.path.replace("test/", "train/")) for face in FACES]
     faces = load_faces(write_folder(tmp_path / "a", moved))
     assert np.bincount(faces.usage).tolist() == [28, 14, 14]
-    assert other_notes(faces) == [
-        "28 images lie in train/ or test/ against their name's prefix: the prefix counts."
-    ]
+    assert other_notes(faces) == ["28 images are in train/ or test/ contrary to their prefix; the prefix decides."]
 
 
 # Splits that are cut here
@@ -320,7 +320,7 @@ def test_train_csv_with_unlabelled_test_csv(tmp_path: Path) -> None:
     assert np.bincount(faces.usage).tolist() == [56, 7, 7]
     assert (faces.dataset, faces.split_names) == ("folder", GENERIC_SPLITS)
     assert faces.notes == (
-        "test.csv has no labels (no emotion column), so it was not used.",
+        "test.csv has no labels (no emotion column) and was not used.",
         "No official split: validation (7 images) and test (7 images) cut from train, "
         "a tenth of each class, seed 0.",
     )
@@ -399,7 +399,7 @@ def _png_of_claimed_size(width: int, height: int) -> bytes:
 
 BAD_FILES = {
     "zero_bytes": (b"", "empty file (0 bytes)", "1 x empty file"),
-    "text": (b"hello", "not an image, or none of JPEG, PNG, ", "1 x damaged image"),
+    "text": (b"hello", "not an image of type JPEG, PNG, ", "1 x damaged image"),
     "truncated": (FACES[0].jpeg[: len(FACES[0].jpeg) // 2], "damaged: ", "1 x damaged image"),
     "no_header": (FACES[0].jpeg[:30], "damaged: ", "1 x damaged image"),
     "bomb": (
@@ -412,7 +412,11 @@ BAD_FILES = {
         "too large: more than 178 million pixels",
         "1 x oversized image",
     ),
-    "float": (encode(np.full((48, 48), 0.5, np.float32), "TIFF"), "32 bits a pixel", "1 x unsupported image"),
+    "float": (
+        encode(np.full((48, 48), 0.5, np.float32), "TIFF"),
+        "32 bits per pixel, range unknown",
+        "1 x unsupported image",
+    ),
 }
 
 
@@ -444,23 +448,23 @@ def with_rows(tmp_path: Path, *rows: str) -> Path:
 GOOD = text(FACES[0])
 SHORT = GOOD.rpartition(" ")[0]
 BAD_ROWS = {
-    "too_few_pixels": (f"3,{SHORT},Training", "2303 pixels where 48x48 = 2304 are needed"),
-    "too_many_pixels": (f"3,{GOOD} 1,Training", "2305 pixels where 48x48 = 2304 are needed"),
-    "no_pixels": ("3,,Training", "0 pixels where 48x48 = 2304 are needed"),
-    "pixel_300": (f"3,{SHORT} 300,Training", "pixel 300 is not from 0 to 255"),
-    "pixel_negative": (f"3,{SHORT} -1,Training", "pixel -1 is not from 0 to 255"),
-    "pixel_abc": (f"3,{SHORT} abc,Training", "pixel 'abc' is not a whole number"),
-    "pixel_after_all": (f"3,{GOOD} abc,Training", "pixel 'abc' is not a whole number"),
-    "pixel_fraction": (f"3,1.5 {SHORT},Training", "pixel '1.5' is not a whole number"),
-    "pixel_nan": (f"3,nan {SHORT},Training", "pixel 'nan' is not a whole number"),
-    "pixel_huge": (f"3,{SHORT} 99999999999999999999,Training", "is not from 0 to 255"),
-    "emotion_9": (f"9,{GOOD},Training", "emotion '9' is not one of 0 to 6"),
-    "emotion_negative": (f"-1,{GOOD},Training", "emotion '-1' is not one of 0 to 6"),
-    "emotion_word": (f"happy,{GOOD},Training", "emotion 'happy' is not one of 0 to 6"),
-    "emotion_empty": (f",{GOOD},Training", "emotion '' is not one of 0 to 6"),
-    "usage": (f"3,{GOOD},Trainig", "Usage 'Trainig' is none of Training, PublicTest, PrivateTest"),
-    "too_few_columns": (f"3,{GOOD}", "2 columns where the first line has 3"),
-    "too_many_columns": (f"3,{GOOD},Training,1", "4 columns where the first line has 3"),
+    "too_few_pixels": (f"3,{SHORT},Training", "expected 48x48 = 2304 pixels, got 2303"),
+    "too_many_pixels": (f"3,{GOOD} 1,Training", "expected 48x48 = 2304 pixels, got 2305"),
+    "no_pixels": ("3,,Training", "expected 48x48 = 2304 pixels, got 0"),
+    "pixel_300": (f"3,{SHORT} 300,Training", "expected pixels from 0 to 255, got 300"),
+    "pixel_negative": (f"3,{SHORT} -1,Training", "expected pixels from 0 to 255, got -1"),
+    "pixel_abc": (f"3,{SHORT} abc,Training", "expected whole numbers as pixels, got 'abc'"),
+    "pixel_after_all": (f"3,{GOOD} abc,Training", "expected whole numbers as pixels, got 'abc'"),
+    "pixel_fraction": (f"3,1.5 {SHORT},Training", "expected whole numbers as pixels, got '1.5'"),
+    "pixel_nan": (f"3,nan {SHORT},Training", "expected whole numbers as pixels, got 'nan'"),
+    "pixel_huge": (f"3,{SHORT} 99999999999999999999,Training", "expected pixels from 0 to 255, got "),
+    "emotion_9": (f"9,{GOOD},Training", "expected emotion 0 to 6, got '9'"),
+    "emotion_negative": (f"-1,{GOOD},Training", "expected emotion 0 to 6, got '-1'"),
+    "emotion_word": (f"happy,{GOOD},Training", "expected emotion 0 to 6, got 'happy'"),
+    "emotion_empty": (f",{GOOD},Training", "expected emotion 0 to 6, got ''"),
+    "usage": (f"3,{GOOD},Trainig", "expected Usage Training or PublicTest or PrivateTest, got 'Trainig'"),
+    "too_few_columns": (f"3,{GOOD}", "expected 3 columns, got 2"),
+    "too_many_columns": (f"3,{GOOD},Training,1", "expected 3 columns, got 4"),
     "huge_field": (f"3,{GOOD} {'1 ' * 100_000},Training", "field larger than field limit"),
 }
 
@@ -483,7 +487,7 @@ def test_row_that_is_not_utf_8(tmp_path: Path) -> None:
     path = with_rows(tmp_path)
     with path.open("ab") as file:
         file.write(b"3," + SHORT.encode() + b" \xff\xfe,Training\n")
-    assert error_of(path).startswith("fer2013.csv, line 58: pixel '\\udcff\\udcfe' is not a whole number")
+    assert error_of(path).startswith("fer2013.csv, line 58: expected whole numbers as pixels, got '\\udcff\\udcfe'")
 
 
 def test_quote_that_is_never_closed_does_not_swallow_the_rest(tmp_path: Path) -> None:
@@ -497,7 +501,7 @@ def test_all_faults_are_told_together_ten_by_name(tmp_path: Path) -> None:
     lines = message.splitlines()
     assert lines[0] == f"23 faults in {path}:"
     assert lines[1:11] == [
-        f"  fer2013.csv, line {60 + i}: emotion '{7 + i}' is not one of 0 to 6" for i in range(10)
+        f"  fer2013.csv, line {60 + i}: expected emotion 0 to 6, got '{7 + i}'" for i in range(10)
     ]
     assert lines[11:] == ["  and 13 more", "Fix them, or set data.skip_bad=true to drop them."]
     assert other_notes(load_faces(path, skip_bad=True)) == ["data.skip_bad dropped 23 x unknown emotion."]
@@ -518,11 +522,11 @@ def test_faults_of_every_kind_are_counted_by_kind(tmp_path: Path) -> None:
     assert message.splitlines() == [
         f"6 faults in {folder}:",
         f"  train/contempt/: 'contempt' is not one of {', '.join(EMOTIONS)} (2 images)",
-        "  test/Neutral/: no images in it",
+        "  test/Neutral/: contains no images",
         "  train/happy/Training_0.jpg: empty file (0 bytes)",
-        "  train/happy/Training_1.jpg: not an image, or none of JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM, JPEG2000",
-        "  train/sad/Training_2.jpg: not an image, or none of JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM, JPEG2000",
-        "  train/sad/mine.jpg: no Training_, PublicTest_, PrivateTest_ before its name",
+        "  train/happy/Training_1.jpg: not an image of type JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM or JPEG2000",
+        "  train/sad/Training_2.jpg: not an image of type JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM or JPEG2000",
+        "  train/sad/mine.jpg: expected the prefix Training_ or PublicTest_ or PrivateTest_",
         "Fix them, or set data.skip_bad=true to drop them.",
     ]
     faces = load_faces(folder, skip_bad=True)
@@ -537,28 +541,26 @@ def test_empty_class_folder_in_a_zip(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", [face for face in FACES if "train/disgust" not in face.path])
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("train/disgust/", b"")
-    assert error_of(path).startswith("train/disgust/: no images in it.")
+    assert error_of(path).startswith("train/disgust/: contains no images.")
     assert len(load_faces(path, skip_bad=True)) == 52
 
 
 def test_image_outside_the_split_folders(tmp_path: Path) -> None:
     plain = [*without_prefixes(FACES), replace(FACES[0], path="happy/x.jpg")]
     folder = write_folder(tmp_path / "a", plain)
-    assert error_of(folder).startswith("happy/x.jpg: not below train/, val/ or test/.")
+    assert error_of(folder).startswith("happy/x.jpg: not inside train/, val/ or test/.")
     assert len(load_faces(folder, skip_bad=True)) == 56
 
 
 def test_nothing_left_after_dropping(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", [replace(face, jpeg=b"") for face in FACES])
-    assert error_of(folder, skip_bad=True) == f"{folder} has no usable image: all 56 are bad."
+    assert error_of(folder, skip_bad=True) == f"{folder} has no usable images: all 56 are bad."
 
 
 def test_member_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(write_zip(tmp_path / "a.zip", FACES), "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train/happy/Training_0.jpg", bytes(MAX_IMAGE_BYTES + 2**20))
-    assert error_of(tmp_path / "a.zip").startswith(
-        "train/happy/Training_0.jpg: 51 MiB, where an image may have 50 MiB."
-    )
+    assert error_of(tmp_path / "a.zip").startswith("train/happy/Training_0.jpg: 51 MiB, above the limit of 50 MiB.")
 
 
 def test_member_with_a_wrong_checksum(tmp_path: Path) -> None:
@@ -577,7 +579,7 @@ def test_member_with_a_wrong_checksum(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_member_that_is_there_twice(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", [*FACES, FACES[0]])
-    assert error_of(path).startswith(f"{FACES[0].path}: is in the archive more than once.")
+    assert error_of(path).startswith(f"{FACES[0].path}: occurs more than once in the archive.")
     assert len(load_faces(path, skip_bad=True)) == 56
 
 
@@ -595,7 +597,7 @@ def damaged_zip(tmp_path: Path, change: Callable[[bytes], bytes]) -> Path:
 def test_zip_that_is_none_or_cut_off(change: Callable[[bytes], bytes], skip_bad: bool, tmp_path: Path) -> None:
     path = damaged_zip(tmp_path, change)
     message = error_of(path, skip_bad=skip_bad)
-    assert message.startswith(f"{path} is not a zip archive, or was cut off")
+    assert message.startswith(f"{path} is not a zip archive or is truncated")
     assert f"{path.stat().st_size:,} bytes" in message
     assert "Download it again" in message
 
@@ -606,7 +608,7 @@ def test_zip_with_names_that_lead_out_is_refused(name: str, tmp_path: Path) -> N
         archive.writestr(name, FACES[0].jpeg)
     for skip_bad in (False, True):
         message = error_of(tmp_path / "a.zip", skip_bad=skip_bad)
-        assert "names that lead out of the archive" in message
+        assert "has entries that point outside the archive" in message
         assert name in message
 
 
@@ -619,10 +621,10 @@ def test_encrypted_zip(tmp_path: Path) -> None:
 
 
 BAD_CSVS = {
-    "header_only": (b"emotion,pixels,Usage\n", "has no usable image"),
-    "no_pixels": (b"emotion,Usage\n3,Training\n", "has no column pixels: its first line has 'emotion', 'usage'"),
-    "neither": (b"a,b\n1,2\n", "has no column emotion and no column pixels: its first line has 'a', 'b'"),
-    "no_header": (f"3,{GOOD},Training\n".encode(), "has no column emotion and no column pixels"),
+    "header_only": (b"emotion,pixels,Usage\n", "has no usable images."),
+    "no_pixels": (b"emotion,Usage\n3,Training\n", "has no column pixels: its first line is 'emotion', 'usage'"),
+    "neither": (b"a,b\n1,2\n", "has no column emotion or pixels: its first line is 'a', 'b'"),
+    "no_header": (f"3,{GOOD},Training\n".encode(), "has no column emotion or pixels"),
     "tabs": (b"emotion\tpixels\tUsage\n", "has no column emotion"),
     "utf_16": ("emotion,pixels,Usage\n".encode("utf-16"), "is not UTF-8 text"),
     "huge_header": (b"a" * 10**6, "line 1: field larger than field limit"),
@@ -669,7 +671,7 @@ def test_folder_with_no_images_at_all(tmp_path: Path) -> None:
     (tmp_path / "a" / "happy").mkdir(parents=True)
     assert "is empty" in error_of(tmp_path / "a")
     (tmp_path / "a" / "notes.txt").write_text("x")
-    assert "has no images, no CSV and no zip; it has notes.txt." in error_of(tmp_path / "a")
+    assert "has no images, CSV or zip; it contains notes.txt." in error_of(tmp_path / "a")
 
 
 def test_folder_that_leads_back_to_itself(tmp_path: Path) -> None:
@@ -701,7 +703,7 @@ def test_counts_are_compared_split_by_split_and_class_by_class() -> None:
     keep[np.flatnonzero(usage == VAL)[::9]] = False
     found = np.bincount(labels[keep & (usage == VAL)], minlength=7)
     assert _count_differences(labels[keep], usage[keep]) == [
-        "Not the published number of images (in brackets): Training happy 7,213 (7,215); "
+        "Image counts differ from the published ones (in brackets): Training happy 7,213 (7,215); "
         f"PublicTest 3,190 (3,589), by class {' '.join(map(str, found))} (467 56 496 895 653 415 607); "
         "no PrivateTest (3,589)."
     ]
@@ -756,7 +758,7 @@ def test_given_but_missing_is_an_error_even_when_others_exist(
 
 def test_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "fer2013.tar.gz").write_bytes(b"\x1f\x8b")
-    assert "is neither a zip, nor a CSV, nor a folder. Unpack it" in error_of(tmp_path / "fer2013.tar.gz")
+    assert "is not a zip, CSV or folder. Extract it" in error_of(tmp_path / "fer2013.tar.gz")
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -806,7 +808,7 @@ def test_unknown_exclusion_names_the_nearest(tmp_path: Path) -> None:
     listed.write_text(f"{wanted}\n{wanted[:-5]}x.jpg\n{wanted.upper()}\nxyz\n")
     path = write_zip(tmp_path / "a.zip", FACES)
     first, *lines = error_of(path, exclude=listed).splitlines()
-    assert first == f"data.exclude={listed} names 3 images that are not there:"
+    assert first == f"data.exclude={listed}: unknown image ids (3):"
     assert any(line.startswith(f"  {wanted[:-5]}x.jpg - did you mean {wanted}") for line in lines)
     assert "  xyz" in lines
 
@@ -815,7 +817,7 @@ def test_exclusion_of_everything_or_from_nowhere(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", FACES)
     assert "cannot be read" in error_of(path, exclude=tmp_path / "no.txt")
     (tmp_path / "all.txt").write_text("\n".join(face.path for face in FACES))
-    assert "none is left" in error_of(path, exclude=tmp_path / "all.txt")
+    assert "excludes every image" in error_of(path, exclude=tmp_path / "all.txt")
 
 
 # The real thing
