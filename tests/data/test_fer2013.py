@@ -1,4 +1,4 @@
-"""Every form of FER-2013 into the same arrays, and every fault told: by where, what and remedy."""
+"""Every form of FER-2013 gives the same arrays, and every fault is reported with place, cause and remedy."""
 
 import io
 import os
@@ -43,14 +43,14 @@ from fer_lightning.data.reading import PUBLISHED_COUNTS, _count_differences
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
-# Absolute, for the tests work in folders of their own.
+# Absolute, because the tests change the working directory.
 REAL = os.path.abspath(os.environ["FER2013_PATH"]) if os.environ.get("FER2013_PATH") else None
 FACES = fake_faces()
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Away from the person's own data, cache and network."""
+    """Isolate the tests from the user's data, cache and network."""
 
     def offline(*_: object, **__: object) -> str:
         raise ConnectionError("Max retries exceeded")
@@ -63,7 +63,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_notes(faces: Faces) -> list[str]:
-    """All but the one that 56 images are not 35,887."""
+    """Return all notes except the one that the counts differ from the published ones."""
     return [note for note in faces.notes if "published" not in note]
 
 
@@ -141,7 +141,7 @@ def test_second_load_comes_from_the_cache(form: str, tmp_path: Path, monkeypatch
     assert load_faces(path).fingerprint == first.fingerprint
 
 
-def test_changed_content_is_read_anew(tmp_path: Path) -> None:
+def test_changed_content_is_read_again(tmp_path: Path) -> None:
     folder, csv = write_folder(tmp_path / "a", FACES), write_fer2013_csv(tmp_path / "a.csv", FACES)
     archive = write_zip(tmp_path / "a.zip", FACES)
     assert [len(load_faces(path)) for path in (folder, csv, archive)] == [56, 56, 56]
@@ -153,7 +153,7 @@ def test_changed_content_is_read_anew(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_faces(folder).images[0], FACES[0].pixels)
 
 
-def test_folder_changed_in_time_or_folders_alone_is_read_anew(tmp_path: Path) -> None:
+def test_folder_with_only_a_changed_time_or_subfolder_is_read_again(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", FACES)
     assert load_faces(folder).ids[0] == FACES[0].path
     file = folder / FACES[0].path
@@ -167,7 +167,7 @@ def test_folder_changed_in_time_or_folders_alone_is_read_anew(tmp_path: Path) ->
     assert error_of(folder).startswith("train/Happiness/: contains no images")
 
 
-def test_classes_go_by_name_not_by_alphabet(tmp_path: Path) -> None:
+def test_classes_are_mapped_by_name_not_alphabetically(tmp_path: Path) -> None:
     for emotion, grey in (("neutral", 60), ("sad", 40), ("surprise", 50)):  # alphabetically 4, 5, 6
         path = tmp_path / "data" / emotion / "img.png"
         path.parent.mkdir(parents=True)
@@ -184,7 +184,7 @@ def test_class_folders_under_other_names(tmp_path: Path) -> None:
     assert {name.rpartition("/")[2]: label for name, label in zip(faces.ids, faces.labels, strict=True)} == wanted
 
 
-def test_what_systems_leave_behind_is_ignored_without_a_word(tmp_path: Path) -> None:
+def test_operating_system_files_are_ignored_silently(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", FACES)
     for name in (".DS_Store", "train/happy/._x.jpg", "train/happy/Thumbs.db", "train/.cache/happy/x.jpg"):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
@@ -199,7 +199,7 @@ def test_what_systems_leave_behind_is_ignored_without_a_word(tmp_path: Path) -> 
     assert (len(faces), other_notes(faces)) == (56, [])
 
 
-def test_other_files_are_ignored_and_named(tmp_path: Path) -> None:
+def test_other_files_are_ignored_with_a_note(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", FACES)
     (folder / "train/happy/README.txt").write_text("hello")
     (folder / "holiday.jpg").write_bytes(b"no image")
@@ -210,7 +210,7 @@ def test_other_files_are_ignored_and_named(tmp_path: Path) -> None:
     ]
 
 
-def test_of_several_forms_the_whole_original_is_read_and_named(tmp_path: Path) -> None:
+def test_most_complete_of_several_forms_is_read_with_a_note(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", FACES[:20])
     write_train_csv(folder / "train.csv", FACES[:30])
     write_icml_csv(folder / "icml_face_data.csv", FACES[:40])
@@ -224,7 +224,7 @@ def test_of_several_forms_the_whole_original_is_read_and_named(tmp_path: Path) -
     assert other_notes(faces) == []
 
 
-def test_of_several_csvs_the_first_is_read_and_named(tmp_path: Path) -> None:
+def test_first_of_several_csvs_is_read_with_a_note(tmp_path: Path) -> None:
     write_fer2013_csv(tmp_path / "b.csv", FACES)
     write_fer2013_csv(tmp_path / "a.csv", FACES[:20])
     faces = load_faces(tmp_path)
@@ -232,7 +232,7 @@ def test_of_several_csvs_the_first_is_read_and_named(tmp_path: Path) -> None:
     assert other_notes(faces) == ["Found a.csv, b.csv; only a.csv was read."]
 
 
-def test_of_several_zips_the_likeliest_is_read_and_named(tmp_path: Path) -> None:
+def test_likeliest_of_several_zips_is_read_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     write_zip(tmp_path / "a" / "archive.zip", FACES[:20])
     write_zip(tmp_path / "a" / "fer2013.zip", FACES)
@@ -248,7 +248,7 @@ def test_prefix_decides_over_the_folder(tmp_path: Path) -> None:
     assert other_notes(faces) == ["28 images are in train/ or test/ contrary to their prefix; the prefix decides."]
 
 
-# Splits that are cut here
+# Splits cut by load_faces
 
 
 def splits_by_content(faces: Faces) -> dict[bytes, int]:
@@ -308,7 +308,7 @@ def test_test_folder_alone_stays_whole(tmp_path: Path) -> None:
     assert faces.notes == ()
 
 
-def test_missing_class_is_said(tmp_path: Path) -> None:
+def test_missing_class_is_noted(tmp_path: Path) -> None:
     plain = [face for face in without_prefixes(FACES) if face.label not in (1, 5)]
     assert load_faces(write_folder(tmp_path / "a", plain)).notes[0] == "No images of: disgust, surprise."
 
@@ -358,11 +358,11 @@ def test_other_sizes_and_colours_are_converted_and_counted(tmp_path: Path) -> No
     folder.mkdir(parents=True)
     for name, content in images.items():
         (folder / name).write_bytes(content)
-    for _ in range(2):  # said on a warm start too
+    for _ in range(2):  # noted when read from the cache, too
         faces = load_faces(tmp_path / "a")
         assert "3 images were converted to grey 48x48 (1 not square: stretched)." in faces.notes
         np.testing.assert_array_equal(faces.images[0], wide[:, ::2])
-        # Antialiased: each pixel is a mean over its neighbourhood on the ramp, not every second pixel.
+        # Antialiased: each pixel is a mean of its neighbourhood on the ramp, not every second pixel.
         np.testing.assert_allclose(faces.images[1, 5, 1:-1], (ramp[::2] / 2 + ramp[1::2] / 2)[1:-1], atol=1)
         assert (faces.images[2] == 200).all()
         assert (faces.images[3] == 9).all()
@@ -372,7 +372,7 @@ def test_sideways_photo_is_turned_upright(tmp_path: Path) -> None:
     upright = np.zeros((48, 48), np.uint8)
     upright[:24] = 255  # bright above
     exif = Image.Exif()
-    exif[0x112] = 6  # as a phone stores it: turn by 90 degrees clockwise to view
+    exif[0x112] = 6  # as stored by a phone: rotate by 90 degrees clockwise to view
     file = io.BytesIO()
     Image.fromarray(np.dstack([np.rot90(upright)] * 3)).save(file, "PNG", exif=exif.tobytes())
     (tmp_path / "a" / "sad").mkdir(parents=True)
@@ -386,7 +386,7 @@ def _png_16_bit(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-# Faults in single images or rows: an error that lists them, or dropped and counted
+# Faults of single images or rows, which are listed in an error, or dropped and counted
 
 
 def _png_of_claimed_size(width: int, height: int) -> bytes:
@@ -434,11 +434,11 @@ def test_bad_image_file(fault: str, as_zip: bool, tmp_path: Path) -> None:
         assert len(faces) == 56
         assert bad.path not in faces.ids
         assert other_notes(faces) == [f"data.skip_bad dropped {counted}."]
-    error_of(path)  # what was dropped then is no less bad now
+    error_of(path)  # without skip_bad, what was dropped before is still an error
 
 
 def with_rows(tmp_path: Path, *rows: str) -> Path:
-    """A CSV of the fake faces with further rows, from line 58 on."""
+    """Write a CSV of the fake faces with additional rows from line 58 on."""
     path = write_fer2013_csv(tmp_path / "fer2013.csv", FACES)
     with path.open("a", newline="", encoding="utf-8") as file:
         file.writelines(row + "\n" for row in rows)
@@ -495,7 +495,7 @@ def test_quote_that_is_never_closed_does_not_swallow_the_rest(tmp_path: Path) ->
     assert "field larger than field limit" in error_of(path)
 
 
-def test_all_faults_are_told_together_ten_by_name(tmp_path: Path) -> None:
+def test_all_faults_are_reported_together_and_ten_of_them_listed(tmp_path: Path) -> None:
     path = with_rows(tmp_path, *[f"{emotion},{GOOD},Training" for emotion in range(5, 30)])
     message = error_of(path)
     lines = message.splitlines()
@@ -507,7 +507,7 @@ def test_all_faults_are_told_together_ten_by_name(tmp_path: Path) -> None:
     assert other_notes(load_faces(path, skip_bad=True)) == ["data.skip_bad dropped 23 x unknown emotion."]
 
 
-def test_faults_of_every_kind_are_counted_by_kind(tmp_path: Path) -> None:
+def test_faults_are_counted_by_kind(tmp_path: Path) -> None:
     bad = [
         replace(FACES[0], path="train/happy/Training_0.jpg", jpeg=b""),
         replace(FACES[0], path="train/happy/Training_1.jpg", jpeg=b"no"),
@@ -552,12 +552,12 @@ def test_image_outside_the_split_folders(tmp_path: Path) -> None:
     assert len(load_faces(folder, skip_bad=True)) == 56
 
 
-def test_nothing_left_after_dropping(tmp_path: Path) -> None:
+def test_no_images_left_after_dropping(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", [replace(face, jpeg=b"") for face in FACES])
     assert error_of(folder, skip_bad=True) == f"{folder} has no usable images: all 56 are bad."
 
 
-def test_member_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
+def test_oversized_member_is_not_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(write_zip(tmp_path / "a.zip", FACES), "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train/happy/Training_0.jpg", bytes(MAX_IMAGE_BYTES + 2**20))
     assert error_of(tmp_path / "a.zip").startswith("train/happy/Training_0.jpg: 51 MiB, above the limit of 50 MiB.")
@@ -565,7 +565,7 @@ def test_member_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
 
 def test_member_with_a_wrong_checksum(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:  # stored, so that the bytes are found below
+    with zipfile.ZipFile(path, "w") as archive:  # stored uncompressed, so that the bytes can be found below
         for face in FACES:
             archive.writestr(face.path, face.jpeg)
     content = path.read_bytes()
@@ -577,13 +577,13 @@ def test_member_with_a_wrong_checksum(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_member_that_is_there_twice(tmp_path: Path) -> None:
+def test_duplicate_member(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", [*FACES, FACES[0]])
     assert error_of(path).startswith(f"{FACES[0].path}: occurs more than once in the archive.")
     assert len(load_faces(path, skip_bad=True)) == 56
 
 
-# Faults of the whole
+# Faults of a whole file or folder
 
 
 def damaged_zip(tmp_path: Path, change: Callable[[bytes], bytes]) -> Path:
@@ -594,7 +594,7 @@ def damaged_zip(tmp_path: Path, change: Callable[[bytes], bytes]) -> Path:
 
 @pytest.mark.parametrize("skip_bad", [False, True])
 @pytest.mark.parametrize("change", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda _: b"<html>not found"])
-def test_zip_that_is_none_or_cut_off(change: Callable[[bytes], bytes], skip_bad: bool, tmp_path: Path) -> None:
+def test_invalid_or_truncated_zip(change: Callable[[bytes], bytes], skip_bad: bool, tmp_path: Path) -> None:
     path = damaged_zip(tmp_path, change)
     message = error_of(path, skip_bad=skip_bad)
     assert message.startswith(f"{path} is not a zip archive or is truncated")
@@ -603,7 +603,7 @@ def test_zip_that_is_none_or_cut_off(change: Callable[[bytes], bytes], skip_bad:
 
 
 @pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", "train/happy/../../../x.jpg", "C:\\x.jpg", "..\\x.jpg"])
-def test_zip_with_names_that_lead_out_is_refused(name: str, tmp_path: Path) -> None:
+def test_zip_with_entries_outside_the_archive_is_refused(name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(write_zip(tmp_path / "a.zip", FACES), "a") as archive:
         archive.writestr(name, FACES[0].jpeg)
     for skip_bad in (False, True):
@@ -633,7 +633,7 @@ BAD_CSVS = {
 
 
 @pytest.mark.parametrize("fault", BAD_CSVS)
-def test_csv_that_is_none(fault: str, tmp_path: Path) -> None:
+def test_invalid_csv(fault: str, tmp_path: Path) -> None:
     content, why = BAD_CSVS[fault]
     path = tmp_path / "fer2013.csv"
     path.write_bytes(content)
@@ -674,7 +674,7 @@ def test_folder_with_no_images_at_all(tmp_path: Path) -> None:
     assert "has no images, CSV or zip; it contains notes.txt." in error_of(tmp_path / "a")
 
 
-def test_folder_that_leads_back_to_itself(tmp_path: Path) -> None:
+def test_link_to_a_folder_above_is_ignored(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", FACES)
     for link, target in (("train/up", folder), ("test/happy/up", folder / "test")):
         (folder / link).symlink_to(target, target_is_directory=True)
@@ -709,29 +709,29 @@ def test_counts_are_compared_split_by_split_and_class_by_class() -> None:
     ]
 
 
-# Where it is looked for
+# Lookup
 
 
-def seven(tmp_path: Path, name: str, count: int) -> Path:
-    """A source that is told from others by its number of images."""
+def zip_of(count: int, tmp_path: Path, name: str) -> Path:
+    """Write a zip that is recognisable by its number of images."""
     return write_zip(tmp_path / name, FACES[:count])
 
 
 def test_lookup_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     downloaded = write_folder(tmp_path / "downloaded", FACES[:8])
-    asked: list[str] = []
-    monkeypatch.setattr(kagglehub, "dataset_download", lambda handle: asked.append(handle) or str(downloaded))
+    requested: list[str] = []
+    monkeypatch.setattr(kagglehub, "dataset_download", lambda handle: requested.append(handle) or str(downloaded))
 
     assert len(load_faces()) == 8
-    assert asked == ["msambare/fer2013/versions/1"]
+    assert requested == ["msambare/fer2013/versions/1"]
     Path("data").mkdir()
     assert len(load_faces()) == 8  # an empty ./data is skipped
-    seven(Path("data"), "archive.zip", 7)
+    zip_of(7, Path("data"), "archive.zip")
     assert len(load_faces()) == 7
-    monkeypatch.setenv("FER2013_PATH", str(seven(tmp_path, "variable.zip", 6)))
+    monkeypatch.setenv("FER2013_PATH", str(zip_of(6, tmp_path, "variable.zip")))
     assert len(load_faces()) == 6
-    assert len(load_faces(seven(tmp_path, "given.zip", 5))) == 5
-    assert len(asked) == 2
+    assert len(load_faces(zip_of(5, tmp_path, "given.zip"))) == 5
+    assert len(requested) == 2
 
 
 def test_data_folder_itself(tmp_path: Path) -> None:
@@ -739,9 +739,7 @@ def test_data_folder_itself(tmp_path: Path) -> None:
     assert load_faces(download=False).source == "data"
 
 
-def test_given_but_missing_is_an_error_even_when_others_exist(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_path_is_an_error_even_if_other_data_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(Path("data"), FACES)
     missing, empty = tmp_path / "missing.zip", tmp_path / "empty.zip"
     empty.touch()
@@ -756,7 +754,7 @@ def test_given_but_missing_is_an_error_even_when_others_exist(
     assert error_of(None).startswith("FER2013_PATH= is empty.")
 
 
-def test_file_of_another_kind(tmp_path: Path) -> None:
+def test_file_of_an_unknown_kind(tmp_path: Path) -> None:
     (tmp_path / "fer2013.tar.gz").write_bytes(b"\x1f\x8b")
     assert "is not a zip, CSV or folder. Extract it" in error_of(tmp_path / "fer2013.tar.gz")
 
@@ -768,18 +766,18 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("failure", [ConnectionError("Max retries"), TimeoutError(), ValueError("bad file")])
-def test_failed_download_names_three_ways_out(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_lists_remedies(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> str:
         raise failure
 
     monkeypatch.setattr(kagglehub, "dataset_download", fail)
     message = error_of(None)
-    for way in ("https://www.kaggle.com/datasets/msambare/fer2013", "./data", "FER2013_PATH", "data=synthetic"):
-        assert way in message
+    for remedy in ("https://www.kaggle.com/datasets/msambare/fer2013", "./data", "FER2013_PATH", "data=synthetic"):
+        assert remedy in message
 
 
 def test_download_only_when_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kagglehub, "dataset_download", lambda _: pytest.fail("asked Kaggle"))
+    monkeypatch.setattr(kagglehub, "dataset_download", lambda _: pytest.fail("contacted Kaggle"))
     message = error_of(None, download=False)
     assert "data.download=false" in message
     assert "data=synthetic" in message
@@ -813,14 +811,14 @@ def test_unknown_exclusion_names_the_nearest(tmp_path: Path) -> None:
     assert "  xyz" in lines
 
 
-def test_exclusion_of_everything_or_from_nowhere(tmp_path: Path) -> None:
+def test_excluding_everything_or_by_a_missing_list_is_an_error(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", FACES)
     assert "cannot be read" in error_of(path, exclude=tmp_path / "no.txt")
     (tmp_path / "all.txt").write_text("\n".join(face.path for face in FACES))
     assert "excludes every image" in error_of(path, exclude=tmp_path / "all.txt")
 
 
-# The real thing
+# The real data
 
 
 @pytest.fixture(scope="module")
