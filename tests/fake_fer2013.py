@@ -1,4 +1,4 @@
-"""FER-2013 in small, drawn by a seeded generator, in the file formats that the real one comes in."""
+"""A miniature FER-2013 from a seeded generator, in all file formats of the real one."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from fer_lightning.emotions import EMOTIONS
 
 @dataclass(frozen=True)
 class FakeFace:
-    """One image, as a file and as the pixels that it decodes to."""
+    """One image, as a file and as the pixels it decodes to."""
 
     path: str  # "train/happy/Training_17.jpg"
     label: int
@@ -27,7 +27,7 @@ class FakeFace:
 
 
 def fake_faces(per_class: Sequence[int] = (4, 2, 2), seed: int = 0) -> list[FakeFace]:
-    """``per_class`` different images of each class in Training, PublicTest and PrivateTest, sorted by path."""
+    """Return `per_class` different images of each class in Training, PublicTest and PrivateTest, sorted by path."""
     rng = np.random.default_rng(seed)
     faces = []
     for usage, split in enumerate(FER2013_SPLITS):
@@ -43,14 +43,14 @@ def fake_faces(per_class: Sequence[int] = (4, 2, 2), seed: int = 0) -> list[Fake
 
 
 def encode(pixels: npt.NDArray[np.uint8], file_format: str = "JPEG") -> bytes:
-    """An image file of (H, W) or (H, W, 3) uint8."""
+    """Encode uint8 (H, W) or (H, W, 3) as an image file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, file_format)
     return file.getvalue()
 
 
 def without_prefixes(faces: Iterable[FakeFace], split_folders: bool = True) -> list[FakeFace]:
-    """The same images in class folders under names that tell no split, with or without train/ and test/."""
+    """Return the same images in class folders, without split prefixes, with or without train/ and test/."""
     plain = []
     for face in faces:
         folder, emotion, name = face.path.split("/")
@@ -75,28 +75,28 @@ def write_zip(path: Path, faces: Iterable[FakeFace], top: str = "") -> Path:
 
 
 def write_fer2013_csv(path: Path, faces: Iterable[FakeFace]) -> Path:
-    """The challenge's first file: emotion,pixels,Usage."""
+    """Write the challenge's original file: emotion,pixels,Usage."""
     return _write_csv(path, "emotion,pixels,Usage", ([f.label, text(f), FER2013_SPLITS[f.usage]] for f in faces))
 
 
 def write_icml_csv(path: Path, faces: Iterable[FakeFace]) -> Path:
-    """icml_face_data.csv: other order, and a space before the second and third name."""
+    """Write icml_face_data.csv: another column order, and a space before the second and third name."""
     header = "emotion, Usage, pixels"
     return _write_csv(path, header, ([f.label, FER2013_SPLITS[f.usage], text(f)] for f in faces))
 
 
 def write_train_csv(path: Path, faces: Iterable[FakeFace]) -> Path:
-    """The challenge's train.csv: no Usage."""
+    """Write the challenge's train.csv, which has no Usage column."""
     return _write_csv(path, "emotion,pixels", ([f.label, text(f)] for f in faces))
 
 
 def write_test_csv(path: Path, faces: Iterable[FakeFace]) -> Path:
-    """The challenge's test.csv: no labels either."""
+    """Write the challenge's test.csv, which has no labels either."""
     return _write_csv(path, "pixels", ([text(f)] for f in faces))
 
 
 def text(face: FakeFace) -> str:
-    """The pixels column of a face."""
+    """Return the pixels column of a face."""
     return " ".join(map(str, face.pixels.ravel()))
 
 

@@ -1,6 +1,6 @@
-"""Every reader of files from strangers: valid files to begin with, and a way to give it any other bytes.
+"""All readers of untrusted files, with valid files to mutate and a way to feed them any other bytes.
 
-For test_hostile.py and long/fuzz.py. A reader may raise UserError and nothing else, and may leave nothing beside
+Used by test_hostile.py and long/fuzz.py. A reader may raise nothing but UserError, and may leave no files outside
 the folder that it is given.
 """
 
@@ -35,14 +35,14 @@ from fer_lightning.models.checkpoint import net_from, read_checkpoint
 
 @dataclass(frozen=True)
 class Reader:
-    """Something that reads files."""
+    """A reader of untrusted files."""
 
-    seeds: Callable[[], list[bytes]]  # valid ones, to be mutated
-    read: Callable[[bytes, Path], object]  # the bytes and an empty folder
+    seeds: Callable[[], list[bytes]]  # valid files to mutate
+    read: Callable[[bytes, Path], object]  # takes the bytes and an empty folder
 
 
 def attempt(name: str, content: bytes) -> bool:
-    """Gives the bytes to a reader: True if it took them, False if it refused them by a UserError."""
+    """Return whether a reader accepts the bytes, or refuses them with a UserError."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "given"
         folder.mkdir()
@@ -70,7 +70,7 @@ def _checked(faces: Faces) -> None:
 
 
 def _data(content: bytes, path: Path) -> None:
-    """Both ways: with an error at the first fault, and dropping what is bad."""
+    """Load the data strictly, where any fault is an error, and with skip_bad."""
     path.write_bytes(content)
     strict = None
     with contextlib.suppress(UserError):
@@ -90,7 +90,7 @@ def _zip(content: bytes, folder: Path) -> None:
 
 
 def _image(content: bytes, folder: Path) -> None:
-    """The bytes as an image of a class folder."""
+    """Read the bytes as an image in a class folder."""
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
         archive.writestr("train/happy/a.jpg", content)
         archive.writestr("train/sad/b.png", pictures()[0])
@@ -104,7 +104,7 @@ def _exclude(content: bytes, folder: Path) -> None:
 
 
 def _cache(content: bytes, folder: Path) -> None:
-    """One file of an entry, chosen by the first byte; with right checksums, as who forges it would see to."""
+    """Replace one file of an entry, selected by the first byte, with correct checksums as in a forgery."""
     faces = _drawn()
     face_cache.load_or_build("key", lambda: faces, folder)
     (entry,) = folder.glob("faces-v*/key")
@@ -164,7 +164,7 @@ def _zips() -> list[bytes]:
 
 @cache
 def pictures() -> list[bytes]:
-    """A small picture in every format that is read, in several modes."""
+    """Return a small picture in every supported format, in several modes."""
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8))
     exif = Image.Exif()
@@ -222,10 +222,10 @@ def _npz() -> list[bytes]:
 
 
 def checkpoint(**changes: object) -> bytes:
-    """A run's checkpoint of a tiny network; `changes` are made to what it says of the network and its input."""
+    """Return a run's checkpoint of a tiny network; `changes` override its metadata."""
     model = {"name": "fer_model0", "channels": [2, 3]}
     net = build_model(image_size=8, **model)
-    ours = {
+    metadata = {
         "image_size": 8,
         "mean": 0.5,
         "std": 0.5,
@@ -235,12 +235,12 @@ def checkpoint(**changes: object) -> bytes:
     }
     weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     file = io.BytesIO()
-    torch.save({"epoch": 1, "global_step": 8, "fer_lightning": ours | changes, "state_dict": weights}, file)
+    torch.save({"epoch": 1, "global_step": 8, "fer_lightning": metadata | changes, "state_dict": weights}, file)
     return file.getvalue()
 
 
 def with_pickle(pickled: bytes) -> bytes:
-    """The checkpoint with another data.pkl, and right checksums."""
+    """Return the checkpoint with another data.pkl and correct checksums."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(checkpoint())) as old, zipfile.ZipFile(file, "w") as new:
         for name in old.namelist():
@@ -249,16 +249,16 @@ def with_pickle(pickled: bytes) -> bytes:
 
 
 def pickled_checkpoint() -> bytes:
-    """The checkpoint's data.pkl."""
+    """Return the checkpoint's data.pkl."""
     with zipfile.ZipFile(io.BytesIO(checkpoint())) as archive:
         return archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
 
 
 def _checkpoint(content: bytes, folder: Path) -> None:
     (folder / "given.ckpt").write_bytes(content)
-    found = read_checkpoint(folder / "given.ckpt")
-    size = found.inputs.image_size
-    assert net_from(found)(torch.zeros(1, 1, size, size)).shape == (1, len(EMOTIONS))
+    loaded = read_checkpoint(folder / "given.ckpt")
+    size = loaded.inputs.image_size
+    assert net_from(loaded)(torch.zeros(1, 1, size, size)).shape == (1, len(EMOTIONS))
 
 
 def _pickle(content: bytes, folder: Path) -> None:
@@ -266,7 +266,7 @@ def _pickle(content: bytes, folder: Path) -> None:
 
 
 def saved_config() -> str:
-    """The config.yaml of a run."""
+    """Return the config.yaml of a run."""
     cfg = Conf().compose(["experiment=demo"])
     plain = {key: cfg[key] for key in cfg if key != "hydra"}
     return to_yaml(plain | {"experiment": "demo", "overrides": ["experiment=demo"]})

@@ -1,0 +1,1 @@
+"""Data sources, the cache, augmentation and batches."""

@@ -1,7 +1,7 @@
-"""Batch augmentation on the device: uint8 faces in, float images at the network's size out.
+"""Batch augmentation on the device: uint8 faces in, float images at the network's input size out.
 
-Brightness and contrast come first, then one warp does flip, rotation, affine map and resize, with parameters drawn
-for each image. Every draw is a pure function of (seed, epoch, image index): see philox.py.
+Brightness and contrast come first, then a single warp applies flip, rotation, affine map and resize, with
+parameters drawn per image. Every draw is a pure function of (seed, epoch, image index); see philox.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,29 @@ from fer_lightning.errors import UserError
 
 
 class Augment(Protocol):
-    """What the data module calls on a training batch."""
+    """Callable that the data module applies to each training batch."""
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int, image_size: int) -> Tensor:
-        """uint8 (B, 1, H, W), int64 (B,) -> float32 (B, 1, image_size, image_size) in [0, 1]."""
+        """Augment a batch.
+
+        Args:
+            images: uint8 (B, 1, H, W).
+            index: int64 (B,), the images' rows in the dataset.
+            seed: seed of the draws.
+            epoch: epoch number, from 0.
+            image_size: height and width of the output in pixels.
+
+        Returns:
+            float32 (B, 1, image_size, image_size) in [0, 1].
+        """
         ...
 
 
 def resize(images: Tensor, image_size: int) -> Tensor:
-    """uint8 (B, 1, H, W) -> float32 (B, 1, image_size, image_size) in [0, 1]: all that validation and test get."""
+    """Resize uint8 (B, 1, H, W) to float32 (B, 1, image_size, image_size) in [0, 1].
+
+    Validation and test images get no other transform.
+    """
     unit = images.float() / 255
     if images.shape[-2:] == (image_size, image_size):
         return unit
@@ -33,7 +47,7 @@ def resize(images: Tensor, image_size: int) -> Tensor:
 
 
 def normalise(images: Tensor, mean: float, std: float) -> Tensor:
-    """float (B, 1, H, W) in [0, 1] -> (x - mean) / std."""
+    """Return (images - mean) / std for float images (B, 1, H, W) in [0, 1]."""
     return (images - mean) / std
 
 
@@ -44,17 +58,17 @@ def affine_matrices(
     shear_deg: Tensor,
     flip: Tensor,
 ) -> Tensor:
-    """The maps from output to input coordinates that ``affine_grid`` takes, both in [-1, 1].
+    """Return the matrices for ``affine_grid``, which map output to input coordinates, both in [-1, 1].
 
-    The same map as torchvision's ``functional.affine`` on a square image: flip first, then rotate (clockwise for
-    a positive angle) and shear, scale, translate.
+    On a square image the map equals torchvision's ``functional.affine``: flip first, then rotate (clockwise for a
+    positive angle) and shear, scale, translate.
 
     Args:
         rotation_deg: (B,).
-        translate_frac: (B, 2), right and down, in parts of the width.
+        translate_frac: (B, 2), right and down, as fractions of the width.
         scale: (B,), above 1 enlarges the face.
         shear_deg: (B,), parallel to the x axis.
-        flip: bool (B,), mirror left and right.
+        flip: bool (B,), whether to mirror left and right.
 
     Returns:
         float32 (B, 2, 3).
@@ -72,17 +86,17 @@ def affine_matrices(
 
 
 def sampling_grid(matrices: Tensor, image_size: int) -> Tensor:
-    """What ``affine_grid(matrices, ..., align_corners=False)`` gives, 20 times faster on a CPU.
+    """Return the grid of ``affine_grid(matrices, ..., align_corners=False)``, 20 times faster on a CPU.
 
-    The map is a sum of a vector for the column and one for the row; as complex numbers x + iy that is one
-    broadcast addition.
+    Each grid point is the sum of one vector per column and one per row. With the vectors as complex numbers x + iy,
+    that is a single broadcast addition.
 
     Args:
         matrices: float32 (B, 2, 3).
-        image_size: height and width in pixels of the output.
+        image_size: height and width of the output in pixels.
 
     Returns:
-        float32 (B, image_size, image_size, 2), coordinates (x, y) in the input.
+        float32 (B, image_size, image_size, 2), input coordinates (x, y).
     """
     pixel = (2 * torch.arange(image_size, device=matrices.device) + 1) / image_size - 1
     across, down, offset = matrices.unsqueeze(1).unbind(-1)  # (B, 1, 2) each
@@ -92,12 +106,15 @@ def sampling_grid(matrices: Tensor, image_size: int) -> Tensor:
 
 
 def warp(images: Tensor, matrices: Tensor, image_size: int) -> Tensor:
-    """float (B, 1, H, W), (B, 2, 3) -> float (B, 1, image_size, image_size): bilinear, black outside the image."""
-    # Sampling leaves pixels out when it shrinks: shrink afterwards, antialiased.
+    """Warp float images (B, 1, H, W) by matrices (B, 2, 3) to float (B, 1, image_size, image_size).
+
+    Sampling is bilinear; everything outside the image is black.
+    """
+    # Bilinear sampling skips pixels when it shrinks, so shrink afterwards, with antialiasing.
     width = images.shape[-1]
     size = max(image_size, width)
-    # A rim of repeated pixels: without it sampling would blend black into every edge when enlarging, which `resize`
-    # does not do. Black begins beyond the rim.
+    # Without a rim of repeated pixels, enlarging would blend black into every edge, which `resize` does not do.
+    # Beyond the rim everything is black.
     rimmed = F.pad(images, (1, 1, 1, 1), mode="replicate")
     grid = sampling_grid(matrices * (width / (width + 2)), size)
     out = F.grid_sample(rimmed, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -107,29 +124,30 @@ def warp(images: Tensor, matrices: Tensor, image_size: int) -> Tensor:
 
 
 class NoAugment:
-    """Training images get what validation images get."""
+    """No augmentation: training images are only resized, like validation images."""
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int, image_size: int) -> Tensor:
+        """Resize the batch."""
         return resize(images, image_size)
 
 
 class BatchAugment:
-    """Random flip, rotation, translation, scale, shear, brightness, contrast and erasing, drawn for each image.
+    """Random flip, rotation, translation, scale, shear, brightness, contrast and erasing, drawn per image.
 
     Args:
-        flip_prob: probability of a left-right mirror.
-        rotation_deg: rotation, uniform in plus or minus this.
-        translate_frac: shift right and down, each uniform in plus or minus this part of the width.
-        scale: lowest and highest factor of size, uniform between.
-        shear_deg: horizontal shear, uniform in plus or minus this.
+        flip_prob: probability of mirroring left and right.
+        rotation_deg: largest rotation; uniform in [-rotation_deg, rotation_deg].
+        translate_frac: largest shift right and down as a fraction of the width; each uniform in plus or minus it.
+        scale: smallest and largest scale factor; uniform in between.
+        shear_deg: largest horizontal shear; uniform in [-shear_deg, shear_deg].
         brightness: factor on all pixels, uniform in 1 plus or minus this.
-        contrast: factor on the distance from the image's mean, uniform in 1 plus or minus this.
-        erase_prob: probability that a square of the image is set to mid grey (after Zhong et al. 2017, "Random
+        contrast: factor on the difference from the image's mean, uniform in 1 plus or minus this.
+        erase_prob: probability of setting a square of the image to mid grey (after Zhong et al. 2017, "Random
             erasing data augmentation").
-        erase_frac: smallest and largest side of that square in parts of the width.
+        erase_frac: smallest and largest side of that square as fractions of the width.
 
     Raises:
-        UserError: a value outside its range.
+        UserError: a value is out of range.
     """
 
     def __init__(
@@ -155,10 +173,12 @@ class BatchAugment:
         }
         for name, (value, low, high) in ranges.items():
             if not low <= value <= high:
-                raise UserError(f"augment.{name}={value} is out of range: it goes from {low} to {high}.")
+                raise UserError(f"augment.{name}={value}: expected {low} to {high}.")
         for name, pair, low in (("scale", scale, 1e-3), ("erase_frac", erase_frac, 0.0)):
             if len(pair) != 2 or not low <= pair[0] <= pair[1]:
-                raise UserError(f"augment.{name}={list(pair)} is not a pair [lowest, highest] from {low} up.")
+                raise UserError(
+                    f"augment.{name}={list(pair)}: expected [lowest, highest] with {low} <= lowest <= highest."
+                )
         self.flip_prob = flip_prob
         self.rotation_deg = rotation_deg
         self.translate_frac = translate_frac
@@ -170,6 +190,7 @@ class BatchAugment:
         self.erase_frac = tuple(erase_frac)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int, image_size: int) -> Tensor:
+        """Augment the batch with parameters drawn for each image."""
         draws = uniforms(seed, epoch, index, 12)
         unit, signed = draws.unbind(1), (2 * draws - 1).unbind(1)
         matrices = affine_matrices(
@@ -181,11 +202,11 @@ class BatchAugment:
         )
         unit_images = images.float() / 255
         if self.brightness or self.contrast:
-            # Before the warp, where there are fewer pixels, none of them the black from outside the image.
+            # Before the warp there are fewer pixels, and none of the black from outside the image.
             unit_images = jitter(unit_images, 1 + self.brightness * signed[6], 1 + self.contrast * signed[7])
         out = warp(unit_images, matrices, image_size)
         if self.erase_prob:
-            # An image that keeps all its pixels gets a square of side 0.
+            # A side of 0 leaves the image as it is.
             side = _between(self.erase_frac, unit[8]) * (unit[9] < self.erase_prob)
             out = erase(out, side, torch.stack([unit[10], unit[11]], dim=1))
         return out
@@ -196,9 +217,15 @@ def _between(pair: Sequence[float], unit: Tensor) -> Tensor:
 
 
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
-    """Brightness, then contrast about the image's mean, as torchvision's ``adjust_*`` functions do.
+    """Adjust brightness, then contrast about the image's mean, like torchvision's ``adjust_*`` functions.
 
-    float (B, 1, H, W) in [0, 1] and factors (B,) -> the same shape, clamped to [0, 1].
+    Args:
+        images: float (B, 1, H, W) in [0, 1].
+        brightness: factors, (B,).
+        contrast: factors, (B,).
+
+    Returns:
+        float (B, 1, H, W), clamped to [0, 1].
     """
     bright = (images * brightness.view(-1, 1, 1, 1)).clamp_(0, 1)
     mean = bright.mean(dim=(1, 2, 3), keepdim=True)
@@ -206,12 +233,15 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
 
 
 def erase(images: Tensor, side_frac: Tensor, centre_frac: Tensor) -> Tensor:
-    """Sets a square to mid grey.
+    """Set a square of each image to mid grey.
 
     Args:
         images: float (B, 1, H, W).
-        side_frac: (B,), in parts of the width.
-        centre_frac: (B, 2), right and down, in parts of the width.
+        side_frac: (B,), as a fraction of the width.
+        centre_frac: (B, 2), right and down, as fractions of the width.
+
+    Returns:
+        float (B, 1, H, W), a new tensor.
     """
     size = images.shape[-1]
     pixel = (torch.arange(size, device=images.device) + 0.5) / size
@@ -221,19 +251,20 @@ def erase(images: Tensor, side_frac: Tensor, centre_frac: Tensor) -> Tensor:
 
 
 class TorchvisionAugment:
-    """The same job by ordinary torchvision v2 transforms, one image at a time.
+    """Augmentation by standard torchvision v2 transforms, one image at a time.
 
-    Slower than BatchAugment, and the place to try any transform of torchvision by a line of YAML. Each image's
-    transforms see torch's generator seeded from (seed, epoch, image index), so the draws are as reproducible.
+    This is slower than BatchAugment, but any torchvision transform can be added as a line of YAML. For each image,
+    torch's generator is seeded from (seed, epoch, image index), so the draws are just as reproducible.
 
     Args:
-        transforms: called in order on a uint8 tensor (1, H, W); a resize to the network's size follows.
+        transforms: called in order on a uint8 tensor (1, H, W); the result is resized to the network's input size.
     """
 
     def __init__(self, transforms: Sequence[Callable[[Tensor], Tensor]]) -> None:
         self.transforms = list(transforms)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int, image_size: int) -> Tensor:
+        """Apply the transforms to each image with its own seed, then resize the batch."""
         bits = words(seed, epoch, index, 1, TORCH_SEED)
         seeds = ((bits[:, 0] << 31) ^ bits[:, 1]).tolist()
         out = []

@@ -1,8 +1,8 @@
-"""Decoded faces kept on the disk: found again by content, memory-mapped, never half written, never pickled.
+"""Disk cache of decoded faces: keyed by content, memory-mapped, written atomically, without pickles.
 
-An entry is a folder ``faces-v<FORMAT>/<key>`` with one ``.npy`` an array and ``meta.json``. It is written
-beside its final place and renamed into it, so a reader sees all of it or nothing, also when several processes
-write the same entry at once.
+An entry is a folder ``faces-v<FORMAT>/<key>`` with one ``.npy`` file per array and a ``meta.json``. It is written
+to a temporary folder next to its final place and then renamed, so readers see a whole entry or none, even when
+several processes write the same one at once.
 """
 
 import contextlib
@@ -24,33 +24,33 @@ from fer_lightning.data.faces import TEST, Faces
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.files import sha256
 
-FORMAT = 2  # raise it when the files of an entry, or what the reader makes of the same data, change
+FORMAT = 2  # increase when the files of an entry change, or what the reader makes of the same data
 _TEMPORARY = ".writing-"
-_STALE_HOURS = 24  # a temporary folder this old belongs to a process that was killed
+_STALE_HOURS = 24  # a temporary folder this old was left behind by a killed process
 
 
 class _DamagedError(Exception):
-    """An entry exists but is not what was written."""
+    """A cache entry exists, but not as it was written."""
 
 
 def default_dir() -> Path:
-    """``fer_lightning`` in $XDG_CACHE_HOME or ~/.cache; on Windows in %LOCALAPPDATA%."""
+    """Return ``fer_lightning`` in $XDG_CACHE_HOME, by default ~/.cache; on Windows in %LOCALAPPDATA%."""
     base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fer_lightning"
 
 
 def load_or_build(key: str, build: Callable[[], Faces], directory: str | Path | None = None) -> Faces:
-    """The faces stored under ``key``, or those of ``build()``, which are then stored.
+    """Return the faces cached under ``key``, or build and cache them.
 
     Args:
-        key: names the content and every setting that ``build`` depends on, of letters and digits.
-        build: called when there is no sound entry. What it raises is passed on and nothing is stored.
-        directory: where entries are kept; ``default_dir()`` when None.
+        key: identifies the content and every setting that ``build`` depends on; letters, digits and hyphens.
+        build: called when there is no valid entry. Its exceptions propagate, and nothing is cached.
+        directory: cache folder; None for ``default_dir()``.
 
     Returns:
-        Faces whose arrays are read-only memory maps of the entry; equal to those of ``build()``, notes
-        included. A note is added when a damaged entry was replaced, and when the entry could not be written
-        (read-only or full disk): then the arrays are those of ``build()``, in memory.
+        Faces equal to those of ``build()``, notes included; the arrays are read-only memory maps of the entry. If
+        the entry cannot be written (read-only or full disk), the arrays are those of ``build()``, in memory. A note
+        is added in that case and when a damaged entry was replaced.
     """
     folder = Path(directory) if directory is not None else default_dir()
     entry = folder / f"faces-v{FORMAT}" / key
@@ -60,19 +60,19 @@ def load_or_build(key: str, build: Callable[[], Faces], directory: str | Path | 
     except FileNotFoundError:
         pass
     except (_DamagedError, OSError) as error:
-        notes = (f"The cache entry {entry} was damaged ({error}); it was read anew.",)
+        notes = (f"Cache entry {entry} was damaged ({error}); the data were read again.",)
 
     faces = build()
     try:
         faces = _store(entry, faces)
     except (_DamagedError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        notes += (f"The cache in {folder} could not be written ({reason}): faces are kept in memory only.",)
+        notes += (f"Cannot write the cache in {folder} ({reason}); faces are kept in memory only.",)
     return replace(faces, notes=faces.notes + notes)
 
 
 def _load(entry: Path) -> Faces:
-    """The entry as Faces; FileNotFoundError when there is none, _DamagedError when it is not as written."""
+    """Load an entry; raise FileNotFoundError if it is missing, _DamagedError if it is not as it was written."""
     if not entry.is_dir():
         raise FileNotFoundError(entry)
     meta = _load_meta(entry / "meta.json")
@@ -81,7 +81,7 @@ def _load(entry: Path) -> Faces:
     texts: dict[str, str] = {name: meta[name] for name in _TEXTS}
     arrays = {name: _load_array(entry, name, sums.get(name)) for name in _ARRAYS}
     if arrays["ids"].dtype != np.uint8 or arrays["ids"].ndim != 1:
-        raise _DamagedError("its ids are not text")
+        raise _DamagedError("ids.npy does not hold text")
     faces = Faces(
         images=arrays["images"],
         labels=arrays["labels"],
@@ -92,7 +92,7 @@ def _load(entry: Path) -> Faces:
         **texts,
     )
     if not _is_sound(faces):
-        raise _DamagedError("its arrays do not fit together")
+        raise _DamagedError("its arrays are inconsistent")
     return faces
 
 
@@ -100,7 +100,7 @@ _TEXTS = ("dataset", "source", "fingerprint")
 
 
 def _load_meta(path: Path) -> dict[str, Any]:
-    """What meta.json says of an entry, once it is known to be of the form that `_store` writes."""
+    """Return the metadata in meta.json, checked to have the form that `_store` writes."""
     try:
         sealed = json.loads(path.read_bytes())
     except (ValueError, RecursionError, FileNotFoundError) as error:
@@ -111,14 +111,14 @@ def _load_meta(path: Path) -> dict[str, Any]:
     kinds = {"split_names": list, "notes": list, "sha256": dict, **dict.fromkeys(_TEXTS, str)}
     for name, kind in kinds.items():
         if not isinstance(meta.get(name), kind):
-            raise _DamagedError(f"meta.json has no {name} of the right type")
+            raise _DamagedError(f"meta.json: {name} is missing or of the wrong type")
     if len(meta["split_names"]) != 3:
-        raise _DamagedError("meta.json names more or less than three splits")
+        raise _DamagedError(f"meta.json: expected 3 split names, got {len(meta['split_names'])}")
     return meta
 
 
 def _is_sound(faces: Faces) -> bool:
-    """Whether an entry is what Faces are: who forges one can forge its checksums."""
+    """Return whether the arrays of an entry are valid Faces; a forged entry can have matching checksums."""
     n = len(faces.ids)
     wanted = {"images": ("uint8", (n, 48, 48)), "labels": ("int64", (n,)), "usage": ("uint8", (n,))}
     arrays = {name: getattr(faces, name) for name in wanted}
@@ -139,17 +139,17 @@ def _load_array(entry: Path, name: str, expected: Any) -> npt.NDArray[Any]:
     if not path.exists() or sha256(path) != expected:
         raise _DamagedError(f"{path.name} does not match its checksum")
     try:
-        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # never a pickle, nor another format
-    # NumPy reads the header as Python, and raises nearly anything for a forged one.
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # accepts neither pickles nor .npz
+    # NumPy parses the header as Python and raises almost anything for a forged one.
     except Exception as error:
         raise _DamagedError(f"{path.name}: {type(error).__name__}: {error}") from error
     return array
 
 
 def _store(entry: Path, faces: Faces) -> Faces:
-    """Write the entry and return it as read back; OSError when the disk does not take it."""
+    """Write an entry and return it as read back; raise OSError if it cannot be written."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(entry.parent)
+    _remove_leftovers(entry.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=entry.parent))
     try:
         written = temporary / "entry"
@@ -174,21 +174,21 @@ def _store(entry: Path, faces: Faces) -> Faces:
         try:
             written.rename(entry)
         except OSError:
-            # Someone else's entry is there: use it, or put a damaged one out of the way.
+            # The entry exists already: use it if another process wrote it, or move a damaged one out of the way.
             try:
                 return _load(entry)
             except (_DamagedError, FileNotFoundError):
                 with contextlib.suppress(FileNotFoundError):
                     entry.rename(temporary / "damaged")
-                with contextlib.suppress(OSError):  # a third process may have been quicker
+                with contextlib.suppress(OSError):  # a third process may have been faster
                     written.rename(entry)
         return _load(entry)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left behind."""
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary folders that killed processes left behind."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _STALE_HOURS * 3600:
@@ -196,7 +196,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _pack(ids: Any) -> npt.NDArray[np.uint8]:
-    """One UTF-8 text with NUL between the names, (bytes,) uint8: no fixed width, no Python objects."""
+    """Pack ids into one UTF-8 string separated by NUL, uint8 (bytes,): no fixed width, no Python objects."""
     return np.frombuffer("\0".join(ids).encode("utf-8", "surrogateescape"), np.uint8)
 
 

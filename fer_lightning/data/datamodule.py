@@ -1,4 +1,4 @@
-"""Faces as Lightning batches: gathered and augmented many at a time, on the device, nothing done per sample."""
+"""Lightning batches of faces, gathered and augmented many at a time on the device, with no per-sample work."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -20,9 +20,9 @@ Batch = dict[str, Tensor]  # "images", "labels" int64 (B,) and "index" int64 (B,
 SPLITS = ("official", "kaggle_folder")
 
 
-# Pixels of the images that are prepared in one call, so that small batches share what a call costs whatever its
-# size. On a CPU they are 455 images of 48 px or 64 of 128: more leave the caches, and fewer are slower too (2^18 to
-# 2^22 tried). On a GPU, where a call is some 200 kernel launches, 7,281 images of 48 px or 1,024 of 128: 0.3 GB.
+# Pixels of the images prepared in one call, so that small batches share its fixed cost. On a CPU this is 455 images
+# of 48 px or 64 of 128 px: more overflow the caches, and fewer are slower too (2^18 to 2^22 tried). On a GPU, where
+# a call is about 200 kernel launches, it is 7,281 images of 48 px or 1,024 of 128 px, which take 0.3 GB.
 GROUP_PIXELS, GPU_GROUP_PIXELS = 2**20, 2**24
 
 # uint8 (B, 1, 48, 48), index int64 (B,) and epoch -> float32 (B, 1, H, W), normalised
@@ -30,14 +30,14 @@ Prepare = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class FaceStore:
-    """Images and labels of a dataset, to be gathered for a device.
+    """Images and labels of a dataset, from which batches are gathered onto a device.
 
-    A GPU keeps a copy of all of them in its own memory, so that a batch costs no copy from the host. Elsewhere, or
-    where they would take too much of that memory, they stay where they are, which may be a file on the disk.
+    A GPU keeps a copy of the dataset in its own memory, so that batches need no copy from the host. On other
+    devices, or if the dataset would take too much GPU memory, it stays where it is, possibly a memory-mapped file.
 
     Args:
         faces: the dataset.
-        device: where the gathered images shall be.
+        device: device of the gathered batches.
     """
 
     def __init__(self, faces: Faces, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class FaceStore:
 
     @property
     def home(self) -> torch.device:
-        """Where the images are, and where the rows that name them must be."""
+        """The device that holds the images, on which `gather` expects its rows."""
         return torch.device("cpu") if self._resident is None else self.device
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,20 +63,21 @@ class FaceStore:
 
 
 class EpochBatches(Sampler[Tensor]):
-    """Batches of rows, in an order that is a pure function of (seed, epoch), or in the given one.
+    """Batches of rows, in the given order or in one that is a pure function of (seed, epoch).
 
-    With several processes each takes its part of every batch, so that together they see the batches of one. Only a
-    last batch with fewer images than processes is other than that of one: the batch before gives it some.
+    With several processes, each takes its share of every batch, so that together they see the same batches as a
+    single process. The one exception is a last batch with fewer images than processes: it takes some from the batch
+    before.
 
     Args:
         rows: int64 (n,), the rows of one split.
-        batch_size: images a batch, all processes together; the last batch may be smaller.
-        seed: of the order; None keeps the order of `rows`.
-        rank: this process.
+        batch_size: images per batch over all processes; the last batch may be smaller.
+        seed: seed of the order; None keeps the order of `rows`.
+        rank: index of this process.
         world_size: number of processes.
 
     Raises:
-        UserError: a batch, or the whole split, with fewer images than processes.
+        UserError: a batch, or the whole split, has fewer images than there are processes.
     """
 
     def __init__(
@@ -89,8 +90,8 @@ class EpochBatches(Sampler[Tensor]):
     ) -> None:
         if min(batch_size, len(rows)) < world_size:
             raise UserError(
-                f"{world_size} processes share each batch, of {batch_size} images out of {len(rows)}: leave each "
-                "process one at least, by data.batch_size and data.eval_batch_size or by fewer trainer.devices."
+                f"{world_size} processes cannot share a batch of {batch_size} from {len(rows)} images: each needs "
+                "at least one. Raise data.batch_size and data.eval_batch_size, or lower trainer.devices."
             )
         self.rows = rows
         self.batch_size = batch_size
@@ -100,7 +101,7 @@ class EpochBatches(Sampler[Tensor]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls it before each epoch, also after a resume."""
+        """Set the epoch of the order; Lightning calls this before each epoch, including after a resume."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -117,20 +118,20 @@ class EpochBatches(Sampler[Tensor]):
 
 
 class FaceLoader:
-    """One split's batches, on the device and ready for the network.
+    """Loader of one split: batches on the device, ready for the network.
 
-    Several batches are gathered and prepared in one call. That changes nothing in them, because what becomes of an
-    image depends on its row and the epoch alone.
+    Several batches are gathered and prepared in one call. This does not change them, because an image's transform
+    depends only on its row and the epoch.
 
     Args:
-        store: where images and labels come from.
-        sampler: batches of rows; Lightning tells it the epoch.
-        prepare: what the images of a batch go through.
-        group: batches to a call.
-        done: returns how many batches to leave out at the epoch's beginning; called when the first is wanted.
+        store: source of images and labels.
+        sampler: batches of rows; Lightning sets its epoch.
+        prepare: transform of the images of a batch.
+        group: batches per call.
+        skip: returns the number of batches to skip at the start of the epoch; called when iteration begins.
     """
 
-    batch_sampler = None  # Lightning takes what has a sampler for a DataLoader and asks for this too
+    batch_sampler = None  # Lightning treats anything with a sampler as a DataLoader, and reads this attribute too
 
     def __init__(
         self,
@@ -138,56 +139,56 @@ class FaceLoader:
         sampler: EpochBatches,
         prepare: Prepare,
         group: int = 1,
-        done: Callable[[], int] = lambda: 0,
+        skip: Callable[[], int] = lambda: 0,
     ) -> None:
         self.store = store
         self.sampler = sampler
         self.prepare = prepare
         self.group = group
-        self.done = done
+        self.skip = skip
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches, done = list(self.sampler), self.done()
-        # Groups begin where they would in a whole epoch: an image's place in its group can change its last bit.
-        for start in range(done - done % self.group, len(batches), self.group):
-            group = self._prepared(batches[start : start + self.group])
-            yield from islice(group, max(done - start, 0), None)
+        batches, skipped = list(self.sampler), self.skip()
+        # Start groups where a whole epoch does: an image's position in its group can change its last bit.
+        for start in range(skipped - skipped % self.group, len(batches), self.group):
+            group = self._prepare_group(batches[start : start + self.group])
+            yield from islice(group, max(skipped - start, 0), None)
 
-    def _prepared(self, batches: list[Tensor]) -> Iterator[Batch]:
+    def _prepare_group(self, batches: list[Tensor]) -> Iterator[Batch]:
         rows = torch.cat(batches)
         images, labels = self.store.gather(rows)
         index = rows.to(self.store.device)
         parts = (self.prepare(images, index, self.sampler.epoch), labels, index)
         sizes = [len(batch) for batch in batches]
-        for of_batch in zip(*(torch.split(part, sizes) for part in parts), strict=True):
-            yield dict(zip(("images", "labels", "index"), of_batch, strict=True))
+        for tensors in zip(*(torch.split(part, sizes) for part in parts), strict=True):
+            yield dict(zip(("images", "labels", "index"), tensors, strict=True))
 
 
 class FaceDataModule(LightningDataModule):
-    """Train, validation and test batches of one set of faces.
+    """Train, validation and test batches of one dataset.
 
-    Training batches arrive at the network augmented, all others only resized; both normalised.
+    Training batches are augmented, all others only resized; both are normalised.
 
     Args:
-        faces: every split together.
-        augment: what training batches go through, on the device.
-        batch_size: images a training batch, all processes together.
-        image_size: height and width in pixels that the network gets.
-        mean: subtracted after scaling pixels to [0, 1].
-        std: divided by after that.
+        faces: the dataset with all its splits.
+        augment: applied to training batches, on the device.
+        batch_size: images per training batch, over all processes.
+        image_size: height and width of the network's input in pixels.
+        mean: subtracted from pixels in [0, 1].
+        std: divisor after that.
         split: "official" validates on VAL and tests on TEST; "kaggle_folder" validates and tests on both together,
-            as everyone does who takes the Kaggle folder's test/ as it is (so its best epoch is chosen on the test
+            like everyone who uses the Kaggle folder's test/ unchanged (so the best epoch is chosen on the test
             images themselves).
-        seed: of the epochs' order and of the augmentation.
-        eval_batch_size: images a validation or test batch, all processes together.
-        augment_epochs: epochs after which the augmentation's draws come again (the order of the images does not);
-            None for never.
+        seed: seed of the epochs' order and of the augmentation.
+        eval_batch_size: images per validation or test batch, over all processes.
+        augment_epochs: number of epochs after which the augmentation repeats its draws (the order of the images
+            does not repeat); None for never.
 
     Raises:
-        UserError: a value out of range, or a split without images.
+        UserError: a value is out of range, or a split has no images.
     """
 
     def __init__(
@@ -210,17 +211,17 @@ class FaceDataModule(LightningDataModule):
             ("image_size", image_size),
         ):
             if value < 1:
-                raise UserError(f"data.{name}={value} must be at least 1.")
+                raise UserError(f"data.{name}={value}: expected at least 1.")
         if augment_epochs is not None and (not isinstance(augment_epochs, int) or augment_epochs < 1):
-            raise UserError(f"data.augment_epochs={augment_epochs} must be a whole number of at least 1, or null.")
+            raise UserError(f"data.augment_epochs={augment_epochs}: expected a whole number above 0, or null.")
         if image_size > MAX_IMAGE_SIZE:
             raise UserError(
-                f"data.image_size={image_size} is too large: faces of 48 pixels go up to {MAX_IMAGE_SIZE}."
+                f"data.image_size={image_size}: expected at most {MAX_IMAGE_SIZE}; faces are 48 pixels wide."
             )
         if std <= 0:
-            raise UserError(f"data.std={std} must be above 0.")
+            raise UserError(f"data.std={std}: expected a number above 0.")
         if split not in SPLITS:
-            raise UserError(f"data.split={split} is not a protocol: choose {' or '.join(SPLITS)}.")
+            raise UserError(f"data.split={split}: expected {' or '.join(SPLITS)}.")
         self.faces = faces
         self.augment = augment
         self.batch_size = batch_size
@@ -230,7 +231,7 @@ class FaceDataModule(LightningDataModule):
         self.std = std
         self.seed = seed
         self.augment_epochs = augment_epochs
-        self.device = torch.device("cpu")  # where batches are made
+        self.device = torch.device("cpu")  # device of the batches
         self._store: FaceStore | None = None
         both = (VAL, TEST)
         self.train_usages: tuple[int, ...] = (TRAIN,)
@@ -239,46 +240,49 @@ class FaceDataModule(LightningDataModule):
         for usages in (self.train_usages, self.val_usages, self.test_usages):
             if not len(self.rows(usages)):
                 raise UserError(
-                    f"{faces.source} has no image in {self.split_name(usages)}; "
-                    f"{len(faces)} images in all. Training needs every split: check the data's folders or columns."
+                    f"{faces.source} has no images in {self.split_name(usages)} ({len(faces)} images in all). "
+                    "Training needs every split: check the data's folders or its Usage column."
                 )
 
     def setup(self, stage: str) -> None:
+        """Adopt the trainer's device."""
         assert self.trainer is not None
         self.device = self.trainer.strategy.root_device
 
     def split_name(self, usages: tuple[int, ...]) -> str:
-        """For people: "PublicTest" or "PublicTest+PrivateTest"."""
+        """Return the display name of a split: "PublicTest" or "PublicTest+PrivateTest"."""
         return "+".join(self.faces.split_names[usage] for usage in usages)
 
     @property
     def val_split(self) -> str:
-        """Name of the split that selects the best epoch."""
+        """The name of the split that selects the best epoch."""
         return self.split_name(self.val_usages)
 
     @property
     def test_split(self) -> str:
-        """Name of the split whose accuracy is the headline."""
+        """The name of the split whose accuracy is reported first."""
         return self.split_name(self.test_usages)
 
     def rows(self, usages: tuple[int, ...]) -> Tensor:
-        """The rows of the given splits: int64 (n,), ascending."""
+        """Return the rows of the given splits: int64 (n,), ascending."""
         return torch.from_numpy(np.flatnonzero(np.isin(self.faces.usage, usages)))
 
     def train_dataloader(self) -> FaceLoader:
-        # Lightning's overfit_batches is about the same batches in every epoch.
+        """Return the augmented training batches, shuffled in every epoch."""
+        # Lightning's overfit_batches means the same batches in every epoch.
         fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        return self._loader(self.train_usages, self.batch_size, self._augmented, None if fixed else self.seed)
+        return self._loader(self.train_usages, self.batch_size, self._augment_batch, None if fixed else self.seed)
 
     def val_dataloader(self) -> FaceLoader:
-        return self._loader(self.val_usages, self.eval_batch_size, self._resized)
+        """Return the batches of the split that selects the best epoch."""
+        return self._loader(self.val_usages, self.eval_batch_size, self._resize_batch)
 
     def test_dataloader(self) -> FaceLoader:
-        """Every held-out image, so that one pass gives each split's numbers."""
-        return self._loader((VAL, TEST), self.eval_batch_size, self._resized)
+        """Return the batches of all held-out images, so that one pass yields the scores of each split."""
+        return self._loader((VAL, TEST), self.eval_batch_size, self._resize_batch)
 
     def predict_dataloader(self) -> FaceLoader:
-        """The same images as in a test."""
+        """Return the same batches as for a test."""
         return self.test_dataloader()
 
     def _loader(
@@ -289,23 +293,24 @@ class FaceDataModule(LightningDataModule):
             self._store = FaceStore(self.faces, self.device)
         batches = EpochBatches(self.rows(usages).to(self._store.home), batch_size, seed, rank, world_size)
         pixels = GROUP_PIXELS if self.device.type == "cpu" else GPU_GROUP_PIXELS
-        side = max(self.image_size, self.faces.images.shape[-1])  # images are warped at their own size, at least
+        side = max(self.image_size, self.faces.images.shape[-1])  # images are never warped below their own size
         group = max(1, pixels * world_size // (batch_size * side**2))
-        return FaceLoader(self._store, batches, prepare, group, self._trained_on)
+        return FaceLoader(self._store, batches, prepare, group, self._count_trained)
 
-    def _trained_on(self) -> int:
-        """Batches already trained in this epoch; above 0 only where a run is resumed within one."""
+    def _count_trained(self) -> int:
+        """Return the batches already trained in this epoch; non-zero only when resuming mid-epoch."""
         if self.trainer is None or not self.trainer.training:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-    def _augmented(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+    def _augment_batch(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         if self.augment_epochs is not None:
             epoch %= self.augment_epochs
         return normalise(self.augment(images, index, self.seed, epoch, self.image_size), self.mean, self.std)
 
-    def _resized(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+    def _resize_batch(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         return normalise(resize(images, self.image_size), self.mean, self.std)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch  # made there
+        """Return the batch unchanged: it was gathered on the device."""
+        return batch

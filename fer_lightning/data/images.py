@@ -1,4 +1,4 @@
-"""The one decoder of image files, for training and for photos."""
+"""Decoder of image files, shared by training data and photos."""
 
 import struct
 import warnings
@@ -11,22 +11,22 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fer_lightning.errors import UserError
 
-# Not all of Pillow's: an EPS would start Ghostscript.
+# A subset of Pillow's formats: an EPS, for example, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
-# What Pillow raises for damaged images, beside OSError.
+# Exceptions that Pillow raises for damaged images, besides OSError.
 _DAMAGED = (
     *(SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error),
-    *(ArithmeticError, MemoryError),  # of what the header claims
+    *(ArithmeticError, MemoryError),  # from sizes claimed in the header
 )
 
 
 class ImageError(UserError):
-    """An image cannot be decoded: the message is the cause alone, without the file's name.
+    """An image cannot be decoded; the message is the cause only, without the file name.
 
     Args:
-        kind: the sort of fault, for counting.
-        cause: what exactly is wrong.
+        kind: category of the fault, for counting.
+        cause: description of the fault.
     """
 
     def __init__(self, kind: str, cause: str) -> None:
@@ -35,31 +35,32 @@ class ImageError(UserError):
 
 
 def decode(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
-    """Return the image of a file as it is to be seen.
+    """Decode an image file as it is meant to be displayed.
 
-    It is turned as its EXIF orientation says, transparent parts become white, 16 bits a pixel become 8, and only
-    the first frame of an animation is taken.
+    The image is rotated according to its EXIF orientation, transparent parts become white, 16 bits per pixel become
+    8, and only the first frame of an animation is used.
 
     Args:
-        file: a path, an open binary file, or a PIL image, whose pixels are read only now.
+        file: a path, an open binary file, or a PIL image whose pixels may not have been loaded yet.
 
     Returns:
-        An image of any size in mode "L" if the file is plain 8-bit grey, otherwise in mode "RGB".
+        An image of any size, in mode "L" if the file is plain 8-bit grey, otherwise in mode "RGB".
 
     Raises:
-        ImageError: the file cannot be read or is no image, is damaged, has more than 178 million pixels, or 32 bits
-            a pixel.
+        ImageError: the file cannot be read, is not an image or is damaged, or has more than 178 million pixels or
+            32 bits per pixel.
     """
     try:
         with warnings.catch_warnings():
-            # Up to twice Pillow's limit is a large photo; beyond, it raises.
+            # Pillow warns up to twice its limit, which a large photo may reach; beyond that it raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(file, Image.Image):
-                return _as_seen(file)
+                return _to_display(file)
             with Image.open(file, formats=FORMATS) as image:
-                return _as_seen(image)
+                return _to_display(image)
     except UnidentifiedImageError as error:
-        raise ImageError("damaged image", f"not an image, or none of {', '.join(FORMATS)}") from error
+        formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ImageError("damaged image", f"not an image of type {formats}") from error
     except Image.DecompressionBombError as error:
         raise ImageError("oversized image", "too large: more than 178 million pixels") from error
     except OSError as error:
@@ -68,19 +69,19 @@ def decode(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
         raise ImageError("damaged image", f"damaged: {error}") from error
 
 
-def _as_seen(image: Image.Image) -> Image.Image:
-    image.load()  # before the EXIF is asked for: that of a PNG may follow the pixels
+def _to_display(image: Image.Image) -> Image.Image:
+    image.load()  # before reading the EXIF, which may follow the pixels in a PNG
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ImageError("unsupported image", "32 bits a pixel, of unknown range: save it with 8 or 16")
+        raise ImageError("unsupported image", "32 bits per pixel, range unknown: save it with 8 or 16")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "L" else image.convert("RGB")
 
 
-MAX_IMAGE_BYTES = 50 * 2**20  # a face is 2 KiB, a photo 10 MiB: more is a mistake or an attack
+MAX_IMAGE_BYTES = 50 * 2**20  # a face takes 2 KiB, a photo 10 MiB; a larger file is a mistake or an attack
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}

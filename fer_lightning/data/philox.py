@@ -1,17 +1,17 @@
-"""Counter-based random numbers: the same (seed, epoch, image) always gives the same draw.
+"""Counter-based random numbers: the same (seed, epoch, image index) always gives the same draw.
 
 Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a
-counter into random bits without any state. With the counter (image index, epoch, block, stream) and the seed as
-the key, batch size, number of processes and interruptions cannot change what an image gets, and there is nothing
-to save in a checkpoint.
+counter into random bits without any state. The counter is (image index, epoch, block, stream), the key is the seed.
+An image's draws therefore do not depend on batch size, number of processes or interruptions, and checkpoints need
+no generator state.
 """
 
 import torch
 from torch import Tensor
 
-AUGMENT, ORDER, TORCH_SEED = 0, 1, 2  # streams: what the draws are for, so that no two uses share bits
+AUGMENT, ORDER, TORCH_SEED = 0, 1, 2  # streams, one per purpose, so that no two uses share bits
 
-# Constants of the paper: multipliers and the Weyl increments of the key.
+# Constants from the paper: multipliers and the Weyl increments of the key.
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
@@ -20,20 +20,20 @@ _MASK = 0xFFFFFFFF
 def philox4x32(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox: four words of 32 random bits for each counter.
+    """Run ten rounds of Philox, which give four words of 32 random bits for each counter.
 
     Args:
-        counter: four int64 tensors of one broadcastable shape, each value in [0, 2^32).
+        counter: four int64 tensors of broadcastable shapes, values in [0, 2^32).
         key: two integers in [0, 2^32).
 
     Returns:
-        Four int64 tensors of that shape, values in [0, 2^32), on the counter's device.
+        Four int64 tensors of the broadcast shape, values in [0, 2^32), on the counter's device.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # int64 wraps modulo 2^64, which keeps all 64 bits of a product of two 32-bit words; the mask undoes
-        # the sign that the shift drags in.
+        # int64 wraps modulo 2^64, which keeps all 64 bits of a product of two 32-bit words; the mask clears the
+        # sign bits that the shift brings in.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((product1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -46,7 +46,18 @@ def philox4x32(
 
 
 def words(seed: int, epoch: int, index: Tensor, blocks: int, stream: int) -> Tensor:
-    """Random words of 32 bits: int64 (B,) -> int64 (B, 4 * blocks), each uniform in [0, 2^32)."""
+    """Return random 32-bit words for each image.
+
+    Args:
+        seed: any 64-bit integer.
+        epoch: epoch number, from 0.
+        index: int64 (B,), the images' rows in the dataset.
+        blocks: number of Philox blocks, four words each.
+        stream: AUGMENT, ORDER or TORCH_SEED.
+
+    Returns:
+        int64 (B, 4 * blocks), uniform in [0, 2^32), on the device of `index`.
+    """
     block = torch.arange(blocks, device=index.device)
     counter = (
         index[:, None].expand(-1, blocks),
@@ -58,24 +69,24 @@ def words(seed: int, epoch: int, index: Tensor, blocks: int, stream: int) -> Ten
 
 
 def uniforms(seed: int, epoch: int, index: Tensor, n: int) -> Tensor:
-    """n uniform numbers in [0, 1) for each image.
+    """Return `n` uniform numbers in [0, 1) for each image.
 
     Args:
-        seed: any integer of 64 bits.
-        epoch: from 0.
-        index: int64 (B,), the images' rows in the dataset; the result lives on its device.
-        n: how many numbers an image needs.
+        seed: any 64-bit integer.
+        epoch: epoch number, from 0.
+        index: int64 (B,), the images' rows in the dataset.
+        n: numbers per image.
 
     Returns:
-        float32 (B, n), a multiple of 2^-24 each, so that 1.0 cannot come out by rounding.
+        float32 (B, n) on the device of `index`; multiples of 2^-24, so rounding cannot give 1.0.
     """
     bits = words(seed, epoch, index, -(-n // 4), AUGMENT)[:, :n] >> 8
     return bits.float() * 2.0**-24
 
 
 def permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """The order of an epoch: int64 (n,), a permutation of 0 .. n - 1 that depends on seed and epoch alone."""
+    """Return the order of an epoch: int64 (n,), a permutation of 0 .. n - 1 that depends only on seed and epoch."""
     bits = words(seed, epoch, torch.arange(n, device=device), 1, ORDER)
-    # 63 random bits an image: a tie among 10^6 images has a chance of 5e-8, and a stable sort settles even that.
+    # With 63 random bits per image, 10^6 images have a tie with probability 5e-8, and the stable sort settles it.
     keys = (bits[:, 0] << 31) ^ bits[:, 1]
     return torch.argsort(keys, stable=True)

@@ -1,4 +1,4 @@
-"""Files into arrays: CSVs and images are decoded once, and all that is wrong with them is listed together."""
+"""Read CSVs and images into arrays in one pass, and report all their faults together."""
 
 import csv
 import io
@@ -18,21 +18,21 @@ from PIL import Image
 
 from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, TEST, TRAIN, VAL, Faces, fingerprint
 from fer_lightning.data.images import MAX_IMAGE_BYTES, ImageError, decode
-from fer_lightning.data.stores import Form, Store, leaf, parent, some
+from fer_lightning.data.stores import Form, Store, abbreviate, leaf, parent
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES, emotion_index
 from fer_lightning.errors import UserError
 
 SIZE = 48
 PIXELS = SIZE * SIZE
-# Images of each class in each split, in the order of EMOTIONS; counted in fer2013.csv, and as published.
+# Published number of images by split and class, in the order of EMOTIONS; the counts in fer2013.csv agree.
 PUBLISHED_COUNTS = {
     "Training": (3995, 436, 4097, 7215, 4830, 3171, 4965),
     "PublicTest": (467, 56, 496, 895, 653, 415, 607),
     "PrivateTest": (491, 55, 528, 879, 594, 416, 626),
 }
 _MAX_CSV_ROW = 2**20  # characters; a row of FER-2013 has at most 9,300
-_MAX_FAULTS = 1_000_000  # before the rest is not looked at
-SHOWN = 10  # offenders listed by name before only their number is given
+_MAX_FAULTS = 1_000_000  # reading stops after this many
+MAX_LISTED = 10  # faults listed one by one; the rest are only counted
 _SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "dev", "publictest"), VAL),
@@ -40,20 +40,20 @@ _SPLIT_FOLDERS = {
 }
 _USAGES = {name.lower(): usage for usage, name in enumerate(FER2013_SPLITS)}
 _PREFIX = re.compile(r"(Training|PublicTest|PrivateTest)_", re.IGNORECASE)
-# What zipfile raises on a damaged member or one packed in a way that it does not know; of a plain file OSError.
+# Exceptions of zipfile for members that are damaged or of unknown compression; plain files raise OSError.
 _DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 
 
 @dataclass
 class _Gathered:
-    """Good images on one side, offenders on the other, from one pass over the data."""
+    """Images and faults collected in one pass over the data."""
 
-    images: bytearray = field(default_factory=bytearray)  # grows without the copies of a list of arrays
+    images: bytearray = field(default_factory=bytearray)  # grows without copying, unlike a list of arrays
     labels: list[int] = field(default_factory=list)
     usage: list[int] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    offences: Counter[str] = field(default_factory=Counter)  # by kind
-    told: list[str] = field(default_factory=list)  # the sentence on each of the first ones
+    faults: Counter[str] = field(default_factory=Counter)  # number of faults by kind
+    listed: list[str] = field(default_factory=list)  # descriptions of the first MAX_LISTED
     converted: int = 0
     stretched: int = 0
 
@@ -64,17 +64,22 @@ class _Gathered:
         self.ids.append(name)
 
     def reject(self, kind: str, where: str, why: str) -> None:
-        self.offences[kind] += 1
-        if len(self.told) < SHOWN:  # a file may hold millions
-            self.told.append(f"{where}: {why}")
-        if self.offences.total() > _MAX_FAULTS:
+        self.faults[kind] += 1
+        if len(self.listed) < MAX_LISTED:  # a file may have millions
+            self.listed.append(f"{where}: {why}")
+        if self.faults.total() > _MAX_FAULTS:
             raise UserError(
-                f"More than {_MAX_FAULTS:,} faults, the first: {self.told[0]}. These are no labelled faces."
+                f"More than {_MAX_FAULTS:,} faults, starting with {self.listed[0]}. These are not labelled faces."
             )
 
 
 class _RowError(Exception):
-    """Why one row or image is of no use; ``kind`` names the sort of fault, to be counted."""
+    """A row or image cannot be used.
+
+    Args:
+        kind: category of the fault, for counting.
+        why: description of the fault.
+    """
 
     def __init__(self, kind: str, why: str) -> None:
         super().__init__(why)
@@ -82,23 +87,35 @@ class _RowError(Exception):
 
 
 def read_faces(store: Store, form: Form, skip_bad: bool) -> Faces:
-    """Decode all of it, in memory; usage is TRAIN where the data do not say."""
+    """Read the files of a form into memory.
+
+    Args:
+        store: the folder or archive.
+        form: the files to read.
+        skip_bad: drop unusable rows and images, with a note, instead of raising an error.
+
+    Returns:
+        Faces; their usage is TRAIN if the data do not name a split.
+
+    Raises:
+        UserError: no image is usable, or, without `skip_bad`, any is not.
+    """
     gathered = _Gathered()
     if form.kind == "csv":
         official, notes = _read_csvs(store, form.paths, gathered)
     else:
         official, notes = _read_images(store, form.paths, gathered)
 
-    if gathered.offences and not skip_bad:
-        raise UserError(_list_offences(store.path, gathered.told, gathered.offences.total()))
+    if gathered.faults and not skip_bad:
+        raise UserError(_format_faults(store.path, gathered.listed, gathered.faults.total()))
     if not gathered.labels:
         raise UserError(
-            f"{store.path} has no usable image"
-            + (f": all {gathered.offences.total():,} are bad." if gathered.offences else ".")
+            f"{store.path} has no usable images"
+            + (f": all {gathered.faults.total():,} are bad." if gathered.faults else ".")
         )
-    if gathered.offences:
-        kinds = [f"{n} x {kind}" for kind, n in gathered.offences.items()]
-        notes.append(f"data.skip_bad dropped {some(kinds, 20)}.")
+    if gathered.faults:
+        kinds = [f"{n} x {kind}" for kind, n in gathered.faults.items()]
+        notes.append(f"data.skip_bad dropped {abbreviate(kinds, 20)}.")
     if gathered.converted:
         stretched = f" ({gathered.stretched:,} not square: stretched)" if gathered.stretched else ""
         notes.append(f"{gathered.converted:,} images were converted to grey 48x48{stretched}.")
@@ -123,18 +140,18 @@ def read_faces(store: Store, form: Form, skip_bad: bool) -> Faces:
     )
 
 
-def _list_offences(path: Path, told: Sequence[str], total: int) -> str:
+def _format_faults(path: Path, listed: Sequence[str], total: int) -> str:
     if total == 1:
-        return f"{told[0]}.\nFix it in {path}, or set data.skip_bad=true to drop it."
-    lines = [f"  {offence}" for offence in told]
-    if total > len(told):
-        lines.append(f"  and {total - len(told):,} more")
+        return f"{listed[0]}.\nFix it in {path}, or set data.skip_bad=true to drop it."
+    lines = [f"  {fault}" for fault in listed]
+    if total > len(listed):
+        lines.append(f"  and {total - len(listed):,} more")
     head = f"{total:,} faults in {path}:"
     return "\n".join([head, *lines, "Fix them, or set data.skip_bad=true to drop them."])
 
 
 def _read_images(store: Store, paths: Sequence[str], into: _Gathered) -> tuple[bool, list[str]]:
-    """Decode the images at ``paths``; returns whether their splits are FER-2013's own, and notes."""
+    """Decode the images at `paths`; return whether their splits are the official ones, and notes."""
     prefixes = {path: match[1].lower() for path in paths if (match := _PREFIX.match(leaf(path)))}
     official = len(prefixes) * 2 >= len(paths)
     in_split_folders = any(_split_folder(path) is not None for path in paths)
@@ -142,10 +159,10 @@ def _read_images(store: Store, paths: Sequence[str], into: _Gathered) -> tuple[b
 
     displaced = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged metadata, once for each image
+        warnings.simplefilter("ignore")  # about damaged metadata, once per image
         for path in paths:
             label = emotion_index(leaf(parent(path)))
-            if label is None:  # `_check_folders` has rejected its folder
+            if label is None:  # `_check_folders` rejected its folder
                 continue
             try:
                 if official:
@@ -153,20 +170,19 @@ def _read_images(store: Store, paths: Sequence[str], into: _Gathered) -> tuple[b
                     folder = _split_folder(path)
                     displaced += folder is not None and (folder == TRAIN) != (usage == TRAIN)
                 else:
-                    usage = (
-                        _usage_of_folder(path) if in_split_folders else TRAIN
-                    )  # load_faces cuts the rest from it
+                    # Without split folders, load_faces cuts the other splits from TRAIN.
+                    usage = _usage_of_folder(path) if in_split_folders else TRAIN
                 into.add(path, label, usage, _decode(store, path, into))
             except _RowError as error:
                 into.reject(error.kind, path, str(error))
     notes = []
     if displaced:
-        notes.append(f"{displaced:,} images lie in train/ or test/ against their name's prefix: the prefix counts.")
+        notes.append(f"{displaced:,} images are in train/ or test/ contrary to their prefix; the prefix decides.")
     return official, notes
 
 
 def _check_folders(store: Store, paths: Sequence[str], into: _Gathered) -> None:
-    """Reject folders that are no class, class folders without images, and names that occur twice."""
+    """Reject folders that are not classes, class folders without images, and duplicate names."""
     roots, filled = {parent(parent(path)) for path in paths}, {parent(path) for path in paths}
     unknown = Counter(folder for folder in map(parent, paths) if emotion_index(leaf(folder)) is None)
     for folder, count in sorted(unknown.items()):
@@ -174,36 +190,36 @@ def _check_folders(store: Store, paths: Sequence[str], into: _Gathered) -> None:
         into.reject(f"unknown class folder {leaf(folder)!r} ({count:,} images)", f"{folder}/", why)
     for folder in store.folders:
         if parent(folder) in roots and folder not in filled and emotion_index(leaf(folder)) is not None:
-            into.reject("empty class folder", f"{folder}/", "no images in it")
+            into.reject("empty class folder", f"{folder}/", "contains no images")
     for path in sorted(set(store.repeated).intersection(paths)):
-        into.reject("repeated name", path, "is in the archive more than once")
+        into.reject("duplicate name", path, "occurs more than once in the archive")
 
 
 def _split_folder(path: str) -> int | None:
-    """Return the split that the folder above a class folder is named after, if any."""
+    """Return the split named by the folder above a class folder, if any."""
     return _SPLIT_FOLDERS.get(leaf(parent(parent(path))).lower())
 
 
 def _usage_of_prefix(path: str, prefixes: Mapping[str, str]) -> int:
     if path not in prefixes:
-        raise _RowError("name without a split", f"no {'_, '.join(FER2013_SPLITS)}_ before its name")
+        raise _RowError("name without a split", f"expected the prefix {'_ or '.join(FER2013_SPLITS)}_")
     return _USAGES[prefixes[path]]
 
 
 def _usage_of_folder(path: str) -> int:
     usage = _split_folder(path)
     if usage is None:
-        raise _RowError("image outside the split folders", "not below train/, val/ or test/")
+        raise _RowError("image outside the split folders", "not inside train/, val/ or test/")
     return usage
 
 
 def _decode(store: Store, path: str, into: _Gathered) -> bytes:
-    """The 2304 grey values of one image file; _RowError when there are none to be had."""
+    """Return the 2304 grey values of an image file; raise _RowError if it cannot be decoded."""
     if store.sizes[path] == 0:
         raise _RowError("empty file", "empty file (0 bytes)")
     if store.sizes[path] > MAX_IMAGE_BYTES:
         megabytes = store.sizes[path] / 2**20
-        raise _RowError("oversized image", f"{megabytes:,.0f} MiB, where an image may have 50 MiB")
+        raise _RowError("oversized image", f"{megabytes:,.0f} MiB, above the limit of 50 MiB")
     try:
         with store.open(path) as file:
             content = file.read(MAX_IMAGE_BYTES + 1)
@@ -221,14 +237,14 @@ def _decode(store: Store, path: str, into: _Gathered) -> bytes:
 
 
 def _read_csvs(store: Store, paths: Sequence[str], into: _Gathered) -> tuple[bool, list[str]]:
-    """Parse fer2013.csv or its kin; returns whether their splits are FER-2013's own, and notes."""
+    """Parse fer2013.csv or its variants; return whether their splits are the official ones, and notes."""
     official, notes = True, []
     for position, path in enumerate(paths):
         if store.sizes[path] == 0:
             raise UserError(f"{path} in {store.path} is empty (0 bytes). Download it again.")
         try:
             with store.open(path) as binary:
-                # Bytes that are not UTF-8 must not end the pass: their row becomes an offender.
+                # Keep bytes that are not UTF-8: they become a fault of their row instead of ending the pass.
                 text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", DeprecationWarning)  # see _parse_pixels
@@ -236,14 +252,14 @@ def _read_csvs(store: Store, paths: Sequence[str], into: _Gathered) -> tuple[boo
         except _DAMAGED_MEMBER as error:
             raise UserError(f"{path} in {store.path} cannot be read ({error}). Download it again.") from error
         if has_usage is None:
-            notes.append(f"{leaf(path)} has no labels (no emotion column), so it was not used.")
+            notes.append(f"{leaf(path)} has no labels (no emotion column) and was not used.")
         else:
             official &= has_usage
     return official, notes
 
 
 class _Lines:
-    """The lines of a text for csv.reader, which can fill the memory with neither a line nor a row of many lines."""
+    """Lines for csv.reader, limited in length so that neither a line nor a row of many lines fills the memory."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
@@ -261,12 +277,12 @@ class _Lines:
             raise StopIteration
         self._of_row += len(line)
         if self._of_row > _MAX_CSV_ROW:
-            raise csv.Error("a row of more than 2^20 characters")
+            raise csv.Error("row longer than 2^20 characters")
         return line
 
 
 def _read_csv(name: str, lines: _Lines, default_usage: int, into: _Gathered) -> bool | None:
-    """Gather the rows of one CSV; whether it has a Usage column, None when it has no emotions."""
+    """Gather the rows of a CSV; return whether it has a Usage column, or None if it has no emotion column."""
     rows = csv.reader(lines)
     header = _read_header(name, rows)
     if "pixels" in header and "emotion" not in header and default_usage == TEST:
@@ -282,7 +298,7 @@ def _read_csv(name: str, lines: _Lines, default_usage: int, into: _Gathered) -> 
                 continue
             line = rows.line_num
             if len(row) != len(header):
-                raise _RowError("malformed row", f"{len(row)} columns where the first line has {len(header)}")
+                raise _RowError("malformed row", f"expected {len(header)} columns, got {len(row)}")
             label = _parse_emotion(row[emotion_at])
             usage = default_usage if usage_at is None else _parse_usage(row[usage_at])
             into.add(f"{name}:{line}", label, usage, _parse_pixels(row[pixels_at]))
@@ -295,11 +311,11 @@ def _read_csv(name: str, lines: _Lines, default_usage: int, into: _Gathered) -> 
 
 
 def _read_header(name: str, rows: Iterator[list[str]]) -> list[str]:
-    """Return the names of the columns, in lower case."""
+    """Return the column names in lower case."""
     try:
         header = [column.strip().lower() for column in next(rows, [])]
     except csv.Error as error:
-        raise UserError(f"{name}, line 1: {error}. The columns emotion, pixels, Usage are needed.") from error
+        raise UserError(f"{name}, line 1: {error}. Expected the columns emotion, pixels, Usage.") from error
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for column in header for char in column):
         raise UserError(f"{name} is not UTF-8 text. Save it as CSV in UTF-8, or download it again.")
     return header
@@ -312,8 +328,8 @@ def _check_header(name: str, header: Sequence[str]) -> None:
             " The challenge's test.csv has no labels: give train.csv or fer2013.csv." if "pixels" in header else ""
         )
         raise UserError(
-            f"{name} has no column {' and no column '.join(missing)}: its first line has "
-            f"{', '.join(map(repr, header[:SHOWN]))[:300]}.{hint}"
+            f"{name} has no column {' or '.join(missing)}: its first line is "
+            f"{', '.join(map(repr, header[:MAX_LISTED]))[:300]}.{hint}"
         )
 
 
@@ -323,47 +339,47 @@ def _parse_emotion(text: str) -> int:
     except ValueError:
         label = -1
     if not 0 <= label < NUM_CLASSES:
-        raise _RowError("unknown emotion", f"emotion {text[:40]!r} is not one of 0 to {NUM_CLASSES - 1}")
+        raise _RowError("unknown emotion", f"expected emotion 0 to {NUM_CLASSES - 1}, got {text[:40]!r}")
     return label
 
 
 def _parse_usage(text: str) -> int:
     usage = _USAGES.get(text.strip().lower())
     if usage is None:
-        raise _RowError("unknown Usage", f"Usage {text[:40]!r} is none of {', '.join(FER2013_SPLITS)}")
+        raise _RowError("unknown Usage", f"expected Usage {' or '.join(FER2013_SPLITS)}, got {text[:40]!r}")
     return usage
 
 
 def _parse_pixels(text: str) -> bytes:
-    """48x48 grey values from "70 80 82 ..."."""
+    """Return the 48x48 grey values in "70 80 82 ..."; raise _RowError if they are not valid."""
     try:
-        # Seven times as fast as int() on each; numpy 1.26 only warns of what is no number.
+        # Seven times as fast as int() on each value; for invalid text numpy 1.26 only warns.
         values = np.fromstring(text, np.int64, sep=" ")
     except (ValueError, DeprecationWarning):
         wrong = next((word for word in text.split() if not re.fullmatch(r"\d+", word, re.ASCII)), text)
-        raise _RowError("bad pixel", f"pixel {wrong[:40]!r} is not a whole number") from None
+        raise _RowError("bad pixel", f"expected whole numbers as pixels, got {wrong[:40]!r}") from None
     if len(values) != PIXELS:
-        raise _RowError("wrong number of pixels", f"{len(values)} pixels where 48x48 = {PIXELS} are needed")
+        raise _RowError("wrong number of pixels", f"expected 48x48 = {PIXELS} pixels, got {len(values)}")
     if values.min() < 0 or values.max() > 255:
         wrong_value = values[(values < 0) | (values > 255)][0]
-        raise _RowError("bad pixel", f"pixel {wrong_value} is not from 0 to 255")
+        raise _RowError("bad pixel", f"expected pixels from 0 to 255, got {wrong_value}")
     return values.astype(np.uint8).tobytes()
 
 
 def _count_differences(labels: npt.NDArray[np.int64], usage: npt.NDArray[np.uint8]) -> list[str]:
-    """A note on where the counts are not the published ones, or none."""
+    """Return a note on the differences from the published counts; an empty list if there are none."""
     differences = []
     for split, name in enumerate(FER2013_SPLITS):
         published = PUBLISHED_COUNTS[name]
-        found = np.bincount(labels[usage == split], minlength=NUM_CLASSES).tolist()
-        apart = [(e, a, b) for e, a, b in zip(EMOTIONS, found, published, strict=True) if a != b]
-        if not any(found):
+        counts = np.bincount(labels[usage == split], minlength=NUM_CLASSES).tolist()
+        different = [(e, a, b) for e, a, b in zip(EMOTIONS, counts, published, strict=True) if a != b]
+        if not any(counts):
             differences.append(f"no {name} ({sum(published):,})")
-        elif len(apart) > 3:
-            by_class = f"{' '.join(map(str, found))} ({' '.join(map(str, published))})"
-            differences.append(f"{name} {sum(found):,} ({sum(published):,}), by class {by_class}")
+        elif len(different) > 3:
+            by_class = f"{' '.join(map(str, counts))} ({' '.join(map(str, published))})"
+            differences.append(f"{name} {sum(counts):,} ({sum(published):,}), by class {by_class}")
         else:
-            differences += [f"{name} {emotion} {a:,} ({b:,})" for emotion, a, b in apart]
+            differences += [f"{name} {emotion} {a:,} ({b:,})" for emotion, a, b in different]
     if not differences:
         return []
-    return [f"Not the published number of images (in brackets): {'; '.join(differences)}."]
+    return [f"Image counts differ from the published ones (in brackets): {'; '.join(differences)}."]

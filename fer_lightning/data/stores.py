@@ -1,4 +1,4 @@
-"""A folder or a zip archive as named files to read; an archive is never unpacked onto the disk."""
+"""Read access to the files of a folder or a zip archive; archives are never extracted to disk."""
 
 import hashlib
 import os
@@ -13,25 +13,39 @@ from fer_lightning.errors import UserError
 from fer_lightning.files import sha256
 
 KAGGLE_PAGE = "https://www.kaggle.com/datasets/msambare/fer2013"
-_MAX_DEPTH, _MAX_FOLDERS = 32, 100_000  # of folders below the one that is given; links can make any number of few
-# What a zip may unpack to: the real ones, of JPEGs or of CSVs, have 1 to 4 times their own size.
+_MAX_DEPTH, _MAX_FOLDERS = 32, 100_000  # below the given folder; links can turn a few folders into any number
+# Limits on the uncompressed size of a zip: real ones, of JPEGs or CSVs, expand to 1 to 4 times their size.
 _MAX_UNPACKED, _MAX_RATIO = 2**30, 100
 _HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
 class Store(Protocol):
-    """Named files to read, of a folder or a zip archive."""
+    """Read access to the files of a folder or a zip archive.
+
+    Attributes:
+        path: the folder, archive or single file.
+        sizes: size in bytes of each file that is not hidden, by its path with forward slashes.
+        folders: paths of all folders.
+        repeated: paths that occur more than once.
+    """
 
     path: Path
-    sizes: dict[str, int]  # bytes of each file that is not hidden, by its path with forward slashes
+    sizes: dict[str, int]
     folders: list[str]
-    repeated: list[str]  # paths that occur more than once
+    repeated: list[str]
 
-    def open(self, path: str) -> IO[bytes]: ...
+    def open(self, path: str) -> IO[bytes]:
+        """Open a file for reading."""
+        ...
 
 
 class Folder:
-    """A folder on the disk with all below it, or one file of it alone."""
+    """A folder on disk with everything below it, or a single file in it.
+
+    Args:
+        root: the folder.
+        only: name of the single file; None for the whole folder.
+    """
 
     def __init__(self, root: Path, only: str | None = None) -> None:
         self.root, self.path = root, root / (only or "")
@@ -51,14 +65,14 @@ class Folder:
 
     def _walk(self, folder: str, above: frozenset[Path]) -> None:
         real = (self.root / folder).resolve()
-        if real in above:  # a link that leads back up
+        if real in above:  # a link to a folder above
             return
         if folder:
             self.folders.append(folder)
         if len(self.folders) > _MAX_FOLDERS or len(above) > _MAX_DEPTH:
             raise UserError(
-                f"{self.root} has more than {_MAX_FOLDERS:,} folders, or {_MAX_DEPTH} one in the other (do links "
-                "lead in circles?). Give the folder that holds train/ and test/, or the class folders."
+                f"{self.root} has more than {_MAX_FOLDERS:,} folders or {_MAX_DEPTH} levels of them (circular "
+                "links?). Give the folder that contains train/ and test/, or the class folders."
             )
         with os.scandir(real) as entries:
             for entry in entries:
@@ -67,14 +81,15 @@ class Folder:
                     continue
                 if entry.is_dir():
                     self._walk(path, above | {real})
-                else:  # of a link that leads nowhere its own, for it shall be missed when it is read
+                else:  # for a dangling link, stat the link itself; reading it will report the error
                     self._add(path, entry.stat(follow_symlinks=entry.is_file()))
 
     def open(self, path: str) -> IO[bytes]:
+        """Open a file for reading; raise OSError if it is not a regular file."""
         return regular_file(self.root / path).open("rb")
 
     def key(self, form: "Form") -> str:
-        """Of CSVs their content; of many images only place, names, sizes and times, which is quick."""
+        """Return a cache key: from content for CSVs; for images, for speed, from path, names, sizes and times."""
         if form.kind == "csv":
             parts = [part for path in form.paths for part in (path, sha256(regular_file(self.root / path)))]
         else:
@@ -85,7 +100,14 @@ class Folder:
 
 
 class Archive:
-    """A zip archive, never unpacked onto the disk."""
+    """A zip archive, read without extracting it to disk.
+
+    Args:
+        path: the zip file.
+
+    Raises:
+        UserError: the file is not a zip archive, is truncated or encrypted, or has entries that point outside it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,7 +115,7 @@ class Archive:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
             raise UserError(
-                f"{path} is not a zip archive, or was cut off ({error}); it has "
+                f"{path} is not a zip archive or is truncated ({error}); it has "
                 f"{path.stat().st_size:,} bytes. Download it again from {KAGGLE_PAGE}."
             ) from error
         self.sizes: dict[str, int] = {}
@@ -123,30 +145,43 @@ class Archive:
             self._zip.close()
         if outside:
             raise UserError(
-                f"{path} holds names that lead out of the archive ({some(outside)}), which no copy of "
-                f"FER-2013 does: it is refused. Download it from {KAGGLE_PAGE}."
+                f"{path} has entries that point outside the archive ({abbreviate(outside)}), so it is refused. "
+                f"Download it from {KAGGLE_PAGE}."
             )
         if encrypted:
             raise UserError(
-                f"{path} is encrypted ({some(encrypted)}). Unpack it with its password and give the folder."
+                f"{path} is encrypted ({abbreviate(encrypted)}). Extract it with its password and give the folder."
             )
 
     def open(self, path: str) -> IO[bytes]:
+        """Open a member for reading.
+
+        Raises:
+            NotImplementedError: its compression method is not supported.
+            zipfile.BadZipFile: its local header is damaged.
+        """
         if self._members[path].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            # zipfile unpacks a block of the others whole, whatever size it claims.
-            raise NotImplementedError("packed in another way than deflate; unpack it and give the folder")
+            # For other methods zipfile decompresses whole blocks, whatever size the member claims.
+            raise NotImplementedError("compression other than deflate; extract the archive and give the folder")
         try:
             return self._zip.open(self._members[path])
         except UnicodeDecodeError as error:
-            raise zipfile.BadZipFile("the name in front of the file is damaged") from error
+            raise zipfile.BadZipFile("the file name in its local header is damaged") from error
 
-    def check_unpacked(self, paths: Iterable[str], most: int | None) -> None:
-        """Raises UserError for files that unpack to what no data do; up to `most` bytes are read of each."""
-        unpacked = sum(self.sizes[path] if most is None else min(self.sizes[path], most) for path in paths)
+    def check_unpacked(self, paths: Iterable[str], max_bytes: int | None) -> None:
+        """Raise UserError if the files expand to a size that is implausible for real data.
+
+        Args:
+            paths: the files to be read.
+            max_bytes: bytes read from each file at most; None for no limit.
+        """
+        unpacked = sum(
+            self.sizes[path] if max_bytes is None else min(self.sizes[path], max_bytes) for path in paths
+        )
         if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * self.path.stat().st_size):
             raise UserError(
-                f"{self.path} would unpack to {unpacked / 2**30:,.1f} GiB, more than {_MAX_RATIO} times its size: "
-                f"this is no copy of FER-2013, and it is refused. Download it from {KAGGLE_PAGE}."
+                f"{self.path} would expand to {unpacked / 2**30:,.1f} GiB, more than {_MAX_RATIO} times its size, "
+                f"so it is refused. Download it from {KAGGLE_PAGE}."
             )
 
     def __enter__(self) -> "Archive":
@@ -158,21 +193,27 @@ class Archive:
 
 @dataclass(frozen=True)
 class Form:
-    """The files of a store that are read, and how."""
+    """The files to read from a store, and their kind.
 
-    kind: str  # "csv" or "images"
+    Attributes:
+        kind: "csv" or "images".
+        paths: the files, in the order in which they are read.
+        notes: what the user should know about the choice of files.
+    """
+
+    kind: str
     paths: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
 def regular_file(path: Path) -> Path:
-    """Return the path of a file; OSError for anything else."""
+    """Return `path`; raise OSError if it is not a regular file."""
     if not path.is_file():  # a pipe or a device may never end
-        raise OSError(f"{path} is not a file, or a link to none")
+        raise OSError(f"{path} is not a regular file, or is a broken link")
     return path
 
 
-# Paths within a store are text with forward slashes: PurePosixPath would take a second for 35,887 of them.
+# Paths within a store are strings with forward slashes: PurePosixPath would take a second for 35,887 of them.
 
 
 def leaf(path: str) -> str:
@@ -181,22 +222,22 @@ def leaf(path: str) -> str:
 
 
 def parent(path: str) -> str:
-    """Return a path without its last part."""
+    """Return a path without its last part; empty if it has only one."""
     return path.rpartition("/")[0]
 
 
 def suffix(path: str) -> str:
-    """Return a path's suffix in lower case, with its dot."""
+    """Return a path's suffix in lower case, including the dot; empty if it has none."""
     name = leaf(path)
     return name[name.rfind(".") :].lower() if "." in name else ""
 
 
 def _is_hidden(path: str) -> bool:
-    """What systems leave behind: .DS_Store, __MACOSX, Thumbs.db and anything below such a folder."""
+    """Return whether a file was left by an operating system: .DS_Store, __MACOSX, Thumbs.db and all below these."""
     return any(part.startswith(".") or part.lower() in _HIDDEN for part in path.split("/"))
 
 
-def some(names: Iterable[str], shown: int = 5) -> str:
-    """Return the first names, and how many more there are."""
+def abbreviate(names: Iterable[str], shown: int = 5) -> str:
+    """Return the first names, comma-separated, and the number of the rest."""
     names = list(names)
     return ", ".join(names[:shown]) + (f" and {len(names) - shown:,} more" if len(names) > shown else "")

@@ -1,11 +1,11 @@
-"""Faces drawn by the program: seven expressions built from facial action units, and nothing to download.
+"""Synthetic faces: seven expressions drawn from facial action units, with nothing to download.
 
 A face is a stack of soft-edged layers (hair, head, eyes, brows, nose, mouth) whose outlines are formulas over the
 pixels of a batch. Action units (AU: the muscle movements of the Facial Action Coding System) bend those outlines;
-identity, pose, light, camera and a hand in front of the face vary at random and say nothing about the emotion.
+identity, pose, light, camera and a hand in front of the face vary at random, independently of the emotion.
 
 Face coordinates: x to the right, y down, the head about -1 to 1 in both, its mirror axis at x = 0. All lengths
-below are in these units, all greys from 0 (black) to 1 (white).
+below are in these units; grey values go from 0 (black) to 1 (white).
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from fer_lightning.data.faces import GENERIC_SPLITS, TEST, TRAIN, VAL, Faces, fi
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
 
-Batch = npt.NDArray[np.float32]  # (N, 1, 1), a number for each face, or (N, H, W), one for each pixel
+Batch = npt.NDArray[np.float32]  # (N, 1, 1), a number per face, or (N, H, W), one per pixel
 Units = dict[int, Batch]  # AU number -> intensity (N, 1, 1): 0 at rest, 1 at most
 
 # The AUs of each prototype and their full intensity: Ekman and Friesen, EMFACS (1983); Ekman, Friesen and Hager,
@@ -31,7 +31,7 @@ PROTOTYPES: dict[str, dict[int, float]] = {
     "surprise": {1: 1.0, 2: 1.0, 5: 0.6, 26: 1.0},
     "neutral": {},
 }
-# Mouths open for other reasons too, speech and laughter: the chance of it, and the largest jaw drop (AU 26).
+# Mouths also open in speech and laughter: probability, and the largest jaw drop (AU 26).
 _SPEECH = {
     "happy": (0.7, 0.4),
     "angry": (0.4, 0.25),
@@ -44,28 +44,29 @@ _UNITS = sorted({au for prototype in PROTOTYPES.values() for au in prototype})
 _PROTOTYPE = np.array([[PROTOTYPES[name].get(au, 0) for au in _UNITS] for name in EMOTIONS], np.float32)
 _JAW = np.array([_SPEECH.get(name, (0, 0)) for name in EMOTIONS], np.float32)
 
-_DRAWS = 128  # uniform numbers set aside for a face; some are spare
-_CHUNK = 16  # faces drawn together: a layer of them (150 kB) stays in a core's cache
+_DRAWS = 128  # uniform numbers reserved per face; some are unused
+_CHUNK = 16  # faces drawn together, so that a layer of them (150 kB) stays in a core's cache
 
 
 class _Dice:
-    """Hands out one uniform number for each face at a time, so the order of the calls is part of the data."""
+    """Source of uniform numbers, one per face and call, so the order of the calls is part of the data."""
 
     def __init__(self, unit: Batch) -> None:  # (N, _DRAWS) in [0, 1)
         self._columns = iter(unit.T[:, :, None, None])
 
     def between(self, low: float, high: float) -> Batch:
+        """Return a uniform number in [low, high) per face."""
         drawn: Batch = low + (high - low) * next(self._columns)
         return drawn
 
     def chance(self, probability: float | Batch) -> Batch:
-        """1 with this probability, else 0."""
+        """Return 1 with this probability, else 0, per face."""
         happens: Batch = (next(self._columns) < probability).astype(np.float32)
         return happens
 
 
 def action_units(emotions: npt.NDArray[np.int64], dice: _Dice) -> Units:
-    """How strongly each face moves each AU: its prototype, more or less of it, and a little of everything."""
+    """Return the intensity of each AU per face: its prototype at random strength, plus a little of every AU."""
     full = _PROTOTYPE[emotions].T[:, :, None, None]  # (units, N, 1, 1)
     strength = dice.between(0.35, 1)
     units = {
@@ -78,9 +79,10 @@ def action_units(emotions: npt.NDArray[np.int64], dice: _Dice) -> Units:
 
 
 def brow_lift(au: Units) -> tuple[Batch, Batch, Batch]:
-    """How far the brow's inner end, middle and outer end move down (negative: up).
+    """Return how far the brow's inner end, middle and outer end move down (negative: up).
 
-    AU 1 raises the inner end, 2 the outer; 4 lowers and knits, but only knits against a raised inner end.
+    AU 1 raises the inner end, AU 2 the outer; AU 4 lowers and knits the brows, but only knits them if the inner end
+    is raised.
     """
     lowered = au[4] * (1 - 0.8 * np.minimum(au[1], 1))
     inner = -0.19 * au[1] + 0.15 * lowered + 0.05 * au[9]
@@ -89,9 +91,10 @@ def brow_lift(au: Units) -> tuple[Batch, Batch, Batch]:
 
 
 def lid_arcs(au: Units) -> tuple[Batch, Batch]:
-    """How far the upper lid arches up and the lower lid down, in parts of the resting eye.
+    """Return how far the upper lid arches up and the lower lid down, as fractions of the resting eye.
 
-    AU 5 raises the upper lid, 7 tightens both, 6 and 9 push the lower one up: past the eye's axis in a broad smile.
+    AU 5 raises the upper lid, AU 7 tightens both, AUs 6 and 9 push the lower one up, past the eye's axis in a broad
+    smile.
     """
     upper = 1 + 0.75 * au[5] - 0.3 * au[7] - 0.15 * au[6] - 0.3 * au[9] - 0.25 * au[15]
     lower = 0.75 + 0.2 * au[5] - 0.45 * au[7] - 0.95 * au[6] - 0.5 * au[9]
@@ -99,12 +102,16 @@ def lid_arcs(au: Units) -> tuple[Batch, Batch]:
 
 
 def mouth_shape(au: Units) -> tuple[Batch, Batch, Batch, Batch]:
-    """The mouth's width as a factor; how far its corners lie below its middle; how far the lips part up and down.
+    """Return the mouth's shape from the AUs.
 
-    AU 10 raises the upper lip, 12 pulls the corners up, 15 down, 16 lowers the lower lip, 20 stretches, 23
-    tightens, 26 drops the jaw, which parts the lips (AU 25).
+    AU 10 raises the upper lip, AU 12 pulls the corners up and AU 15 down, AU 16 lowers the lower lip, AU 20
+    stretches and AU 23 tightens the mouth, AU 26 drops the jaw, which parts the lips (AU 25).
+
+    Returns:
+        The mouth's width as a factor, how far its corners are below its middle, and how far the lips part up and
+        down.
     """
-    jaw = np.maximum(au[26] - 0.15, 0)  # a trace of 26 leaves the lips closed
+    jaw = np.maximum(au[26] - 0.15, 0)  # a trace of AU 26 leaves the lips closed
     rounded, parted = jaw * np.maximum(1 - au[12] - au[20], 0), np.minimum(6 * jaw, 1)
     width = 1 + 0.3 * au[12] + 0.3 * au[20] - 0.2 * au[23] - 0.35 * rounded
     corner = -0.2 * au[12] + 0.17 * au[15] + 0.05 * au[20]
@@ -113,37 +120,37 @@ def mouth_shape(au: Units) -> tuple[Batch, Batch, Batch, Batch]:
 
 
 def _blob(squared_distance: Batch) -> Batch:
-    """A soft spot: 1 at distance 0, 0.44 at 1, nothing from 1.7 on. Much like a Gaussian, and cheaper."""
+    """Return a soft spot: 1 at distance 0, 0.44 at 1, 0 beyond 1.7; close to a Gaussian but cheaper."""
     spot: Batch = np.maximum(1 - squared_distance / 3, 0) ** 2
     return spot
 
 
 class _Portraits:
-    """N pictures in progress. Each method adds a part of the face; later ones use what earlier ones settled."""
+    """N pictures in progress: each method adds a part of the face and may use attributes that earlier ones set."""
 
     def __init__(self, au: Units, dice: _Dice, size_px: int) -> None:
         self.au, self.between, self.chance = au, dice.between, dice.chance
-        # Pose: image coordinates u (N, 1, W) and v (N, H, 1), turned into those of the head.
+        # Pose: image coordinates u (N, 1, W) and v (N, H, 1), rotated into those of the head.
         axis = (np.arange(size_px, dtype=np.float32) + 0.5) * (2 / size_px) - 1
         scale, tilt_rad = self.between(0.9, 1.18), np.deg2rad(self.between(-15, 15))
         self.u = (axis[None, None, :] + self.between(-0.14, 0.14)) / scale
         self.v = (axis[None, :, None] + self.between(-0.14, 0.1)) / scale
         self.x = np.cos(tilt_rad) * self.u + np.sin(tilt_rad) * self.v
         self.y = np.cos(tilt_rad) * self.v - np.sin(tilt_rad) * self.u
-        # An edge is as wide as a pixel of a 48 px image, or wider where the camera is out of focus.
+        # An edge is as wide as a pixel of a 48 px image, or wider if the camera is out of focus.
         self.edges_per_unit = 24 * scale / self.between(1, 2.2)
 
     def inside(self, distance: Batch) -> Batch:
-        """Signed distance to an outline, negative inside -> how much of each pixel lies inside, 0 to 1."""
+        """Return the covered fraction of each pixel, given its signed distance to an outline (negative inside)."""
         covered: Batch = np.clip(0.5 - distance * self.edges_per_unit, 0, 1)
         return covered
 
     def paint(self, grey: Batch | float, coverage: Batch) -> None:
-        """Lays a grey over the pictures where coverage, 0 to 1, says so."""
+        """Blend a grey over the pictures with the given coverage, 0 to 1."""
         self.image += (grey - self.image) * coverage
 
     def head(self) -> None:
-        """Background, hair, neck and a head lit as an egg; then moves x and y onto its front."""
+        """Draw the background, hair, neck and a head lit like an egg, then move x and y onto its front."""
         between, x, y, ax = self.between, self.x, self.y, np.abs(self.x)
         skin, fair = between(0.45, 0.88), between(0, 1)
         hair = np.where(self.chance(0.75), 0.06 + 0.3 * fair, 0.5 + 0.35 * fair) * (0.5 + 0.6 * skin)
@@ -180,13 +187,14 @@ class _Portraits:
         self.fringe = haired * self.inside(np.maximum(y - np.minimum(line, 0), egg - volume))
         self.dark, self.skin, self.lit = 0.35 * skin, skin, np.minimum(1.25 * skin, 1)
         self.hair, self.light_x = hair, light_x
-        # A turned head slides its features across the outline: most in the middle, less towards the rim.
+        # Turning the head shifts its features across the outline, most in the middle and less towards the rim.
         self.yaw_frac = between(-0.2, 0.2)
         self.x = x + self.yaw_frac * (1 - 0.6 * np.minimum(ex * ex, 1))
         self.y = y + between(-0.08, 0.08) * (1 - 0.6 * np.minimum(ey * ey, 1))
         self.ax = np.abs(self.x)  # folds the two halves of the face into one
 
     def eyes(self) -> None:
+        """Draw the sockets, eyes, lids and the cheeks that AU 6 raises."""
         between, y, ax, dark = self.between, self.y, self.ax, self.dark
         eye_x, eye_y = between(0.33, 0.41), between(-0.24, -0.16)
         half_width, height = between(0.17, 0.22), between(0.09, 0.125)
@@ -216,7 +224,7 @@ class _Portraits:
         self.eye_x, self.eye_y, self.eye_half_width = eye_x, eye_y, half_width
 
     def brows(self) -> None:
-        """Brows, the forehead's lines (AU 1 with 2) and the furrows between the brows (AU 4)."""
+        """Draw the brows, forehead lines (AU 1 with 2) and the furrows between the brows (AU 4)."""
         between, au, y, ax = self.between, self.au, self.y, self.ax
         brow_y, thickness, arch = self.eye_y - between(0.2, 0.28), between(0.025, 0.06), between(0.02, 0.1)
         inner_x = between(0.13, 0.19) - 0.06 * au[4]
@@ -233,7 +241,7 @@ class _Portraits:
         self.paint(self.dark, np.minimum(0.8 * au[4], 1) * furrows)
 
     def nose(self) -> None:
-        """The nose, which stands out and so turns further than the face; AU 9 lifts and wrinkles it."""
+        """Draw the nose, which protrudes and so turns further than the face; AU 9 lifts and wrinkles it."""
         between, au, y, dark = self.between, self.au, self.y, self.dark
         nose_y, half_width = between(0.14, 0.24) - 0.05 * au[9] - 0.02 * au[10], between(0.12, 0.17)
         x = self.x + 0.4 * self.yaw_frac
@@ -251,7 +259,7 @@ class _Portraits:
         self.nose_y, self.nose_half_width = nose_y, half_width
 
     def mouth(self) -> None:
-        """Lips, teeth, tongue, and the folds from the nose around the mouth's corners."""
+        """Draw lips, teeth, tongue, and the folds from the nose around the corners of the mouth."""
         between, au, x, y, ax, dark = self.between, self.au, self.x, self.y, self.ax, self.dark
         width, corner_dy, up, down = mouth_shape(au)
         mouth_y, half_width = between(0.5, 0.6), between(0.27, 0.34) * width
@@ -270,7 +278,7 @@ class _Portraits:
         self.paint(dark, depth * fold)
         self.paint(dark, 0.35 * _blob((x / 0.24) ** 2 + ((y - bottom - lower_lip - 0.05) / 0.05) ** 2))
 
-        bow = 0.3 * _blob((x / 0.06) ** 2)  # Cupid's
+        bow = 0.3 * _blob((x / 0.06) ** 2)  # Cupid's bow
         lips = np.maximum(top - upper_lip * (arc - bow) - y, y - bottom - lower_lip * arc)
         self.paint(self.skin * between(0.6, 0.82), self.inside(np.maximum(lips, beyond)))
         gap = np.maximum(top - y, y - bottom)
@@ -281,7 +289,7 @@ class _Portraits:
         self.paint(0.7 * dark, 0.7 * _blob((beyond / 0.05) ** 2 + ((y - line) / 0.05) ** 2))
 
     def cover(self) -> None:
-        """What lies in front of the face: a fringe, glasses, three fingers of a hand."""
+        """Draw what is in front of the face: a fringe, glasses, three fingers of a hand."""
         between, u, v = self.between, self.u, self.v
         self.paint(self.hair, self.fringe)
         gx, gy = (self.ax - self.eye_x) ** 2, (self.y - self.eye_y - 0.02) ** 2
@@ -299,7 +307,7 @@ class _Portraits:
         self.paint(self.skin * (1 - 2.5 * across), self.chance(0.3) * self.inside(across - 0.11))
 
     def develop(self, noise: Batch) -> npt.NDArray[np.uint8]:
-        """Uneven light, exposure and the sensor's noise, standard normal (N, H, W) -> uint8 (N, H, W)."""
+        """Apply uneven light, exposure and sensor noise (standard normal, (N, H, W)); return uint8 (N, H, W)."""
         between = self.between
         image = self.image * (1 + between(-0.3, 0.3) * self.u + between(-0.2, 0.2) * self.v)
         image = between(0.7, 1.3) * (image - 0.48) + between(0.42, 0.65) + between(0.008, 0.04) * noise
@@ -310,12 +318,12 @@ class _Portraits:
 def draw_faces(
     rngs: Sequence[np.random.Generator], emotions: npt.NDArray[np.int64], size_px: int = 48
 ) -> npt.NDArray[np.uint8]:
-    """One face for each generator, which decides everything but the emotion.
+    """Draw one face per generator, which determines everything except the emotion.
 
     Args:
         rngs: N generators.
-        emotions: (N,), indices into emotions.EMOTIONS.
-        size_px: height and width. A face is the same at every size, but for the noise.
+        emotions: int64 (N,), indices into emotions.EMOTIONS.
+        size_px: height and width in pixels. A face is the same at every size, except for the noise.
 
     Returns:
         uint8 (N, size_px, size_px).
@@ -332,22 +340,24 @@ def draw_faces(
 
 
 def synthetic_faces(n_train: int = 6000, n_val: int = 500, n_test: int = 500, seed: int = 0) -> Faces:
-    """Draws a dataset: the classes in turn, so that their numbers in a split differ by one at most.
+    """Draw a dataset with alternating classes, so that the class sizes of a split differ by one at most.
 
     Args:
-        n_train, n_val, n_test: how many faces in each split.
-        seed: not negative. A face depends on it, its split and its number within the split, so that changing
-            the size of one split changes no face of another and only adds faces to its own, or takes some away.
+        n_train: number of training faces.
+        n_val: number of validation faces.
+        n_test: number of test faces.
+        seed: 0 or more. A face depends only on the seed, its split and its number in the split, so that changing
+            the size of a split adds or removes faces at its end and changes no others.
 
     Returns:
-        48x48 faces named "synthetic:train:0" and so on.
+        48x48 faces with ids "synthetic:train:0" and so on.
 
     Raises:
-        UserError: a number of faces or a seed below 0.
+        UserError: a number of faces or the seed is negative.
     """
     for name, value in (("n_train", n_train), ("n_val", n_val), ("n_test", n_test), ("seed", seed)):
         if value < 0:
-            raise UserError(f"data.{name}={value} must be at least 0.")
+            raise UserError(f"data.{name}={value}: expected at least 0.")
     sizes = (n_train, n_val, n_test)
     usage = np.repeat(np.array([TRAIN, VAL, TEST], np.uint8), sizes)
     number = np.concatenate([np.arange(size) for size in sizes])
@@ -363,7 +373,7 @@ def synthetic_faces(n_train: int = 6000, n_val: int = 500, n_test: int = 500, se
         usage=usage,
         ids=[f"synthetic:{GENERIC_SPLITS[split]}:{i}" for split, i in zip(usage, number, strict=True)],
         dataset="synthetic",
-        source=f"drawn by the program from seed {seed}",
+        source=f"the built-in generator (seed {seed})",
         fingerprint=fingerprint(images, labels, usage),
         split_names=GENERIC_SPLITS,
     )

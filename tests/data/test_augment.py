@@ -1,4 +1,4 @@
-"""The fused warp against torchvision, and what augmentation may and may not do."""
+"""The fused warp compared with torchvision, and the invariants of augmentation."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ BASELINE = {
 
 @pytest.fixture
 def faces():
-    """Smooth random images: uint8 (8, 1, 48, 48)."""
+    """Return smooth random images, uint8 (8, 1, 48, 48)."""
     noise = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(noise, size=(48, 48), mode="bicubic").clamp(0, 1)
     return (smooth * 255).round().byte()
@@ -71,7 +71,7 @@ def test_equals_torchvision_affine(faces, rotation_deg, translate_px, scale, she
         interpolation=InterpolationMode.BILINEAR,
     )
     ours = warp(image, matrices(rotation_deg, translate_px, scale, shear_deg, flip), 48)
-    # Interior: where both sample inside the image. Torchvision blends the fill colour into the border pixels.
+    # Compare only where both sample inside the image: torchvision blends the fill colour into the border pixels.
     inside = tv.affine(
         torch.ones_like(image),
         angle=rotation_deg,
@@ -115,7 +115,7 @@ def test_draws_depend_on_seed_epoch_and_image_alone(faces):
     augment = BatchAugment(**BASELINE)
     index = torch.arange(8)
     whole = augment(faces, index, seed=3, epoch=2, image_size=64)
-    # In other company, order and batch size.
+    # With other images, another order and another batch size.
     shuffled = torch.tensor([5, 0, 7])
     torch.testing.assert_close(augment(faces[shuffled], index[shuffled], 3, 2, 64), whole[shuffled])
     for seed, epoch in ((4, 2), (3, 1)):
@@ -123,7 +123,7 @@ def test_draws_depend_on_seed_epoch_and_image_alone(faces):
 
 
 def test_parameters_stay_within_their_ranges():
-    """One white pixel off the centre tells where each image went."""
+    """The centre of a white square shows how far each image was shifted."""
     image = torch.zeros(1, 1, 48, 48, dtype=torch.uint8)
     image[..., 20:28, 20:28] = 255
     many = image.expand(500, -1, -1, -1)
@@ -165,7 +165,7 @@ def test_sampling_grid_is_affine_grid():
 
 def test_black_outside_the_image():
     ours = warp(torch.ones(1, 1, 48, 48), matrices(translate_px=(12.0, 0.0)), 48)
-    # The edge pixel is repeated once, and then it is black.
+    # The edge pixel is repeated once; everything beyond is black.
     torch.testing.assert_close(ours[0, 0, 0], torch.cat([torch.zeros(11), torch.ones(37)]))
 
 
@@ -182,7 +182,7 @@ def test_normalise_by_hand():
         ({"scale": (0.0, 1.0)}, "scale=[0.0, 1.0]"),
     ],
 )
-def test_values_out_of_range_are_named(options, named):
+def test_values_out_of_range_are_errors(options, named):
     with pytest.raises(UserError) as error:
         BatchAugment(**options)
     assert named in str(error.value)

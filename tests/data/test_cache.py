@@ -1,4 +1,4 @@
-"""The cache: hit, damaged, written by two at once, not writable."""
+"""The disk cache: hits, damaged entries, concurrent writers and unwritable folders."""
 
 import errno
 import multiprocessing
@@ -23,16 +23,16 @@ def some_faces(n: int = 5, notes: tuple[str, ...] = ("2 images were converted.",
     return Faces(images, labels, usage, ids, "FER-2013", "x.zip", fingerprint(images, labels, usage), notes=notes)
 
 
-def assert_same(found: Faces, wanted: Faces) -> None:
+def assert_same(actual: Faces, expected: Faces) -> None:
     for name in ("images", "labels", "usage"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
-        assert getattr(found, name).dtype == getattr(wanted, name).dtype
+        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
+        assert getattr(actual, name).dtype == getattr(expected, name).dtype
     for name in ("ids", "dataset", "source", "fingerprint", "split_names", "notes"):
-        assert getattr(found, name) == getattr(wanted, name)
+        assert getattr(actual, name) == getattr(expected, name)
 
 
 def never() -> Faces:
-    raise AssertionError("read again, although it is cached")
+    raise AssertionError("read again although it is cached")
 
 
 def the_entry(directory: Path) -> Path:
@@ -40,7 +40,7 @@ def the_entry(directory: Path) -> Path:
     return entry
 
 
-def test_hit_returns_the_same_as_the_build_memory_mapped(tmp_path: Path) -> None:
+def test_hit_returns_the_built_faces_memory_mapped(tmp_path: Path) -> None:
     first = cache.load_or_build("key", some_faces, tmp_path)
     second = cache.load_or_build("key", never, tmp_path)
     assert_same(first, some_faces())
@@ -81,7 +81,7 @@ def make_empty(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_off, make_empty, Path.unlink])
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy", "usage.npy", "ids.npy", "meta.json"])
-def test_damaged_entry_is_replaced_and_said_once(tmp_path: Path, name: str, damage: object) -> None:
+def test_damaged_entry_is_replaced_with_one_note(tmp_path: Path, name: str, damage: object) -> None:
     cache.load_or_build("key", some_faces, tmp_path)
     damage(the_entry(tmp_path) / name)  # type: ignore[operator]
     rebuilt = cache.load_or_build("key", some_faces, tmp_path)
@@ -96,7 +96,7 @@ def test_failing_build_stores_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.npy"))
 
 
-def test_interrupted_writing_leaves_nothing_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_write_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = np.save
 
     def interrupted(path: Path, array: object, **settings: object) -> None:
@@ -122,8 +122,8 @@ def test_only_old_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> N
     assert young.exists()
 
 
-def test_unwritable_cache_keeps_faces_in_memory_and_says_so(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")  # stands for a read-only disk: root may write anywhere else
+def test_unwritable_cache_keeps_faces_in_memory_with_a_note(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")  # instead of a read-only disk: root can write anywhere
     faces = cache.load_or_build("key", some_faces, tmp_path / "file" / "cache")
     assert "kept in memory only" in faces.notes[-1]
     assert_same(replace(faces, notes=faces.notes[:-1]), some_faces())
@@ -142,7 +142,7 @@ def test_full_disk_keeps_faces_in_memory_and_leaves_no_files(
     assert not list(tmp_path.glob("faces-v*/*"))
 
 
-def test_entry_written_by_another_meanwhile_is_used(tmp_path: Path) -> None:
+def test_entry_written_meanwhile_by_another_process_is_used(tmp_path: Path) -> None:
     def build_while_another_finishes() -> Faces:
         cache.load_or_build("key", some_faces, tmp_path)
         return some_faces()
@@ -151,30 +151,30 @@ def test_entry_written_by_another_meanwhile_is_used(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("faces-v*/*")] == ["key"]
 
 
-def _build_with_others(directory: str, barrier: object, answers: object) -> None:
+def _build_with_others(directory: str, barrier: object, results: object) -> None:
     def build() -> Faces:
-        barrier.wait(60)  # type: ignore[attr-defined]  # nobody writes before all have missed
+        barrier.wait(60)  # type: ignore[attr-defined]  # no process writes before all have missed
         return some_faces(500)
 
     faces = cache.load_or_build("key", build, directory)
-    answers.put((faces.fingerprint, faces.notes, type(faces.images).__name__))  # type: ignore[attr-defined]
+    results.put((faces.fingerprint, faces.notes, type(faces.images).__name__))  # type: ignore[attr-defined]
 
 
-def test_processes_that_write_at_once_all_get_it(tmp_path: Path) -> None:
+def test_concurrent_writers_all_get_the_entry(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(2), context.Queue()
+    barrier, results = context.Barrier(2), context.Queue()
     processes = [
-        context.Process(target=_build_with_others, args=(str(tmp_path), barrier, answers)) for _ in range(2)
+        context.Process(target=_build_with_others, args=(str(tmp_path), barrier, results)) for _ in range(2)
     ]
     for process in processes:
         process.start()
-    wanted = some_faces(500)
+    expected = some_faces(500)
     for _ in processes:
-        assert answers.get(timeout=60) == (wanted.fingerprint, wanted.notes, "memmap")
+        assert results.get(timeout=60) == (expected.fingerprint, expected.notes, "memmap")
     for process in processes:
         process.join(60)
     assert [path.name for path in tmp_path.glob("faces-v*/*")] == ["key"]
-    assert_same(cache.load_or_build("key", never, tmp_path), wanted)
+    assert_same(cache.load_or_build("key", never, tmp_path), expected)
 
 
 def test_removed_entry_is_built_again(tmp_path: Path) -> None:

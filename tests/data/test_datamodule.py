@@ -1,4 +1,4 @@
-"""Splits, order, batches, and augmentation that stays in training."""
+"""Splits, order and batches, and augmentation of training batches only."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def some_faces(counts=(20, 8, 6)) -> Faces:
 
 
 class Watcher(LightningModule):
-    """Keeps every batch that it is given."""
+    """Module that records its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def watch(data, epochs=1, **options):
     }
 
 
-def test_augmentation_stays_in_training():
+def test_only_training_batches_are_augmented():
     faces = some_faces()
     augment = BatchAugment(flip_prob=0.5, rotation_deg=10.0, brightness=0.2)
     got = watch(FaceDataModule(faces, augment, batch_size=7, image_size=48, eval_batch_size=5))
@@ -105,7 +105,7 @@ def test_protocols(split, val, test, val_n, test_n):
         assert torch.equal(got[stage]["labels"], torch.from_numpy(faces.labels[rows.numpy()]))
 
 
-def test_each_epoch_has_an_order_of_its_own_and_every_image_once():
+def test_each_epoch_has_its_own_order_and_every_image_once():
     got = watch(FaceDataModule(some_faces(), NoAugment(), batch_size=7, image_size=48, seed=3), epochs=2)
     first, second = got["train"]["index"].view(2, 20).tolist()
     assert sorted(first) == sorted(second)
@@ -149,7 +149,7 @@ def some_data(**options):
     return FaceDataModule(some_faces((50, 8, 6)), augment, batch_size=7, image_size=48, **options)
 
 
-def test_batches_are_the_same_however_many_are_prepared_at_once(monkeypatch):
+def test_batches_do_not_depend_on_how_many_are_prepared_together(monkeypatch):
     together = some_data().train_dataloader()
     monkeypatch.setattr(datamodule, "GROUP_PIXELS", 3 * 7 * 48**2)
     three = some_data().train_dataloader()
@@ -164,17 +164,17 @@ def test_batches_are_the_same_however_many_are_prepared_at_once(monkeypatch):
             torch.testing.assert_close(got, batch)
 
 
-@pytest.mark.parametrize("done", range(9))
-def test_an_epoch_goes_on_bit_for_bit_wherever_it_was_left(done):
+@pytest.mark.parametrize("skipped", range(9))
+def test_resumed_epoch_is_bitwise_identical_at_every_batch(skipped):
     data = some_data()
     whole = data.train_dataloader()
-    rest = FaceLoader(whole.store, whole.sampler, whole.prepare, group=3, done=lambda: done)
+    rest = FaceLoader(whole.store, whole.sampler, whole.prepare, group=3, skip=lambda: skipped)
     whole.group = 3
-    assert same(batches_of(rest), batches_of(whole)[done:])
+    assert same(batches_of(rest), batches_of(whole)[skipped:])
 
 
-def test_batches_out_of_a_devices_own_memory_are_the_same(monkeypatch):
-    """On a GPU the dataset is resident; here the CPU is taken for one."""
+def test_batches_from_a_resident_dataset_are_the_same(monkeypatch):
+    """On a GPU the dataset is resident; here the CPU stands in for one."""
     loaders = [getattr(some_data(), f"{stage}_dataloader")() for stage in ("train", "val", "test")]
     monkeypatch.setattr(hardware, "has_room", lambda device, n_bytes: True)
     residents = [getattr(some_data(), f"{stage}_dataloader")() for stage in ("train", "val", "test")]
@@ -182,14 +182,14 @@ def test_batches_out_of_a_devices_own_memory_are_the_same(monkeypatch):
         assert same(batches_of(loader, 1), batches_of(resident, 1))
 
 
-def test_a_quarter_of_a_gpus_free_memory_is_room_for_a_dataset(monkeypatch):
+def test_a_dataset_may_take_a_quarter_of_a_gpus_free_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
     assert [hardware.has_room(torch.device("cuda"), n_bytes) for n_bytes in (250, 251)] == [True, False]
     assert not hardware.has_room(torch.device("cpu"), 1)
 
 
 @pytest.mark.parametrize("n", [20, 21])
-def test_processes_share_each_batch_of_one(n):
+def test_processes_share_each_batch_of_a_single_process(n):
     rows = torch.arange(n)
     whole = list(EpochBatches(rows, 6, seed=1))
     parts = [list(EpochBatches(rows, 6, seed=1, rank=rank, world_size=2)) for rank in (0, 1)]
@@ -197,7 +197,7 @@ def test_processes_share_each_batch_of_one(n):
         assert sorted(batch.tolist()) == sorted([*even.tolist(), *odd.tolist()])
 
 
-def test_a_last_batch_smaller_than_the_processes_takes_from_the_one_before():
+def test_last_batch_with_fewer_images_than_processes_takes_from_the_one_before():
     parts = [list(EpochBatches(torch.arange(13), 6, rank=rank, world_size=3)) for rank in range(3)]
     assert [[batch.tolist() for batch in part] for part in parts] == [
         [[0, 3], [6, 9], [10]],
@@ -207,13 +207,13 @@ def test_a_last_batch_smaller_than_the_processes_takes_from_the_one_before():
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(2, 8), (8, 2)])
-def test_fewer_images_than_processes_are_named(n, batch_size):
-    with pytest.raises(UserError, match="3 processes share each batch, of"):
+def test_fewer_images_than_processes_are_an_error(n, batch_size):
+    with pytest.raises(UserError, match="3 processes cannot share a batch of"):
         EpochBatches(torch.arange(n), batch_size, world_size=3)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"batch_size": 0}, "data.batch_size=0"),
         ({"image_size": 0}, "data.image_size=0"),
@@ -222,14 +222,14 @@ def test_fewer_images_than_processes_are_named(n, batch_size):
         ({"split": "private"}, "data.split=private"),
     ],
 )
-def test_settings_out_of_range_are_named(options, said):
+def test_settings_out_of_range_are_errors(options, message):
     with pytest.raises(UserError) as error:
         FaceDataModule(some_faces(), NoAugment(), **options)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_split_without_images_is_named():
-    with pytest.raises(UserError, match="no image in PrivateTest"):
+def test_split_without_images_is_an_error():
+    with pytest.raises(UserError, match="has no images in PrivateTest"):
         FaceDataModule(some_faces((10, 5, 0)), NoAugment())
 
 
@@ -240,5 +240,5 @@ def test_seen_elsewhere_by_hand():
     faces.images[val[1]] = faces.images[test[1]]  # PublicTest image in PrivateTest
     assert np.flatnonzero(seen_elsewhere(faces, (TEST,))).tolist() == sorted([test[0], test[1]])
     assert np.flatnonzero(seen_elsewhere(faces, (VAL,))).tolist() == [val[1]]
-    # Both splits together: only what is in Training counts.
+    # With both splits together, only copies in Training count.
     assert np.flatnonzero(seen_elsewhere(faces, (VAL, TEST))).tolist() == [test[0]]

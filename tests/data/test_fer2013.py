@@ -1,4 +1,4 @@
-"""Every form of FER-2013 into the same arrays, and every fault told: by where, what and remedy."""
+"""Every form of FER-2013 gives the same arrays, and every fault is reported with place, cause and remedy."""
 
 import io
 import os
@@ -43,14 +43,14 @@ from fer_lightning.data.reading import PUBLISHED_COUNTS, _count_differences
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
-# Absolute, for the tests work in folders of their own.
+# Absolute, because the tests change the working directory.
 REAL = os.path.abspath(os.environ["FER2013_PATH"]) if os.environ.get("FER2013_PATH") else None
 FACES = fake_faces()
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Away from the person's own data, cache and network."""
+    """Isolate the tests from the user's data, cache and network."""
 
     def offline(*_: object, **__: object) -> str:
         raise ConnectionError("Max retries exceeded")
@@ -63,7 +63,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_notes(faces: Faces) -> list[str]:
-    """All but the one that 56 images are not 35,887."""
+    """Return all notes except the one that the counts differ from the published ones."""
     return [note for note in faces.notes if "published" not in note]
 
 
@@ -141,7 +141,7 @@ def test_second_load_comes_from_the_cache(form: str, tmp_path: Path, monkeypatch
     assert load_faces(path).fingerprint == first.fingerprint
 
 
-def test_changed_content_is_read_anew(tmp_path: Path) -> None:
+def test_changed_content_is_read_again(tmp_path: Path) -> None:
     folder, csv = write_folder(tmp_path / "a", FACES), write_fer2013_csv(tmp_path / "a.csv", FACES)
     archive = write_zip(tmp_path / "a.zip", FACES)
     assert [len(load_faces(path)) for path in (folder, csv, archive)] == [56, 56, 56]
@@ -153,7 +153,7 @@ def test_changed_content_is_read_anew(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_faces(folder).images[0], FACES[0].pixels)
 
 
-def test_folder_changed_in_time_or_folders_alone_is_read_anew(tmp_path: Path) -> None:
+def test_folder_with_only_a_changed_time_or_subfolder_is_read_again(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", FACES)
     assert load_faces(folder).ids[0] == FACES[0].path
     file = folder / FACES[0].path
@@ -164,10 +164,10 @@ def test_folder_changed_in_time_or_folders_alone_is_read_anew(tmp_path: Path) ->
     file.write_bytes(FACES[0].jpeg)
     assert len(load_faces(folder)) == 56
     (folder / "train" / "Happiness").mkdir()
-    assert error_of(folder).startswith("train/Happiness/: no images in it")
+    assert error_of(folder).startswith("train/Happiness/: contains no images")
 
 
-def test_classes_go_by_name_not_by_alphabet(tmp_path: Path) -> None:
+def test_classes_are_mapped_by_name_not_alphabetically(tmp_path: Path) -> None:
     for emotion, grey in (("neutral", 60), ("sad", 40), ("surprise", 50)):  # alphabetically 4, 5, 6
         path = tmp_path / "data" / emotion / "img.png"
         path.parent.mkdir(parents=True)
@@ -184,7 +184,7 @@ def test_class_folders_under_other_names(tmp_path: Path) -> None:
     assert {name.rpartition("/")[2]: label for name, label in zip(faces.ids, faces.labels, strict=True)} == wanted
 
 
-def test_what_systems_leave_behind_is_ignored_without_a_word(tmp_path: Path) -> None:
+def test_operating_system_files_are_ignored_silently(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", FACES)
     for name in (".DS_Store", "train/happy/._x.jpg", "train/happy/Thumbs.db", "train/.cache/happy/x.jpg"):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
@@ -199,56 +199,56 @@ def test_what_systems_leave_behind_is_ignored_without_a_word(tmp_path: Path) -> 
     assert (len(faces), other_notes(faces)) == (56, [])
 
 
-def test_other_files_are_ignored_and_named(tmp_path: Path) -> None:
+def test_other_files_are_ignored_with_a_note(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", FACES)
     (folder / "train/happy/README.txt").write_text("hello")
     (folder / "holiday.jpg").write_bytes(b"no image")
     faces = load_faces(folder)
     assert len(faces) == 56
-    assert other_notes(faces) == ["Ignored, as no images in class folders: holiday.jpg, train/happy/README.txt."]
+    assert other_notes(faces) == [
+        "Ignored files that are not images in class folders: holiday.jpg, train/happy/README.txt."
+    ]
 
 
-def test_of_several_forms_the_whole_original_is_read_and_named(tmp_path: Path) -> None:
+def test_most_complete_of_several_forms_is_read_with_a_note(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", FACES[:20])
     write_train_csv(folder / "train.csv", FACES[:30])
     write_icml_csv(folder / "icml_face_data.csv", FACES[:40])
     write_zip(folder / "archive.zip", FACES)
     faces = load_faces(folder)
     assert len(faces) == 40
-    assert other_notes(faces) == ["icml_face_data.csv was read, of icml_face_data.csv, class folders found."]
+    assert other_notes(faces) == ["Found icml_face_data.csv, class folders; only icml_face_data.csv was read."]
     (folder / "icml_face_data.csv").unlink()
     faces = load_faces(folder)
     assert len(faces) == 20
     assert other_notes(faces) == []
 
 
-def test_of_several_csvs_the_first_is_read_and_named(tmp_path: Path) -> None:
+def test_first_of_several_csvs_is_read_with_a_note(tmp_path: Path) -> None:
     write_fer2013_csv(tmp_path / "b.csv", FACES)
     write_fer2013_csv(tmp_path / "a.csv", FACES[:20])
     faces = load_faces(tmp_path)
     assert len(faces) == 20
-    assert other_notes(faces) == ["a.csv was read, of a.csv, b.csv found."]
+    assert other_notes(faces) == ["Found a.csv, b.csv; only a.csv was read."]
 
 
-def test_of_several_zips_the_likeliest_is_read_and_named(tmp_path: Path) -> None:
+def test_likeliest_of_several_zips_is_read_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     write_zip(tmp_path / "a" / "archive.zip", FACES[:20])
     write_zip(tmp_path / "a" / "fer2013.zip", FACES)
     faces = load_faces(tmp_path / "a")
     assert len(faces) == 56
-    assert other_notes(faces) == ["fer2013.zip was read, of fer2013.zip, archive.zip found."]
+    assert other_notes(faces) == ["Found fer2013.zip, archive.zip; only fer2013.zip was read."]
 
 
 def test_prefix_decides_over_the_folder(tmp_path: Path) -> None:
     moved = [replace(face, path=face.path.replace("test/", "train/")) for face in FACES]
     faces = load_faces(write_folder(tmp_path / "a", moved))
     assert np.bincount(faces.usage).tolist() == [28, 14, 14]
-    assert other_notes(faces) == [
-        "28 images lie in train/ or test/ against their name's prefix: the prefix counts."
-    ]
+    assert other_notes(faces) == ["28 images are in train/ or test/ contrary to their prefix; the prefix decides."]
 
 
-# Splits that are cut here
+# Splits cut by load_faces
 
 
 def splits_by_content(faces: Faces) -> dict[bytes, int]:
@@ -308,7 +308,7 @@ def test_test_folder_alone_stays_whole(tmp_path: Path) -> None:
     assert faces.notes == ()
 
 
-def test_missing_class_is_said(tmp_path: Path) -> None:
+def test_missing_class_is_noted(tmp_path: Path) -> None:
     plain = [face for face in without_prefixes(FACES) if face.label not in (1, 5)]
     assert load_faces(write_folder(tmp_path / "a", plain)).notes[0] == "No images of: disgust, surprise."
 
@@ -320,7 +320,7 @@ def test_train_csv_with_unlabelled_test_csv(tmp_path: Path) -> None:
     assert np.bincount(faces.usage).tolist() == [56, 7, 7]
     assert (faces.dataset, faces.split_names) == ("folder", GENERIC_SPLITS)
     assert faces.notes == (
-        "test.csv has no labels (no emotion column), so it was not used.",
+        "test.csv has no labels (no emotion column) and was not used.",
         "No official split: validation (7 images) and test (7 images) cut from train, "
         "a tenth of each class, seed 0.",
     )
@@ -358,11 +358,11 @@ def test_other_sizes_and_colours_are_converted_and_counted(tmp_path: Path) -> No
     folder.mkdir(parents=True)
     for name, content in images.items():
         (folder / name).write_bytes(content)
-    for _ in range(2):  # said on a warm start too
+    for _ in range(2):  # noted when read from the cache, too
         faces = load_faces(tmp_path / "a")
         assert "3 images were converted to grey 48x48 (1 not square: stretched)." in faces.notes
         np.testing.assert_array_equal(faces.images[0], wide[:, ::2])
-        # Antialiased: each pixel is a mean over its neighbourhood on the ramp, not every second pixel.
+        # Antialiased: each pixel is a mean of its neighbourhood on the ramp, not every second pixel.
         np.testing.assert_allclose(faces.images[1, 5, 1:-1], (ramp[::2] / 2 + ramp[1::2] / 2)[1:-1], atol=1)
         assert (faces.images[2] == 200).all()
         assert (faces.images[3] == 9).all()
@@ -372,7 +372,7 @@ def test_sideways_photo_is_turned_upright(tmp_path: Path) -> None:
     upright = np.zeros((48, 48), np.uint8)
     upright[:24] = 255  # bright above
     exif = Image.Exif()
-    exif[0x112] = 6  # as a phone stores it: turn by 90 degrees clockwise to view
+    exif[0x112] = 6  # as stored by a phone: rotate by 90 degrees clockwise to view
     file = io.BytesIO()
     Image.fromarray(np.dstack([np.rot90(upright)] * 3)).save(file, "PNG", exif=exif.tobytes())
     (tmp_path / "a" / "sad").mkdir(parents=True)
@@ -386,7 +386,7 @@ def _png_16_bit(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-# Faults in single images or rows: an error that lists them, or dropped and counted
+# Faults of single images or rows, which are listed in an error, or dropped and counted
 
 
 def _png_of_claimed_size(width: int, height: int) -> bytes:
@@ -399,7 +399,7 @@ def _png_of_claimed_size(width: int, height: int) -> bytes:
 
 BAD_FILES = {
     "zero_bytes": (b"", "empty file (0 bytes)", "1 x empty file"),
-    "text": (b"hello", "not an image, or none of JPEG, PNG, ", "1 x damaged image"),
+    "text": (b"hello", "not an image of type JPEG, PNG, ", "1 x damaged image"),
     "truncated": (FACES[0].jpeg[: len(FACES[0].jpeg) // 2], "damaged: ", "1 x damaged image"),
     "no_header": (FACES[0].jpeg[:30], "damaged: ", "1 x damaged image"),
     "bomb": (
@@ -412,7 +412,11 @@ BAD_FILES = {
         "too large: more than 178 million pixels",
         "1 x oversized image",
     ),
-    "float": (encode(np.full((48, 48), 0.5, np.float32), "TIFF"), "32 bits a pixel", "1 x unsupported image"),
+    "float": (
+        encode(np.full((48, 48), 0.5, np.float32), "TIFF"),
+        "32 bits per pixel, range unknown",
+        "1 x unsupported image",
+    ),
 }
 
 
@@ -430,11 +434,11 @@ def test_bad_image_file(fault: str, as_zip: bool, tmp_path: Path) -> None:
         assert len(faces) == 56
         assert bad.path not in faces.ids
         assert other_notes(faces) == [f"data.skip_bad dropped {counted}."]
-    error_of(path)  # what was dropped then is no less bad now
+    error_of(path)  # without skip_bad, what was dropped before is still an error
 
 
 def with_rows(tmp_path: Path, *rows: str) -> Path:
-    """A CSV of the fake faces with further rows, from line 58 on."""
+    """Write a CSV of the fake faces with additional rows from line 58 on."""
     path = write_fer2013_csv(tmp_path / "fer2013.csv", FACES)
     with path.open("a", newline="", encoding="utf-8") as file:
         file.writelines(row + "\n" for row in rows)
@@ -444,23 +448,23 @@ def with_rows(tmp_path: Path, *rows: str) -> Path:
 GOOD = text(FACES[0])
 SHORT = GOOD.rpartition(" ")[0]
 BAD_ROWS = {
-    "too_few_pixels": (f"3,{SHORT},Training", "2303 pixels where 48x48 = 2304 are needed"),
-    "too_many_pixels": (f"3,{GOOD} 1,Training", "2305 pixels where 48x48 = 2304 are needed"),
-    "no_pixels": ("3,,Training", "0 pixels where 48x48 = 2304 are needed"),
-    "pixel_300": (f"3,{SHORT} 300,Training", "pixel 300 is not from 0 to 255"),
-    "pixel_negative": (f"3,{SHORT} -1,Training", "pixel -1 is not from 0 to 255"),
-    "pixel_abc": (f"3,{SHORT} abc,Training", "pixel 'abc' is not a whole number"),
-    "pixel_after_all": (f"3,{GOOD} abc,Training", "pixel 'abc' is not a whole number"),
-    "pixel_fraction": (f"3,1.5 {SHORT},Training", "pixel '1.5' is not a whole number"),
-    "pixel_nan": (f"3,nan {SHORT},Training", "pixel 'nan' is not a whole number"),
-    "pixel_huge": (f"3,{SHORT} 99999999999999999999,Training", "is not from 0 to 255"),
-    "emotion_9": (f"9,{GOOD},Training", "emotion '9' is not one of 0 to 6"),
-    "emotion_negative": (f"-1,{GOOD},Training", "emotion '-1' is not one of 0 to 6"),
-    "emotion_word": (f"happy,{GOOD},Training", "emotion 'happy' is not one of 0 to 6"),
-    "emotion_empty": (f",{GOOD},Training", "emotion '' is not one of 0 to 6"),
-    "usage": (f"3,{GOOD},Trainig", "Usage 'Trainig' is none of Training, PublicTest, PrivateTest"),
-    "too_few_columns": (f"3,{GOOD}", "2 columns where the first line has 3"),
-    "too_many_columns": (f"3,{GOOD},Training,1", "4 columns where the first line has 3"),
+    "too_few_pixels": (f"3,{SHORT},Training", "expected 48x48 = 2304 pixels, got 2303"),
+    "too_many_pixels": (f"3,{GOOD} 1,Training", "expected 48x48 = 2304 pixels, got 2305"),
+    "no_pixels": ("3,,Training", "expected 48x48 = 2304 pixels, got 0"),
+    "pixel_300": (f"3,{SHORT} 300,Training", "expected pixels from 0 to 255, got 300"),
+    "pixel_negative": (f"3,{SHORT} -1,Training", "expected pixels from 0 to 255, got -1"),
+    "pixel_abc": (f"3,{SHORT} abc,Training", "expected whole numbers as pixels, got 'abc'"),
+    "pixel_after_all": (f"3,{GOOD} abc,Training", "expected whole numbers as pixels, got 'abc'"),
+    "pixel_fraction": (f"3,1.5 {SHORT},Training", "expected whole numbers as pixels, got '1.5'"),
+    "pixel_nan": (f"3,nan {SHORT},Training", "expected whole numbers as pixels, got 'nan'"),
+    "pixel_huge": (f"3,{SHORT} 99999999999999999999,Training", "expected pixels from 0 to 255, got "),
+    "emotion_9": (f"9,{GOOD},Training", "expected emotion 0 to 6, got '9'"),
+    "emotion_negative": (f"-1,{GOOD},Training", "expected emotion 0 to 6, got '-1'"),
+    "emotion_word": (f"happy,{GOOD},Training", "expected emotion 0 to 6, got 'happy'"),
+    "emotion_empty": (f",{GOOD},Training", "expected emotion 0 to 6, got ''"),
+    "usage": (f"3,{GOOD},Trainig", "expected Usage Training or PublicTest or PrivateTest, got 'Trainig'"),
+    "too_few_columns": (f"3,{GOOD}", "expected 3 columns, got 2"),
+    "too_many_columns": (f"3,{GOOD},Training,1", "expected 3 columns, got 4"),
     "huge_field": (f"3,{GOOD} {'1 ' * 100_000},Training", "field larger than field limit"),
 }
 
@@ -483,7 +487,7 @@ def test_row_that_is_not_utf_8(tmp_path: Path) -> None:
     path = with_rows(tmp_path)
     with path.open("ab") as file:
         file.write(b"3," + SHORT.encode() + b" \xff\xfe,Training\n")
-    assert error_of(path).startswith("fer2013.csv, line 58: pixel '\\udcff\\udcfe' is not a whole number")
+    assert error_of(path).startswith("fer2013.csv, line 58: expected whole numbers as pixels, got '\\udcff\\udcfe'")
 
 
 def test_quote_that_is_never_closed_does_not_swallow_the_rest(tmp_path: Path) -> None:
@@ -491,19 +495,19 @@ def test_quote_that_is_never_closed_does_not_swallow_the_rest(tmp_path: Path) ->
     assert "field larger than field limit" in error_of(path)
 
 
-def test_all_faults_are_told_together_ten_by_name(tmp_path: Path) -> None:
+def test_all_faults_are_reported_together_and_ten_of_them_listed(tmp_path: Path) -> None:
     path = with_rows(tmp_path, *[f"{emotion},{GOOD},Training" for emotion in range(5, 30)])
     message = error_of(path)
     lines = message.splitlines()
     assert lines[0] == f"23 faults in {path}:"
     assert lines[1:11] == [
-        f"  fer2013.csv, line {60 + i}: emotion '{7 + i}' is not one of 0 to 6" for i in range(10)
+        f"  fer2013.csv, line {60 + i}: expected emotion 0 to 6, got '{7 + i}'" for i in range(10)
     ]
     assert lines[11:] == ["  and 13 more", "Fix them, or set data.skip_bad=true to drop them."]
     assert other_notes(load_faces(path, skip_bad=True)) == ["data.skip_bad dropped 23 x unknown emotion."]
 
 
-def test_faults_of_every_kind_are_counted_by_kind(tmp_path: Path) -> None:
+def test_faults_are_counted_by_kind(tmp_path: Path) -> None:
     bad = [
         replace(FACES[0], path="train/happy/Training_0.jpg", jpeg=b""),
         replace(FACES[0], path="train/happy/Training_1.jpg", jpeg=b"no"),
@@ -518,11 +522,11 @@ def test_faults_of_every_kind_are_counted_by_kind(tmp_path: Path) -> None:
     assert message.splitlines() == [
         f"6 faults in {folder}:",
         f"  train/contempt/: 'contempt' is not one of {', '.join(EMOTIONS)} (2 images)",
-        "  test/Neutral/: no images in it",
+        "  test/Neutral/: contains no images",
         "  train/happy/Training_0.jpg: empty file (0 bytes)",
-        "  train/happy/Training_1.jpg: not an image, or none of JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM, JPEG2000",
-        "  train/sad/Training_2.jpg: not an image, or none of JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM, JPEG2000",
-        "  train/sad/mine.jpg: no Training_, PublicTest_, PrivateTest_ before its name",
+        "  train/happy/Training_1.jpg: not an image of type JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM or JPEG2000",
+        "  train/sad/Training_2.jpg: not an image of type JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM or JPEG2000",
+        "  train/sad/mine.jpg: expected the prefix Training_ or PublicTest_ or PrivateTest_",
         "Fix them, or set data.skip_bad=true to drop them.",
     ]
     faces = load_faces(folder, skip_bad=True)
@@ -537,33 +541,31 @@ def test_empty_class_folder_in_a_zip(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", [face for face in FACES if "train/disgust" not in face.path])
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("train/disgust/", b"")
-    assert error_of(path).startswith("train/disgust/: no images in it.")
+    assert error_of(path).startswith("train/disgust/: contains no images.")
     assert len(load_faces(path, skip_bad=True)) == 52
 
 
 def test_image_outside_the_split_folders(tmp_path: Path) -> None:
     plain = [*without_prefixes(FACES), replace(FACES[0], path="happy/x.jpg")]
     folder = write_folder(tmp_path / "a", plain)
-    assert error_of(folder).startswith("happy/x.jpg: not below train/, val/ or test/.")
+    assert error_of(folder).startswith("happy/x.jpg: not inside train/, val/ or test/.")
     assert len(load_faces(folder, skip_bad=True)) == 56
 
 
-def test_nothing_left_after_dropping(tmp_path: Path) -> None:
+def test_no_images_left_after_dropping(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", [replace(face, jpeg=b"") for face in FACES])
-    assert error_of(folder, skip_bad=True) == f"{folder} has no usable image: all 56 are bad."
+    assert error_of(folder, skip_bad=True) == f"{folder} has no usable images: all 56 are bad."
 
 
-def test_member_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
+def test_oversized_member_is_not_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(write_zip(tmp_path / "a.zip", FACES), "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train/happy/Training_0.jpg", bytes(MAX_IMAGE_BYTES + 2**20))
-    assert error_of(tmp_path / "a.zip").startswith(
-        "train/happy/Training_0.jpg: 51 MiB, where an image may have 50 MiB."
-    )
+    assert error_of(tmp_path / "a.zip").startswith("train/happy/Training_0.jpg: 51 MiB, above the limit of 50 MiB.")
 
 
 def test_member_with_a_wrong_checksum(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:  # stored, so that the bytes are found below
+    with zipfile.ZipFile(path, "w") as archive:  # stored uncompressed, so that the bytes can be found below
         for face in FACES:
             archive.writestr(face.path, face.jpeg)
     content = path.read_bytes()
@@ -575,13 +577,13 @@ def test_member_with_a_wrong_checksum(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_member_that_is_there_twice(tmp_path: Path) -> None:
+def test_duplicate_member(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", [*FACES, FACES[0]])
-    assert error_of(path).startswith(f"{FACES[0].path}: is in the archive more than once.")
+    assert error_of(path).startswith(f"{FACES[0].path}: occurs more than once in the archive.")
     assert len(load_faces(path, skip_bad=True)) == 56
 
 
-# Faults of the whole
+# Faults of a whole file or folder
 
 
 def damaged_zip(tmp_path: Path, change: Callable[[bytes], bytes]) -> Path:
@@ -592,21 +594,21 @@ def damaged_zip(tmp_path: Path, change: Callable[[bytes], bytes]) -> Path:
 
 @pytest.mark.parametrize("skip_bad", [False, True])
 @pytest.mark.parametrize("change", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda _: b"<html>not found"])
-def test_zip_that_is_none_or_cut_off(change: Callable[[bytes], bytes], skip_bad: bool, tmp_path: Path) -> None:
+def test_invalid_or_truncated_zip(change: Callable[[bytes], bytes], skip_bad: bool, tmp_path: Path) -> None:
     path = damaged_zip(tmp_path, change)
     message = error_of(path, skip_bad=skip_bad)
-    assert message.startswith(f"{path} is not a zip archive, or was cut off")
+    assert message.startswith(f"{path} is not a zip archive or is truncated")
     assert f"{path.stat().st_size:,} bytes" in message
     assert "Download it again" in message
 
 
 @pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", "train/happy/../../../x.jpg", "C:\\x.jpg", "..\\x.jpg"])
-def test_zip_with_names_that_lead_out_is_refused(name: str, tmp_path: Path) -> None:
+def test_zip_with_entries_outside_the_archive_is_refused(name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(write_zip(tmp_path / "a.zip", FACES), "a") as archive:
         archive.writestr(name, FACES[0].jpeg)
     for skip_bad in (False, True):
         message = error_of(tmp_path / "a.zip", skip_bad=skip_bad)
-        assert "names that lead out of the archive" in message
+        assert "has entries that point outside the archive" in message
         assert name in message
 
 
@@ -619,10 +621,10 @@ def test_encrypted_zip(tmp_path: Path) -> None:
 
 
 BAD_CSVS = {
-    "header_only": (b"emotion,pixels,Usage\n", "has no usable image"),
-    "no_pixels": (b"emotion,Usage\n3,Training\n", "has no column pixels: its first line has 'emotion', 'usage'"),
-    "neither": (b"a,b\n1,2\n", "has no column emotion and no column pixels: its first line has 'a', 'b'"),
-    "no_header": (f"3,{GOOD},Training\n".encode(), "has no column emotion and no column pixels"),
+    "header_only": (b"emotion,pixels,Usage\n", "has no usable images."),
+    "no_pixels": (b"emotion,Usage\n3,Training\n", "has no column pixels: its first line is 'emotion', 'usage'"),
+    "neither": (b"a,b\n1,2\n", "has no column emotion or pixels: its first line is 'a', 'b'"),
+    "no_header": (f"3,{GOOD},Training\n".encode(), "has no column emotion or pixels"),
     "tabs": (b"emotion\tpixels\tUsage\n", "has no column emotion"),
     "utf_16": ("emotion,pixels,Usage\n".encode("utf-16"), "is not UTF-8 text"),
     "huge_header": (b"a" * 10**6, "line 1: field larger than field limit"),
@@ -631,7 +633,7 @@ BAD_CSVS = {
 
 
 @pytest.mark.parametrize("fault", BAD_CSVS)
-def test_csv_that_is_none(fault: str, tmp_path: Path) -> None:
+def test_invalid_csv(fault: str, tmp_path: Path) -> None:
     content, why = BAD_CSVS[fault]
     path = tmp_path / "fer2013.csv"
     path.write_bytes(content)
@@ -669,10 +671,10 @@ def test_folder_with_no_images_at_all(tmp_path: Path) -> None:
     (tmp_path / "a" / "happy").mkdir(parents=True)
     assert "is empty" in error_of(tmp_path / "a")
     (tmp_path / "a" / "notes.txt").write_text("x")
-    assert "has no images, no CSV and no zip; it has notes.txt." in error_of(tmp_path / "a")
+    assert "has no images, CSV or zip; it contains notes.txt." in error_of(tmp_path / "a")
 
 
-def test_folder_that_leads_back_to_itself(tmp_path: Path) -> None:
+def test_link_to_a_folder_above_is_ignored(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", FACES)
     for link, target in (("train/up", folder), ("test/happy/up", folder / "test")):
         (folder / link).symlink_to(target, target_is_directory=True)
@@ -701,35 +703,35 @@ def test_counts_are_compared_split_by_split_and_class_by_class() -> None:
     keep[np.flatnonzero(usage == VAL)[::9]] = False
     found = np.bincount(labels[keep & (usage == VAL)], minlength=7)
     assert _count_differences(labels[keep], usage[keep]) == [
-        "Not the published number of images (in brackets): Training happy 7,213 (7,215); "
+        "Image counts differ from the published ones (in brackets): Training happy 7,213 (7,215); "
         f"PublicTest 3,190 (3,589), by class {' '.join(map(str, found))} (467 56 496 895 653 415 607); "
         "no PrivateTest (3,589)."
     ]
 
 
-# Where it is looked for
+# Lookup
 
 
-def seven(tmp_path: Path, name: str, count: int) -> Path:
-    """A source that is told from others by its number of images."""
+def zip_of(count: int, tmp_path: Path, name: str) -> Path:
+    """Write a zip that is recognisable by its number of images."""
     return write_zip(tmp_path / name, FACES[:count])
 
 
 def test_lookup_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     downloaded = write_folder(tmp_path / "downloaded", FACES[:8])
-    asked: list[str] = []
-    monkeypatch.setattr(kagglehub, "dataset_download", lambda handle: asked.append(handle) or str(downloaded))
+    requested: list[str] = []
+    monkeypatch.setattr(kagglehub, "dataset_download", lambda handle: requested.append(handle) or str(downloaded))
 
     assert len(load_faces()) == 8
-    assert asked == ["msambare/fer2013/versions/1"]
+    assert requested == ["msambare/fer2013/versions/1"]
     Path("data").mkdir()
     assert len(load_faces()) == 8  # an empty ./data is skipped
-    seven(Path("data"), "archive.zip", 7)
+    zip_of(7, Path("data"), "archive.zip")
     assert len(load_faces()) == 7
-    monkeypatch.setenv("FER2013_PATH", str(seven(tmp_path, "variable.zip", 6)))
+    monkeypatch.setenv("FER2013_PATH", str(zip_of(6, tmp_path, "variable.zip")))
     assert len(load_faces()) == 6
-    assert len(load_faces(seven(tmp_path, "given.zip", 5))) == 5
-    assert len(asked) == 2
+    assert len(load_faces(zip_of(5, tmp_path, "given.zip"))) == 5
+    assert len(requested) == 2
 
 
 def test_data_folder_itself(tmp_path: Path) -> None:
@@ -737,9 +739,7 @@ def test_data_folder_itself(tmp_path: Path) -> None:
     assert load_faces(download=False).source == "data"
 
 
-def test_given_but_missing_is_an_error_even_when_others_exist(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_path_is_an_error_even_if_other_data_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(Path("data"), FACES)
     missing, empty = tmp_path / "missing.zip", tmp_path / "empty.zip"
     empty.touch()
@@ -754,9 +754,9 @@ def test_given_but_missing_is_an_error_even_when_others_exist(
     assert error_of(None).startswith("FER2013_PATH= is empty.")
 
 
-def test_file_of_another_kind(tmp_path: Path) -> None:
+def test_file_of_an_unknown_kind(tmp_path: Path) -> None:
     (tmp_path / "fer2013.tar.gz").write_bytes(b"\x1f\x8b")
-    assert "is neither a zip, nor a CSV, nor a folder. Unpack it" in error_of(tmp_path / "fer2013.tar.gz")
+    assert "is not a zip, CSV or folder. Extract it" in error_of(tmp_path / "fer2013.tar.gz")
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -766,18 +766,18 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("failure", [ConnectionError("Max retries"), TimeoutError(), ValueError("bad file")])
-def test_failed_download_names_three_ways_out(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_lists_remedies(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> str:
         raise failure
 
     monkeypatch.setattr(kagglehub, "dataset_download", fail)
     message = error_of(None)
-    for way in ("https://www.kaggle.com/datasets/msambare/fer2013", "./data", "FER2013_PATH", "data=synthetic"):
-        assert way in message
+    for remedy in ("https://www.kaggle.com/datasets/msambare/fer2013", "./data", "FER2013_PATH", "data=synthetic"):
+        assert remedy in message
 
 
 def test_download_only_when_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kagglehub, "dataset_download", lambda _: pytest.fail("asked Kaggle"))
+    monkeypatch.setattr(kagglehub, "dataset_download", lambda _: pytest.fail("contacted Kaggle"))
     message = error_of(None, download=False)
     assert "data.download=false" in message
     assert "data=synthetic" in message
@@ -806,19 +806,19 @@ def test_unknown_exclusion_names_the_nearest(tmp_path: Path) -> None:
     listed.write_text(f"{wanted}\n{wanted[:-5]}x.jpg\n{wanted.upper()}\nxyz\n")
     path = write_zip(tmp_path / "a.zip", FACES)
     first, *lines = error_of(path, exclude=listed).splitlines()
-    assert first == f"data.exclude={listed} names 3 images that are not there:"
+    assert first == f"data.exclude={listed}: unknown image ids (3):"
     assert any(line.startswith(f"  {wanted[:-5]}x.jpg - did you mean {wanted}") for line in lines)
     assert "  xyz" in lines
 
 
-def test_exclusion_of_everything_or_from_nowhere(tmp_path: Path) -> None:
+def test_excluding_everything_or_by_a_missing_list_is_an_error(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", FACES)
     assert "cannot be read" in error_of(path, exclude=tmp_path / "no.txt")
     (tmp_path / "all.txt").write_text("\n".join(face.path for face in FACES))
-    assert "none is left" in error_of(path, exclude=tmp_path / "all.txt")
+    assert "excludes every image" in error_of(path, exclude=tmp_path / "all.txt")
 
 
-# The real thing
+# The real data
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""One decoder: a picture gives the same pixels as a training image and as a photo."""
+"""The shared decoder: a picture gives the same pixels as a training image and as a photo."""
 
 import io
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def test_training_and_photos_see_the_same_pixels(kind: str, size: tuple[int, int
     assert photo.size == (size[::-1] if "turned" in kind else size)
 
 
-def test_values_of_what_is_not_plain() -> None:
+def test_pixel_values_of_transparent_and_16_bit_images() -> None:
     clear = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
     half = Image.new("LA", (4, 4), (100, 128))
     deep = Image.fromarray(np.full((4, 4), 200 * 256 + 255, np.uint16))
@@ -87,18 +87,22 @@ def test_values_of_what_is_not_plain() -> None:
 @pytest.mark.parametrize(
     ("content", "kind", "cause"),
     [
-        (b"not a picture", "damaged image", "not an image, or none of JPEG, PNG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "damaged image", "not an image, or none of"),
+        (b"not a picture", "damaged image", "not an image of type JPEG, PNG, "),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "damaged image",
+            "not an image of type JPEG, PNG, ",
+        ),
         (b"\x89PNG\r\n\x1a\n", "damaged image", ""),
     ],
 )
-def test_what_is_no_image_says_so(content: bytes, kind: str, cause: str) -> None:
+def test_invalid_image_is_refused_with_its_cause(content: bytes, kind: str, cause: str) -> None:
     with pytest.raises(ImageError, match=cause) as caught:
         decode(io.BytesIO(content))
     assert caught.value.kind == kind
 
 
-def test_32_bits_a_pixel_are_refused() -> None:
-    with pytest.raises(ImageError, match="32 bits a pixel, of unknown range") as caught:
+def test_32_bits_per_pixel_are_refused() -> None:
+    with pytest.raises(ImageError, match="32 bits per pixel, range unknown") as caught:
         decode(Image.new("I", (4, 4)))
     assert caught.value.kind == "unsupported image"

@@ -1,4 +1,4 @@
-"""Philox against its published vectors, and the draws made from it."""
+"""Philox compared with published test vectors, and the numbers drawn from it."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_uniforms_are_uniform_and_independent():
     assert draws.shape == (20_000, 6)
     assert draws.min() >= 0
     assert draws.max() < 1
-    # Standard error of the mean 0.002, of a correlation 0.007: five of them.
+    # Five standard errors: 0.002 each for the mean, 0.007 for a correlation.
     assert (draws.mean(dim=0) - 0.5).abs().max() < 0.0103
     assert (draws.var(dim=0) - 1 / 12).abs().max() < 0.003
     correlation = torch.corrcoef(draws.T) - torch.eye(6)
@@ -48,7 +48,7 @@ def test_seed_and_epoch_change_the_draws(seed, epoch):
     assert not torch.equal(permutation(seed, epoch, 100), permutation(0, 0, 100))
 
 
-def test_permutation_holds_each_image_once_and_is_the_same_again():
+def test_permutation_has_each_image_once_and_is_reproducible():
     order = permutation(seed=5, epoch=3, n=1000)
     assert order.sort().values.tolist() == list(range(1000))
     assert torch.equal(order, permutation(seed=5, epoch=3, n=1000))

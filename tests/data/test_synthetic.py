@@ -1,3 +1,5 @@
+"""Synthetic faces: reproducible, balanced, all different, and shaped by their action units."""
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -28,7 +30,7 @@ def split(faces: Faces, usage: int) -> npt.NDArray[np.uint8]:
 
 
 def units(**moved: float) -> Units:
-    """Every action unit at rest but these, as au12=1.0."""
+    """Return all action units at rest except those given, e.g. au12=1.0."""
     every = {au for prototype in PROTOTYPES.values() for au in prototype}
     return {au: np.full((1, 1, 1), moved.get(f"au{au}", 0), np.float32) for au in every}
 
@@ -55,39 +57,39 @@ def test_every_split_is_balanced(faces: Faces) -> None:
         assert counts.max() - counts.min() <= 1
 
 
-def test_pictures_use_the_range_of_greys_as_fer2013_does(faces: Faces) -> None:
+def test_grey_values_are_distributed_as_in_fer2013(faces: Faces) -> None:
     unit = faces.images / 255
     assert unit.mean() == pytest.approx(0.507, abs=0.05)  # FER-2013: mean 0.507, std 0.255
     assert unit.std() == pytest.approx(0.255, abs=0.05)
     assert unit.std(axis=(1, 2)).min() > 0.02  # no blank face
 
 
-def test_the_seed_decides_everything() -> None:
+def test_the_seed_determines_all_faces() -> None:
     first, again, other = (synthetic_faces(20, 5, 5, seed=seed) for seed in (3, 3, 4))
     assert first.fingerprint == again.fingerprint
     assert (first.images != other.images).any(axis=(1, 2)).all()
 
 
-def test_sizes_change_no_other_face() -> None:
+def test_split_sizes_do_not_change_other_faces() -> None:
     few, many = synthetic_faces(10, 6, 7), synthetic_faces(37, 9, 7)
     for usage in (TRAIN, VAL, TEST):
         n = (few.usage == usage).sum()
         np.testing.assert_array_equal(split(few, usage), split(many, usage)[:n])
 
 
-def test_faces_drawn_together_do_not_touch_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faces_drawn_together_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     together = synthetic_faces(20, 3, 3)
     monkeypatch.setattr(synthetic, "_CHUNK", 1)
     np.testing.assert_array_equal(together.images, synthetic_faces(20, 3, 3).images)
 
 
-def test_no_two_faces_are_the_same_in_any_split(faces: Faces) -> None:
+def test_all_faces_are_different(faces: Faces) -> None:
     assert len({image.tobytes() for image in faces.images}) == len(faces)
     assert not seen_elsewhere(faces, [VAL, TEST]).any()
 
 
 def test_the_emotion_changes_the_face_and_not_its_surroundings() -> None:
-    """The same generator draws the same person in the same place, so the corners of the picture stay."""
+    """The same generator draws the same person in the same place, so the corners of the picture do not change."""
     drawn = draw_faces([np.random.default_rng(1) for _ in EMOTIONS], np.arange(len(EMOTIONS)))
     neutral = drawn[EMOTIONS.index("neutral")]
     for image, name in zip(drawn, EMOTIONS, strict=True):
@@ -124,13 +126,13 @@ def test_au12_lifts_the_corners_of_the_mouth() -> None:
         ("au26", lambda u: mouth_shape(u)[3], +1),  # jaw down
     ],
 )
-def test_action_units_move_what_they_are_named_for(au: str, part, sign: int) -> None:  # type: ignore[no-untyped-def]
+def test_action_units_move_the_right_part(au: str, part, sign: int) -> None:  # type: ignore[no-untyped-def]
     rest, moved = part(units()).item(), part(units(**{au: 1.0})).item()
     assert sign * (moved - rest) > 0.05
 
 
 def logistic_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], weight_decay: float) -> float:
-    """Multinomial logistic regression on standardised pixels, to near its optimum by L-BFGS."""
+    """Return the accuracy of multinomial logistic regression on standardised pixels, fitted by L-BFGS."""
     mean, std = train[0].mean(0), train[0].std(0)
     x, x_test = (train[0] - mean) / std, (test[0] - mean) / std
     weight, bias = torch.zeros(x.shape[1], len(EMOTIONS)), torch.zeros(len(EMOTIONS))
@@ -148,8 +150,8 @@ def logistic_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor],
     return float(((x_test @ weight + bias).argmax(1) == test[1]).float().mean())
 
 
-def test_pixels_alone_do_not_give_the_emotion_away(faces: Faces) -> None:
-    """A linear model stays under half, so what a network learns here is shape; it beats chance (14%) clearly."""
+def test_pixels_alone_do_not_reveal_the_emotion(faces: Faces) -> None:
+    """A linear model stays below 50%, so a network has to learn shapes; it is clearly above chance (14%)."""
 
     def tensors(usage: int) -> tuple[Tensor, Tensor]:
         rows = faces.usage == usage

@@ -153,7 +153,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_done(ckpt, capsys):
     assert main(["explain", "bad.png", "nowhere.png", "a", "c.png", "--ckpt", ckpt]) == 1
     out, err = capsys.readouterr()
     assert err.splitlines() == [
-        "error: bad.png cannot be read: not an image, or none of JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM, JPEG2000.",
+        "error: bad.png cannot be read: not an image of type JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM or JPEG2000.",
         "error: nowhere.png cannot be read: No such file or directory.",
         "error: a cannot be read: Is a directory.",
     ]

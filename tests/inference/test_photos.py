@@ -86,7 +86,7 @@ def with_exif(png, exif):
         (b"hello", "not an image"),
         (GRACE.read_bytes()[:20_000], "damaged: image file is truncated"),
         (saved(Image.new("RGB", (300, 300))).getvalue()[:200], "damaged"),
-        (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF").getvalue(), "32 bits a pixel"),
+        (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF").getvalue(), "32 bits per pixel"),
     ],
 )
 def test_what_cannot_be_read_is_named(content, said):
