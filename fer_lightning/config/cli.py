@@ -22,7 +22,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lightning.config import compose
+from fer_lightning.config import compose, help
 from fer_lightning.config.compat import Override
 from fer_lightning.config.compose import CONF, Conf, to_plain
 from fer_lightning.config.overrides import Checked, as_typed, check, check_search, parse, parse_flags, values_of
@@ -36,6 +36,8 @@ from fer_lightning.runs.sweep import Sweep, begin_sweep
 # Hydra checks our choices of hydra/launcher against those of the same names in the launchers' packages, and warns
 # that a later Hydra will not.
 warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
+help.register()
+
 Job = Callable[[Settings, Path], None]
 
 

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lightning.arguments import fits
+from fer_lightning.arguments import describe_type, fits
 from fer_lightning.config.compat import IntervalSweep, Override, flag_parser, parse_override
 from fer_lightning.config.compose import GLOBAL_GROUPS, Conf, to_plain
-from fer_lightning.config.schema import TYPES, describe, shown, to_settings
+from fer_lightning.config.schema import TYPES, shown, to_settings
 from fer_lightning.errors import UserError, did_you_mean
 
 # Every argument of lightning.pytorch.Trainer (2.6), listed so that a typo is answered without importing it; a test
@@ -316,4 +316,4 @@ def _expected(value: Any, kind: Any) -> str | None:
     """Return what a value should have been, or None if it is right or not known yet."""
     if fits(value, kind) or (isinstance(value, str) and "${" in value):
         return None
-    return describe(kind)
+    return describe_type(kind)
