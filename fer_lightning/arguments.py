@@ -55,7 +55,7 @@ def call(function: Callable[..., Built], name: str, options: Mapping[str, Any], 
 def check_options(function: Callable[..., Any], name: str, options: Mapping[str, Any], *arguments: Any) -> None:
     """Compare options with the signature of a function or class, without calling it.
 
-    Values are checked against annotations of plain types: bool, int, float, str, None, sequences and unions of these.
+    Values are checked against annotations of plain types: bool, int, float, str, None, sequences and unions of them.
 
     Raises:
         UserError: an unknown option, a missing one, or one of the wrong type.
@@ -88,7 +88,11 @@ def check_options(function: Callable[..., Any], name: str, options: Mapping[str,
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    except (NameError, TypeError, AttributeError):  # a name imported for type checkers only, or not a Python function
+    except (
+        NameError,
+        TypeError,
+        AttributeError,
+    ):  # a name imported for type checkers only, or not a Python function
         return {}
 
 

@@ -95,7 +95,7 @@ def build(node: Any, **arguments: Any) -> Any:
 
     Args:
         node: a dict with a ``_target_``, the dotted name of a class or function, and its arguments; or a dict or
-            list of such nodes. ``_args_`` holds positional arguments; ``_partial_: true`` returns a partial function;
+            list of such nodes. ``_args_`` holds positional arguments; ``_partial_: true`` makes a partial function;
             ``_convert_`` has no effect, because all values are plain already.
         arguments: further keyword arguments for the outermost target.
 
@@ -103,8 +103,8 @@ def build(node: Any, **arguments: Any) -> Any:
         The object; a dict or list of objects for a dict or list of nodes; any other value unchanged.
 
     Raises:
-        UserError: the target does not exist, or its arguments do not fit. Any other exception of the target is a bug
-            in it and propagates.
+        UserError: the target does not exist, or its arguments do not fit. Any other exception of the target is a
+            bug in it and propagates.
     """
     if isinstance(node, list):
         return [build(element) for element in node]

@@ -33,8 +33,8 @@ class DataSettings:
     source: Config = group("the function that loads the images, with its settings")
     split: str = setting(
         "official",
-        "official: train on Training, validate on PublicTest, test on PrivateTest; kaggle_folder: validate and test "
-        "on both held-out splits together, like test/ of the Kaggle folder",
+        "official: train on Training, validate on PublicTest, test on PrivateTest; kaggle_folder: validate and "
+        "test on both held-out splits together, like test/ of the Kaggle folder",
     )
     batch_size: int = setting(32, "images per training batch, over all processes")
     eval_batch_size: int = setting(128, "images per validation or test batch")
@@ -55,7 +55,9 @@ class DistillSettings:
         "teacher: a checkpoint, a shipped network (best), or a list of them to average their probabilities; each "
         "gets the images at its own input size",
     )
-    weight: float = setting(0.5, "weight of the distillation loss, above 0 to 1; the loss on the labels gets the rest")
+    weight: float = setting(
+        0.5, "weight of the distillation loss, above 0 to 1; the loss on the labels gets the rest"
+    )
     temperature: float = setting(1.0, "divides the logits of teacher and student in the distillation loss")
     tta: str = setting("none", "test-time augmentation of the teacher; see tta")
 
@@ -90,14 +92,17 @@ class Settings:
     )
     label_smoothing: float = setting(0.0, "share of each training label that is spread evenly over all classes")
     distill: DistillSettings = field(default_factory=DistillSettings)
-    tta: str = setting("none", "test-time augmentation: none, mirror, shifts or ten_crop; reported in addition to none")
+    tta: str = setting(
+        "none", "test-time augmentation: none, mirror, shifts or ten_crop; reported in addition to none"
+    )
     monitor: str = setting(
         "accuracy/val", 'metric that selects the best checkpoint: highest, or lowest if the name starts with "loss"'
     )
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     channels_last: bool = setting(True, "memory format of the network; affects speed, not results")
     compile: bool = setting(
-        False, "use torch.compile for the fit: about a minute to start, then up to 25% faster, or slower; measure it"
+        False,
+        "use torch.compile for the fit: about a minute to start, then up to 25% faster, or slower; measure it",
     )
     data: DataSettings = field(default_factory=DataSettings, metadata={"help": "the source of the images"})
     augment: Config = group("augmentation of the training images")
