@@ -55,7 +55,7 @@ def call(function: Callable[..., Built], name: str, options: Mapping[str, Any], 
 def check_options(function: Callable[..., Any], name: str, options: Mapping[str, Any], *arguments: Any) -> None:
     """Compare options with the signature of a function or class, without calling it.
 
-    Values are checked against annotations of plain types: bool, int, float, str, None, sequences and unions of them.
+    Values are checked against annotations of plain types: bool, int, float, str, None, sequences, unions of these.
 
     Raises:
         UserError: an unknown option, a missing one, or one of the wrong type.

@@ -32,8 +32,8 @@ from fer_lightning.exit import exit_code
 from fer_lightning.runs.folders import claim, remove_unbegun
 from fer_lightning.runs.sweep import Sweep, begin_sweep
 
-# Hydra validates our hydra/launcher files against the schemas of the same names in the launchers' packages. It warns
-# that later versions will not.
+# Hydra validates our hydra/launcher files against the launchers' schemas of the same names, and warns that later
+# versions will not.
 warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
 help.register()
 
@@ -212,8 +212,8 @@ def _affects_numbering(override: Override) -> bool:
     return key != "name" and (not override.is_hydra_override() or key.startswith("hydra.sweeper.params"))
 
 
-# For a run on several GPUs (trainer=ddp), Lightning starts this program again for each further process. The variable
-# tells it which run it belongs to, as "PARENT_PID:FOLDER". It ignores the command line, because a sweep or a folder
+# For a run on several GPUs (trainer=ddp), Lightning starts this program again for each further process. The process
+# reads here which run it belongs to ("PARENT_PID:FOLDER") and ignores the command line, because a sweep or a folder
 # named by the time would give it a different run.
 _RUN_OF = "FER_LIGHTNING_RUN_OF"
 

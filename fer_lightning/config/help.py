@@ -1,7 +1,7 @@
 """The text of ``python train.py --help``: the choices of every config group, and every setting once.
 
-conf/train.yaml inserts it through the resolver ``settings_help``. Lines are at most 80 columns wide, unless a single
-name or value is longer.
+conf/train.yaml inserts it through the resolver ``settings_help``. Lines are at most 80 columns wide, unless a name
+or value is longer.
 """
 
 import textwrap

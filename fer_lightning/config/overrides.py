@@ -17,8 +17,8 @@ from fer_lightning.config.compose import GLOBAL_GROUPS, Conf, to_plain
 from fer_lightning.config.schema import TYPES, shown, to_settings
 from fer_lightning.errors import UserError, did_you_mean
 
-# Every argument of lightning.pytorch.Trainer (2.6), listed so that a typo is found without importing Lightning. A test
-# compares the list with the real signature.
+# Every argument of lightning.pytorch.Trainer (2.6), listed so that typos are found without importing Lightning. A
+# test compares the list with the real signature.
 TRAINER_ARGUMENTS = (
     "accelerator",
     "strategy",

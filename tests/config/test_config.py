@@ -1,6 +1,7 @@
 """The command line: typos answered with the nearest name, before anything is written or heavy is imported."""
 
 import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from project import ROOT
 from fer_lightning.arguments import fits
 from fer_lightning.config import compose
 from fer_lightning.config.cli import main
-from fer_lightning.config.compose import CONF_DIR, build
+from fer_lightning.config.compose import CONF, CONF_DIR, build
 from fer_lightning.config.overrides import TRAINER_ARGUMENTS
 from fer_lightning.config.saved import _check_saved
 from fer_lightning.config.schema import keys, shown, to_dict
@@ -70,28 +71,28 @@ def composed(*arguments):
         ("data=sinthetic", "Did you mean synthetic?"),
         ("augment.rotation=5", "Did you mean augment.rotation_deg?"),
         ("~callbacks.x", ""),
-        ("data.batch_size=eight", "data.batch_size=eight: expected a whole number"),
-        ("data.batch_size=8.5", "expected a whole number"),
+        ("data.batch_size=eight", "data.batch_size=eight: expected an integer"),
+        ("data.batch_size=8.5", "expected an integer"),
         ("data.download=perhaps", "expected true or false"),
         ("optim.lr=fast", "expected a number"),
-        ("data.batch_size=null", "data.batch_size=null: expected a whole number, e.g. data.batch_size=32"),
-        ("checkpoint.every_n_minutes=x", "checkpoint.every_n_minutes=x: expected a number."),
-        ("ckpt=[1]", "ckpt=[1]: expected a string or a list."),
-        ("stages=fit", "stages=fit: expected a list, e.g. stages=[fit,test]."),
+        ("data.batch_size=null", "data.batch_size=null: expected an integer, e.g. data.batch_size=32"),
+        ("checkpoint.every_n_minutes=x", "checkpoint.every_n_minutes=x: expected a number or null."),
+        ("ckpt=[1]", "ckpt=[1]: expected a string, a list of strings or null."),
+        ("stages=fit", "stages=fit: expected a list of strings, e.g. stages=[fit,test]."),
         ("model.channels=16", "expected a list"),
         ("tta=3", "tta=3: expected a string, e.g. tta=none"),
-        ("trainer.max_epochs=ten", "expected a whole number"),
+        ("trainer.max_epochs=ten", "expected an integer"),
         ("augment=glob(*)", "list the choices"),
-        ("name=../elsewhere", "becomes a folder"),
+        ("name=../elsewhere", "becomes a folder name"),
         ("seed=range(0,3,0)", "must not be zero"),
         ("~checkpoint.every_n_minutes", "'checkpoint.every_n_minutes' does not exist"),
         ("hydra.job.num=abc", "'abc' of type 'str' could not be converted"),
         ("hydra.sweep.subdir=x", "a run's folder is runs/<experiment>/<name>"),
-        ("resume=nowhere", "there is no run to go on with"),
+        ("resume=nowhere", "resume=nowhere: no run to resume"),
         ("--epochs", "without dashes"),
-        ("trainer.max_epochs", "a setting is NAME=value"),
-        ("data.source=3", "data.source needs a _target_"),
-        ("seed=${tta}", "seed=none is of the wrong type, expected int"),
+        ("trainer.max_epochs", "expected NAME=value"),
+        ("data.source=3", "data.source: expected a _target_"),
+        ("seed=${tta}", "seed=none: expected an integer"),
         ("optim.lr=${nope}", "Interpolation key 'nope' not found"),
     ],
 )
@@ -154,7 +155,8 @@ def test_no_processes_side_by_side(capsys, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     assert main(never, ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=0,1"]) == 1
     assert (
-        capsys.readouterr().err == "error: hydra.launcher.n_jobs=0 must be a number of processes, or -1 for all.\n"
+        capsys.readouterr().err
+        == "error: hydra.launcher.n_jobs=0: expected a number of processes, or -1 for all cores.\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -213,7 +215,7 @@ def test_a_run_is_not_overwritten(capsys):
     Path("runs/default/mine").mkdir(parents=True)
     Path("runs/default/mine/config.yaml").write_text("seed: 0\n")
     assert main(never, ["name=mine"]) == 1
-    assert "already holds a run" in capsys.readouterr().err
+    assert "runs/default/mine already contains a run. Choose another name" in capsys.readouterr().err
 
 
 def test_experiment_baseline_is_the_known_recipe():
@@ -239,23 +241,37 @@ def test_experiment_baseline_is_the_known_recipe():
         assert getattr(plain, group) == getattr(cfg, group)
 
 
-def test_every_setting_has_a_default_of_its_type_and_a_line_of_help(capsys):
+def test_every_setting_has_a_default_of_its_type_and_a_help_text(capsys):
     [(cfg, _)] = composed()
-    composed_here = to_dict(cfg)
+    plain = to_dict(cfg)
     assert main(never, ["--help"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for key, kind, default, text in keys():
         assert fits(default, kind), key
-        assert f"{key}={shown(default)} {text}" in told
+        assert f"{key}={shown(default)} {text}" in output
         node, _, name = key.rpartition(".")
         if not key.startswith("data."):
-            assert (composed_here[node] if node else composed_here)[name] == default, key
+            assert (plain[node] if node else plain)[name] == default, key
+
+
+def test_help_lists_each_setting_once_in_80_columns(capsys):
+    assert main(never, ["--help", "callbacks=[default,ema]", "optim=sgd", "seed=7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    settings = lines[lines.index("== Settings ==") :]
+    names = [line.strip().partition("=")[0] for line in settings if re.match(r" *[a-z_0-9.]+=", line)]
+    assert len(names) == len(set(names))
+    assert {key for key, *_ in keys()} | {"data.path", "augment.flip_prob", "callbacks.ema.decay"} <= set(names)
+    assert {"seed=7", "stages=[fit,test]", "    optim.momentum=0.9", "    augment.scale=[0.9,1.1]"} <= set(lines)
+    assert all(len(line) <= 80 or len(line.split()) == 1 for line in lines)
+    for group in CONF.groups() - {"hydra"}:
+        choices = ", ".join(sorted(CONF.options(group) - {"null", "None"}))
+        assert f"{group}: {choices}" in " ".join(" ".join(lines).split())
 
 
 def test_a_wrong_type_in_an_experiment_file_is_named(capsys, in_conf):
     in_conf("experiment/mine.yaml", "# @package _global_\ndata:\n  batch_size: eight\n")
     assert main(never, ["experiment=mine"]) == 1
-    told = "data: batch_size=eight is of the wrong type, expected int."
+    told = "data: batch_size=eight: expected an integer."
     assert capsys.readouterr().err == f"error: {told}\n"
     assert main(never, ["-m", "experiment=mine", "name=s"]) == 1
     error = capsys.readouterr().err
@@ -274,7 +290,7 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "experiment=demo" in done.stdout
-    assert "max_epochs: 20" in done.stdout
+    assert "trainer.max_epochs=20" in done.stdout
 
 
 def test_the_clock_starts_before_the_imports():
@@ -376,7 +392,7 @@ def test_data_that_name_no_source_are_named(own, capsys):
             assert error.startswith("error: ")
             assert "Traceback" not in error
     assert main(never, ["--config-dir", str(own), "data=mine"]) == 1
-    assert "data.source needs a _target_" in capsys.readouterr().err
+    assert "data.source: expected a _target_" in capsys.readouterr().err
 
 
 def test_a_run_in_an_own_folder_does_not_vouch_for_itself(own, capsys):

@@ -115,9 +115,9 @@ def refused(monkeypatch, tmp_path, capsys):
     [
         (["-m", "hydra/launcher=jobib"], "hydra/launcher=jobib does not exist. Did you mean joblib?"),
         (["-m", "hydra/laucher=joblib"], "hydra/laucher does not exist. Did you mean hydra/launcher?"),
-        (["hydra/launcher=submitit_slurm"], "add -m"),
-        (["sweep=widths"], "add -m"),
-        (["-m", "seed=0,1", "--cfg", "job"], "leave out -m"),
+        (["hydra/launcher=submitit_slurm"], "hydra/launcher applies to sweeps only. Add -m"),
+        (["sweep=widths"], "sweep needs -m. Add -m"),
+        (["-m", "seed=0,1", "--cfg", "job"], "--cfg and --info show a single run. Leave out -m"),
     ],
 )
 def test_a_mistake_about_launchers_is_named(arguments, said, refused):
@@ -137,7 +137,9 @@ def test_a_launcher_that_is_not_installed_is_told_with_its_remedy(launcher, refu
 def test_a_slurm_that_is_not_there_is_told(refused, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     monkeypatch.setenv("PATH", "")
-    assert "finds no Slurm here" in refused("-m", "hydra/launcher=submitit_slurm", "seed=0,1")
+    assert "hydra/launcher=submitit_slurm: srun is not on the PATH" in refused(
+        "-m", "hydra/launcher=submitit_slurm", "seed=0,1"
+    )
 
 
 @pytest.mark.parametrize("launcher", [path.stem for path in sorted(CONF_DIR.glob("hydra/launcher/*.yaml"))])
