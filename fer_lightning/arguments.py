@@ -124,13 +124,17 @@ def describe_type(hint: Any) -> str:
         *others, last = dict.fromkeys(map(describe_type, inner))
         return f"{', '.join(others)} or {last}" if others else last
     if origin in _SEQUENCES or hint in _SEQUENCES:
-        plurals = {_TYPE_NAMES[kind][1] if kind in _TYPE_NAMES else "" for kind in inner if kind is not Ellipsis}
-        elements = plurals.pop() if len(plurals) == 1 else ""
-        count = f"{len(inner)} " if origin is tuple and inner and Ellipsis not in inner else ""
-        return f"a list of {count}{elements}" if elements else "a list"
+        return _describe_list(inner, is_fixed_length=origin is tuple and Ellipsis not in inner)
     if (origin or hint) in _TYPE_NAMES:
         return _TYPE_NAMES[origin or hint][0]
     return hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")
+
+
+def _describe_list(inner: Sequence[Any], is_fixed_length: bool) -> str:
+    kinds = {kind for kind in inner if kind is not Ellipsis}
+    elements = _TYPE_NAMES[kinds.pop()][1] if len(kinds) == 1 and kinds <= _TYPE_NAMES.keys() else ""
+    count = f"{len(inner)} " if is_fixed_length else ""
+    return f"a list of {count}{elements}" if elements else "a list"
 
 
 def raised_within(error: BaseException, *modules: str) -> bool:

@@ -106,7 +106,7 @@ def values_of(override: Override) -> list[Any]:
     if override.is_sweep_override() and override.is_discrete_sweep():
         if getattr(override.value(), "shuffle", False):
             raise UserError(
-                f"{override.input_line}: a sweep is resumed by the order of its runs. Leave out shuffle."
+                f"{override.input_line}: resuming a sweep relies on the order of its runs. Leave out shuffle."
             )
         try:
             return list(override.sweep_iterator())
@@ -150,31 +150,33 @@ def check(overrides: list[Override], conf: Conf) -> Checked:
     for o in overrides:
         if o.key_or_group in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
             raise UserError(f"{o.input_line}: a run's folder is runs/<experiment>/<name>. Set name instead.")
-    cfg = _with_choices(overrides, conf)
-    for_hydra, typed = _rewritten(overrides, cfg, conf)
+    cfg = _compose_choices(overrides, conf)
+    for_hydra, typed = _rewrite(overrides, cfg, conf)
     # Compose everything once to get one-line errors for what Hydra would report at length. A swept group is set to
     # its first choice.
     final = [parse(text) for text in for_hydra]
-    cfg = conf.compose([_first(o) for o in final if conf.is_group(o.key_or_group) or not o.is_sweep_override()])
+    cfg = conf.compose(
+        [_first_value(o) for o in final if conf.is_group(o.key_or_group) or not o.is_sweep_override()]
+    )
     if cfg.hydra.launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0: expected a number of processes, or -1 for all cores.")
     to_settings(to_plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])))
     return Checked(for_hydra, typed, cfg.hydra.sweeper)
 
 
-def _with_choices(overrides: list[Override], conf: Conf) -> DictConfig:
+def _compose_choices(overrides: list[Override], conf: Conf) -> DictConfig:
     """Check the chosen groups and their files, and return the configuration with these choices only."""
     groups = [o for o in overrides if conf.is_group(o.key_or_group)]
     for o in groups:
         _check_options(o, conf.options(o.key_or_group))
-    cfg = conf.compose([_first(o) for o in groups])
+    cfg = conf.compose([_first_value(o) for o in groups])
     others = [o for o in overrides if o.key_or_group.startswith("hydra/") and o not in groups]
     known_groups = cfg.hydra.runtime.choices
     for o in others:
         if o.key_or_group not in known_groups:
             raise UserError(f"{o.key_or_group} does not exist.{did_you_mean(o.key_or_group, known_groups)}")
     if others:
-        cfg = conf.compose([_first(o) for o in [*groups, *others]])
+        cfg = conf.compose([_first_value(o) for o in [*groups, *others]])
     _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
     without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
@@ -196,7 +198,7 @@ def _check_options(override: Override, options: set[str]) -> None:
                 raise UserError(f"{group}={option} does not exist.{near} Choose from {known}.")
 
 
-def _rewritten(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[list[str], dict[str, str]]:
+def _rewrite(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[list[str], dict[str, str]]:
     """Check each override; return them for Hydra, and the typed key for each full key that differs from it."""
     for_hydra, typed = [], {}
     own_source = any(full_key(o.key_or_group) == "data.source._target_" for o in overrides)
@@ -260,7 +262,7 @@ def _is_open(key: str) -> bool:
     return any(key == node or key.startswith(f"{node}.") for node in _OPEN_NODES) or key.startswith("hydra/")
 
 
-def _first(override: Override) -> str:
+def _first_value(override: Override) -> str:
     """Return an override with the first value of a sweep, to find out which keys exist."""
     text = override.input_line
     assert text is not None
