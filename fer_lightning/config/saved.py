@@ -55,9 +55,8 @@ def _check_saved(saved: DictConfig, named: set[str], conf: Conf) -> None:
     if not all(isinstance(text, str) for text in [plain["experiment"], *plain["overrides"]]):
         raise ValueError("experiment or overrides is not a string")
     shipped = _shipped(conf)
-    named |= {
-        name.removesuffix("._target_") for name in named
-    }  # naming the class on the command line is explicit consent
+    # Naming the class on the command line is explicit consent to its arguments.
+    named |= {name.removesuffix("._target_") for name in named}
     for key, value in _entries(plain):
         is_named = any(key == name or key.startswith(f"{name}.") for name in named)
         if not is_named and not _is_known(key, value, shipped):
