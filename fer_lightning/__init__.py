@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        # They need torch, which `train.py --help` and a typo should not wait for.
+        # Imported on first use: these need torch, and `train.py --help` and typos should be answered without it.
         if name in __all__:
             from fer_lightning.inference import classifier
 

@@ -1,4 +1,4 @@
-"""Tools around the training: ``fer-lightning COMMAND``, or ``python -m fer_lightning COMMAND``."""
+"""The command-line tools: ``fer-lightning COMMAND``, or ``python -m fer_lightning COMMAND``."""
 
 import argparse
 import re
@@ -29,13 +29,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run one command.
 
     Args:
         arguments: the command line without the program's name; sys.argv's by default.
 
     Returns:
-        The exit code: 0 done, 1 a mistake of the person's or in the data, 130 or 143 interrupted.
+        The exit code: 0 for success, 1 for a user mistake or bad input data, 130 or 143 if interrupted.
     """
     return exit_code(_run, sys.argv[1:] if arguments is None else arguments)
 
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     parser = _Parser(
         "fer-lightning",
-        description="Train a network on FER-2013, and use it.",
-        epilog="--traceback, or FER_LIGHTNING_TRACEBACK=1, shows the cause behind an error's line.",
+        description="Train a network on FER-2013 and use it.",
+        epilog="--traceback or FER_LIGHTNING_TRACEBACK=1 shows the traceback of an error.",
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parsers = {}
@@ -54,26 +54,26 @@ def _run(arguments: list[str]) -> int:
             name,
             help=description.splitlines()[0],
             description=description,
-            allow_abbrev=False,  # an abbreviation would change its meaning with the next option that is added
+            allow_abbrev=False,  # adding an option could change what an abbreviation means
         )
         if module is not train:
             module.configure(parsers[name])
 
     name = arguments[0] if arguments else ""
-    if name == "train":  # whose settings are Hydra's
+    if name == "train":  # Hydra parses its settings
         return train.main(arguments[1:])
     if name in ("", "-h", "--help"):
         parser.parse_args(arguments[:1])
     if name not in COMMANDS:
         near = did_you_mean(name, COMMANDS)
-        raise UserError(f"{name!r} is not a command.{near} There are: {', '.join(COMMANDS)}.")
+        raise UserError(f"unknown command {name!r}.{near} Choose from {', '.join(COMMANDS)}.")
     chosen = parsers[name]
-    # Options may stand between the paths, but before Python 3.13 not where "--" says that only paths follow.
+    # Options may appear between paths. Before Python 3.13, parse_known_intermixed_args does not support "--".
     parse = chosen.parse_known_args if "--" in arguments else chosen.parse_known_intermixed_args
     parsed, unknown = parse(arguments[1:])
     if unknown:
         near = did_you_mean(unknown[0].partition("=")[0], re.findall(r"--?[a-z][a-z-]*", chosen.format_help()))
-        raise UserError(f"{chosen.prog} does not take {unknown[0]!r}.{near} See {chosen.prog} --help.")
+        raise UserError(f"{chosen.prog}: unknown argument {unknown[0]!r}.{near} See {chosen.prog} --help.")
     code: int = COMMANDS[name].run(parsed)
     return code
 

@@ -1,11 +1,11 @@
-"""The seven emotions of FER-2013: the one home of their order, names, aliases and colours."""
+"""The seven emotions of FER-2013: the only definition of their order, names, aliases and colours."""
 
 # Index = position, as in the ``emotion`` column of the original fer2013.csv (Goodfellow et al. 2013,
-# "Challenges in Representation Learning"). Folders listed in alphabetical order would swap 4, 5 and 6.
+# "Challenges in Representation Learning"). Class folders in alphabetical order would swap 4, 5 and 6.
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 NUM_CLASSES = len(EMOTIONS)
 
-# Okabe and Ito's palette (2008), told apart by people with any colour vision.
+# The palette of Okabe and Ito (2008), distinguishable with any colour vision.
 COLOURS = {
     "angry": "#D55E00",
     "disgust": "#009E73",
@@ -26,13 +26,13 @@ _ALIASES = {
     "joy": "happy",
     "sadness": "sad",
     "surprised": "surprise",
-    "suprise": "surprise",  # misspelt so in several mirrors of the dataset
+    "suprise": "surprise",  # a misspelling found in several mirrors of the dataset
     "calm": "neutral",
 }
 
 
 def emotion_index(name: str) -> int | None:
-    """The canonical index (0 to 6) of a class name or alias in any case ("Happy", "anger"); None if unknown."""
+    """Return the index (0 to 6) of a class name or alias in any case ("Happy", "anger"), or None if unknown."""
     name = name.strip().lower()
     name = _ALIASES.get(name, name)
     return EMOTIONS.index(name) if name in EMOTIONS else None

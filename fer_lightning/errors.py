@@ -1,4 +1,4 @@
-"""Errors that a user can correct, how a run can end early, and the nearest right name for a wrong one."""
+"""Exceptions that end a command or run early, and suggestions for misspelt names."""
 
 import difflib
 import signal
@@ -13,11 +13,11 @@ class UserError(Exception):
 
 
 class Pruned(Exception):
-    """A search gave this run up as hopeless: an end as good as any other."""
+    """A search stopped this unpromising run early. This is not a failure."""
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived. Not an Exception, so that nothing swallows it on the way out."""
+    """SIGINT or SIGTERM arrived. Not an Exception, so that no ``except Exception`` swallows it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -25,9 +25,9 @@ class Stopped(BaseException):
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return ' Did you mean X?', or nothing if no candidate is near.
+    """Return ' Did you mean X?', or an empty string if no candidate is close.
 
-    Dotted names are compared whole first, then by their last part, so that ``lr`` finds ``optim.lr``.
+    Dotted names are compared as a whole first, then by their last part, so that ``lr`` finds ``optim.lr``.
     """
     names = sorted(candidates)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)

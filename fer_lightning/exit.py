@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, one line for a user's mistake, and the traceback behind it where asked for."""
+"""Turn how a command ends into an exit code and, for a user mistake, one line on stderr."""
 
 import errno
 import io
@@ -12,7 +12,7 @@ from types import FrameType
 
 from fer_lightning.errors import Stopped, UserError
 
-# Set to 1, it does what --traceback does. Processes that a command starts inherit it.
+# Setting it to 1 has the effect of --traceback. Child processes inherit it.
 TRACEBACK_VARIABLE = "FER_LIGHTNING_TRACEBACK"
 
 
@@ -21,21 +21,21 @@ def exit_code(command: Callable[[list[str]], int], arguments: Sequence[str]) -> 
 
     Args:
         command: called with the arguments; returns the exit code.
-        arguments: the command line without the program's name. ``--traceback``, wherever it stands before "--", is
-            taken out: it shows the traceback behind the line of a UserError.
+        arguments: the command line without the program's name. ``--traceback``, anywhere before "--", is removed;
+            it makes a UserError print its traceback too.
 
     Returns:
-        The command's own code; 1 for a UserError, shown on stderr; 130 or 143 for SIGINT or SIGTERM; 141 if nobody
-        reads the output any more. Any other exception is a bug and passes unchanged.
+        The command's own code; 1 for a UserError, which is printed on stderr; 130 or 143 for SIGINT or SIGTERM;
+        141 if the reader of stdout has closed the pipe. Any other exception is a bug and propagates.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # file names may hold bytes that are not text
+        if isinstance(stream, io.TextIOWrapper):  # file names may contain undecodable bytes
             stream.reconfigure(errors="backslashreplace")
     stopped = False
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        # Once: a second Ctrl-C, or a scheduler's SIGTERM after it, must not cut the first one's cleanup short. Not
-        # by SIG_IGN, because Lightning restores the handlers that it found.
+        # Only the first signal raises: a second Ctrl-C, or a scheduler's SIGTERM after it, must not cut the cleanup
+        # short. SIG_IGN would not work, because Lightning restores the handlers that it found.
         nonlocal stopped
         if not stopped:
             stopped = True
@@ -53,16 +53,16 @@ def exit_code(command: Callable[[list[str]], int], arguments: Sequence[str]) -> 
 def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
         code = command(arguments)
-        if sys.stdout is not None:  # None if the shell has closed it
+        if sys.stdout is not None:  # None if the shell closed it
             sys.stdout.flush()
         return code
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush would complain
-        if error.errno == errno.EPIPE:  # the reader has seen enough, as `head` does
-            return 141  # as of SIGPIPE
-        print("error: the output cannot be written: no space is left.", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's final flush would fail otherwise
+        if error.errno == errno.EPIPE:  # the reader stopped early, as `head` does
+            return 141  # the shell's code for SIGPIPE
+        print("error: cannot write the output: no space left on device.", file=sys.stderr)
         return 1
     except UserError as error:
         print_error(error)
@@ -74,7 +74,7 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 @contextmanager
 def _without_flag(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Take --traceback out of the arguments, and keep it in the environment until the end of the block."""
+    """Yield the arguments without --traceback, with the environment variable set in its place."""
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     if "--traceback" not in arguments[:end]:
@@ -92,7 +92,7 @@ def _without_flag(arguments: Sequence[str]) -> Iterator[list[str]]:
 
 
 def print_error(error: UserError) -> None:
-    """Print a user's mistake on stderr, after the traceback of its cause if that was asked for."""
+    """Print a user mistake on stderr, preceded by its traceback if requested."""
     if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(error)
     print(f"error: {error}", file=sys.stderr)

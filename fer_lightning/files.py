@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their checksums. Imports nothing heavy."""
+"""Atomic writes and checksums of files. Imports nothing heavy."""
 
 import hashlib
 import json
@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-Json = dict[str, Any]  # what a JSON file holds
+Json = dict[str, Any]  # a JSON object
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes the whole file or leaves the old one: never half of it."""
+    """Write `content` as JSON atomically: the file is either replaced completely or left as it was."""
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes `content`, text as UTF-8, to a temporary file beside `path`, then puts it in its place."""
+    """Write `content` (text as UTF-8) to a temporary file beside `path`, then rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile's, which only its owner may read.
+    # Files made by tempfile would be readable by their owner only.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with temporary.open("xb") as file:
@@ -31,6 +31,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content in hexadecimal."""
+    """Return the SHA-256 of a file's content as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What is fastest and safe on this machine."""
+"""Choose the accelerator, precision and memory settings that are fastest and safe on this machine."""
 
 import ctypes
 import os
@@ -8,32 +8,35 @@ import torch
 
 from fer_lightning.errors import UserError
 
-# Of /proc/cpuinfo: instructions that multiply bfloat16. Without them bf16 is emulated and several times slower.
+# Flags in /proc/cpuinfo of CPUs that multiply bfloat16. Others emulate bf16, which is several times slower.
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
-def accelerator(asked: str) -> str:
-    """What Lightning's ``accelerator`` stands for here, "cuda", "mps" or "cpu" among others.
+def accelerator(requested: str) -> str:
+    """Return the accelerator that Lightning's ``accelerator`` setting selects on this machine.
+
+    Args:
+        requested: "auto" or "gpu", which become "cuda", "mps" or "cpu"; any other name is returned unchanged.
 
     Raises:
-        UserError: "gpu" on a machine without one.
+        UserError: "gpu" on a machine without a GPU.
     """
-    if asked not in ("auto", "gpu"):
-        return asked
+    if requested not in ("auto", "gpu"):
+        return requested
     if torch.cuda.is_available():
         return "cuda"
     if torch.backends.mps.is_available():
         return "mps"
-    if asked == "gpu":
+    if requested == "gpu":
         raise UserError(
-            f"trainer.accelerator=gpu: PyTorch {torch.__version__} finds no GPU. Take trainer.accelerator=cpu, "
-            "or install a driver and a build of PyTorch for the GPU."
+            f"trainer.accelerator=gpu: PyTorch {torch.__version__} finds no GPU. Use trainer.accelerator=cpu, "
+            "or install a GPU driver and a build of PyTorch for it."
         )
     return "cpu"
 
 
 def choose_precision(kind: str) -> tuple[str, str]:
-    """Lightning's ``precision`` for an accelerator, and why, for people to read."""
+    """Return Lightning's ``precision`` for an accelerator, and the reason as text."""
     if kind == "cuda" and torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", "the GPU multiplies bfloat16"
@@ -57,23 +60,23 @@ def _cpu_flags() -> set[str]:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc's malloc reuse the memory of large tensors in this process, instead of returning it to the system.
+    """Make glibc's malloc reuse the memory of large tensors in this process instead of returning it to the system.
 
-    By default each step's activations go back to the system and come again as fresh pages to be cleared, tens of
-    thousands a step on a CPU. Other C libraries are left as they are.
+    By default each training step on a CPU returns its activations to the system and gets them back as tens of
+    thousands of fresh pages, which the kernel has to zero. Does nothing with other C libraries.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     mallopt = ctypes.CDLL(None).mallopt
-    mallopt(mmap_max, 0)  # by itself it would trim at the default threshold, which is slower than either
+    mallopt(mmap_max, 0)  # slower than the default unless the trim threshold is raised too
     mallopt(trim_threshold, 2**31 - 1)
 
 
 def has_room(device: torch.device, n_bytes: int) -> bool:
-    """Return whether a dataset of this size may stay in a GPU's own memory: a quarter of what is free at most.
+    """Return whether a dataset of this size may be kept in GPU memory: it takes at most a quarter of what is free.
 
-    False for all but CUDA devices: Apple's GPUs share the host's memory.
+    Always False for devices other than CUDA; Apple GPUs share the host's memory.
     """
     if device.type != "cuda":
         return False
@@ -82,21 +85,21 @@ def has_room(device: torch.device, n_bytes: int) -> bool:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether PyTorch ran out of memory, on a GPU or, where it has no exception for that, on a CPU."""
+    """Return whether PyTorch ran out of memory on a GPU or a CPU, recognised by the message."""
     return any(text in str(error) for text in ("out of memory", "can't allocate memory"))
 
 
 def prepare_cublas() -> None:
-    """Choose the workspace by which cuBLAS is deterministic, which PyTorch's own default equals in size.
+    """Set the workspace size that makes cuBLAS deterministic; it equals PyTorch's default in size.
 
-    PyTorch looks for it once, at the first matrix product of the process. Lightning chooses it for
-    ``trainer.deterministic=true`` alone, which can come later: in the second run of a sweep.
+    PyTorch reads the variable once, at the first matrix product of the process. Lightning sets it only for
+    ``trainer.deterministic=true``, which may come too late, e.g. in the second run of a sweep.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def describe(kind: str) -> str:
-    """The machine in a few words, e.g. "2 x Intel(R) Xeon(R) Processor @ 2.80GHz"."""
+    """Return a short description of the machine, e.g. "2 x Intel(R) Xeon(R) Processor @ 2.80GHz"."""
     if kind == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

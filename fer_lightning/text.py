@@ -1,25 +1,25 @@
-"""Text for the terminal: tables, numbers, and names that may hold anything. Imports nothing heavy."""
+"""Text for the terminal: tables, numbers and names with unprintable characters. Imports nothing heavy."""
 
 from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
-    r"""The text in one line: what would steer the terminal, or is no text, as its escape, such as \n or \x1b."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    r"""Return the text on one line, with unprintable characters escaped, e.g. as \n or \x1b."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def percent(value: float | None) -> str:
-    """A fraction as a table has it, "-" for none."""
+    """Format a fraction as a percentage with two decimals; None as "-"."""
     return "-" if value is None else f"{value:.2%}"
 
 
 def decimal(value: float | None) -> str:
-    """A number to four places, "-" for none."""
+    """Format a number with four decimals; None as "-"."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their names: the first to the left, the others to the right."""
+    """Format rows of cells as a table with a header: first column left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [
         "  ".join(

@@ -1,9 +1,9 @@
 """Hydra's sweeper for Optuna 5: ``python train.py -m sweep=optuna optim.lr=interval(1e-4,1e-2)``.
 
-Hydra finds it here by the folder's name, which is a namespace package and so has no __init__.py. What is searched
-is written in Hydra's own grammar: interval() and int(interval()) are ranges of numbers, on a logarithmic scale with
-tag(log, ...); range() is a range in steps; everything else that lists values is a choice among them. The searching
-itself is in fer_lightning/runs/search.py. The plugin that Hydra offers, hydra-optuna-sweeper 1.3, wants Optuna 2.
+Hydra discovers plugins in the namespace package ``hydra_plugins``, which therefore has no __init__.py. The search
+space is written in Hydra's grammar: interval() and int(interval()) are ranges of floats and integers, logarithmic
+with tag(log, ...); range() is a range with a step; any other list of values is a categorical choice. The search
+itself is in fer_lightning/runs/search.py. Hydra's own plugin, hydra-optuna-sweeper 1.3, requires Optuna 2.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 @dataclass
 class OptunaSweeperConf:
-    """hydra.sweeper with sweep=optuna."""
+    """The schema of hydra.sweeper for sweep=optuna."""
 
     _target_: str = "hydra_plugins.optuna_sweeper.OptunaSweeper"
     n_trials: int = 20
@@ -33,25 +33,25 @@ ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaSw
 
 
 class OptunaSweeper(Sweeper):
-    """Launches the trials of a study, one after the other.
+    """A sweeper that launches the trials of an Optuna study, one after the other.
 
     Args:
-        n_trials: how many there shall be in the end, those of former and of parallel processes included.
-        seed: of the choices; they depend on nothing else but the trials before.
-        params: settings to search over, by name; those of the command line go before.
+        n_trials: total number of trials, including those of earlier and parallel processes.
+        seed: seed of the sampler; its choices depend only on this and on the earlier trials.
+        params: settings to search over, by name; the command line overrides them.
     """
 
     def __init__(self, n_trials: int, seed: int, params: dict[str, str]) -> None:
         self.n_trials, self.seed, self.params = n_trials, seed, params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """What Hydra calls first."""
+        """Create the parser and the launcher."""
         self.config = config
         self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> None:
-        """What Hydra calls with the command line's settings."""
+        """Run the search over the settings of conf/ and the command line."""
         from fer_lightning.runs.search import search
 
         texts = [f"{key}={values}" for key, values in self.params.items()] + arguments
@@ -59,7 +59,7 @@ class OptunaSweeper(Sweeper):
 
         def launch(number: int, settings: list[str]) -> None:
             for done in self.launcher.launch([settings], initial_job_idx=number):
-                _ = done.return_value  # raises what the launcher met with
+                _ = done.return_value  # raises the job's exception, if any
 
         search(
             Path(self.config.hydra.sweep.dir),
@@ -72,7 +72,7 @@ class OptunaSweeper(Sweeper):
 
 
 def _setting(trial: Any, override: Override) -> str:
-    """An override as the trial has it, as NAME=value."""
+    """Return an override as NAME=value, with the value that the trial suggests."""
     if not override.is_sweep_override():
         return str(override.input_line)
     name, values = override.key_or_group, override.value()

@@ -1,4 +1,4 @@
-"""What every test gets: its own cache and no network; and what several ask for."""
+"""Fixtures: every test gets its own cache and no network access; others are shared by several tests."""
 
 import os
 import socket
@@ -11,10 +11,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from fer_lightning import hardware
 
-# As train.py does: the first product on a GPU decides for the whole process whether they can be deterministic.
+# As in train.py: the first matrix product on a GPU decides for the process whether they can be deterministic.
 hardware.prepare_cublas()
 
-# Absolute, for the tests work in folders of their own.
+# Absolute, because tests change the working directory.
 REAL_DATA = os.environ.get("FER2013_PATH") and os.path.abspath(os.environ["FER2013_PATH"])
 
 
@@ -31,14 +31,14 @@ def _alone(monkeypatch, tmp_path_factory):
 
 @pytest.fixture
 def own_folder(monkeypatch, tmp_path):
-    """An empty working folder, and a command line that is train.py's, for runs within the test's process."""
+    """Change to an empty folder and set sys.argv like train.py does, for runs in the test process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
 
 @pytest.fixture
 def real_data():
-    """The real FER-2013, where the person who runs the tests has it."""
+    """Return the path of the real FER-2013 dataset; skip the test if FER2013_PATH is not set."""
     if not REAL_DATA:
         pytest.skip("FER2013_PATH is not set: tests on the real data are left out")
     return REAL_DATA

@@ -1,4 +1,4 @@
-"""What is set for the machine does what it says."""
+"""Settings for the machine have the intended effect."""
 
 import platform
 import subprocess
@@ -13,7 +13,7 @@ if sys.argv[1] == "keep":
     hardware.keep_freed_memory()
 def step():
     return [torch.ones(16, 2**20) for _ in range(2)]  # 64 MiB each
-for _ in range(12):  # until a hole is left that an aligned block fits in
+for _ in range(12):  # until the heap has a gap that fits an aligned block
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 step()
@@ -21,8 +21,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.g
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc is left as it is")
-def test_freed_memory_is_used_again():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="applies to glibc only")
+def test_freed_memory_is_reused():
     def fresh_mib(how):
         done = subprocess.run(
             [sys.executable, "-c", FRESH_PAGES, how], capture_output=True, text=True, check=True, timeout=120
@@ -30,4 +30,4 @@ def test_freed_memory_is_used_again():
         return float(done.stdout)
 
     assert fresh_mib("keep") < 4
-    assert fresh_mib("as it is") >= 64  # or the test above would show nothing
+    assert fresh_mib("default") >= 64  # otherwise the line above would prove nothing

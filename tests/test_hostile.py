@@ -304,7 +304,7 @@ def test_checkpoint_cannot_name_other_files_for_removal(tmp_path):
         ("    n_faces:", "    path: /etc\n    n_faces:", "callbacks.prediction_grid.path=/etc"),
         ("logger:\n", "logger:\n  sub_dir: /etc\n", "logger.sub_dir=/etc"),
         ("trainer:\n", "trainer:\n  default_root_dir: /etc\n", "trainer.default_root_dir=/etc"),
-        ("seed: 0\nname", "seed: ${oc.env:HOME}\nname", "holds"),
+        ("seed: 0\nname", "seed: ${oc.env:HOME}\nname", "contains"),
         ("seed: 0\nname", "x: &x [1, 2]\nseed: *x\nname", "aliases"),
         ("seed: 0\nname", "seed: " + "[" * 5000 + "\nname", "nested"),
         ("\ntrainer:\n", "\ntrainers:\n", "damaged: .*trainer"),

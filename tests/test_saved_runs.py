@@ -1,12 +1,12 @@
-"""A sweep, runs and checkpoints of version 0.1.0, made before the package was rearranged, go on working.
+"""A sweep, its runs and its checkpoints from version 0.1.0, before the package was restructured, still work.
 
-``saved/sweep_0_1_0.zip`` holds what this command left, killed in the second epoch of its second run::
+``saved/sweep_0_1_0.zip`` contains the output of this command, killed in the second epoch of its second run::
 
     python train.py -m data=synthetic data.n_train=112 data.n_val=28 data.n_test=28 data.image_size=16 \\
         data.batch_size=8 model.channels=[4,4] optim=adamw optim.schedule=cosine callbacks=ema \\
         label_smoothing=0.1 trainer.max_epochs=4 trainer.accelerator=cpu trainer.precision=32-true seed=0,1 name=old
 
-without figures and event files, and without the last.ckpt of the run that was finished.
+without figures and event files, and without last.ckpt of the finished run.
 """
 
 import shlex
@@ -36,11 +36,11 @@ def _unpacked(own_folder):
 
 
 def settings(run_dir):
-    """The settings of the command that made a run."""
+    """Return the settings of the command that started a run."""
     return shlex.split((run_dir / "command.txt").read_text())[2:]
 
 
-def test_an_old_sweep_goes_on(capsys):
+def test_an_old_sweep_is_resumed(capsys):
     before = results_of(OLD / "0")
     swept = [setting for setting in settings(OLD / "1") if not setting.startswith("seed=")]
     assert main(job, ["-m", *swept, "seed=0,1"]) == 0
@@ -48,9 +48,9 @@ def test_an_old_sweep_goes_on(capsys):
     assert "job 0: finished before, skipped" in out
     assert "resumed:  from last.ckpt, after step 14\n" in out
     assert results_of(OLD / "0") == before
-    went_on = results_of(OLD / "1")
-    assert (went_on["status"], went_on["seed"], len(went_on["history"])) == ("finished", 1, 4)
-    assert f"{went_on['history'][0]['train_loss']:.4f}" == "2.0606"  # as the old code printed it
+    resumed = results_of(OLD / "1")
+    assert (resumed["status"], resumed["seed"], len(resumed["history"])) == ("finished", 1, 4)
+    assert f"{resumed['history'][0]['train_loss']:.4f}" == "2.0606"  # the value printed by version 0.1.0
 
 
 def test_an_old_run_is_resumed_with_changed_settings(capsys):
@@ -60,7 +60,7 @@ def test_an_old_run_is_resumed_with_changed_settings(capsys):
     assert len(results_of(run_dir)["history"]) == 3
 
 
-def test_an_old_checkpoint_says_what_it_said():
+def test_an_old_checkpoint_gives_the_same_scores():
     before, best = results_of(OLD / "0"), OLD / "0" / "checkpoints" / "best.ckpt"
     faces = synthetic_faces(n_train=112, n_val=28, n_test=28, seed=0)
     tested = faces.usage == TEST
@@ -78,7 +78,7 @@ def test_an_old_checkpoint_says_what_it_said():
 
 
 def form(content):
-    """A JSON value without its numbers: keys in their order, types and texts."""
+    """Return the structure of a JSON value: ordered keys, strings, and the types of numbers."""
     if isinstance(content, dict):
         return [(key, form(value)) for key, value in content.items()]
     if isinstance(content, list):
@@ -86,14 +86,14 @@ def form(content):
     return content if isinstance(content, str | bool | None) else type(content).__name__
 
 
-def test_results_json_keeps_its_form_and_numbers():
+def test_results_json_keeps_its_structure_and_numbers():
     before = results_of(OLD / "0")
     own = [text for text in settings(OLD / "0") if text != "name=old"]
     assert main(job, [*own, "name=new"]) == 0
     after = results_of("runs/default/new")
     assert after["command"] == before["command"].replace("name=old", "name=new")
-    assert after["versions"].pop("fer-lightning") == fer_lightning.__version__  # which version 0.1.0 left out
-    for results in (before, after):  # of this command, machine and moment
+    assert after["versions"].pop("fer-lightning") == fer_lightning.__version__  # version 0.1.0 did not record it
+    for results in (before, after):  # these depend on the command, machine and time
         results |= {"command": None, "git_commit": None, "hardware": None, "versions": list(results["versions"])}
     assert form(after) == form(before)
     for one, other in zip(before["history"], after["history"], strict=True):

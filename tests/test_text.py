@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and tables."""
+"""Atomic writes and tables."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from fer_lightning.files import write_json
 from fer_lightning.text import format_table
 
 
-def test_write_json_is_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_write_json_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     write_json(path, {"accuracy": 0.5})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -27,7 +27,7 @@ def test_write_json_is_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path):
+def test_written_files_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         write_json(tmp_path / "results.json", {})

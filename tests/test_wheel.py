@@ -1,4 +1,4 @@
-"""The package from a wheel, in an empty folder: the same commands, configurations and plugins as in a clone."""
+"""A wheel, used in an empty folder, has the same commands, configurations and plugins as a clone."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ONCE = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks=none", "lo
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the package as a wheel of it installs it, built from a copy without anything left over."""
+    """Build a wheel from a clean copy of the project, and return the folder that it is installed in."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
     left_over = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("fer_lightning", "conf", "hydra_plugins"):
@@ -31,7 +31,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture
 def command(installed, tmp_path):
-    """Runs fer-lightning from the wheel in an empty folder; returns what it printed."""
+    """Return a function that runs fer-lightning from the wheel in an empty folder and returns its output."""
 
     def run(*arguments):
         program = (
@@ -69,17 +69,17 @@ def test_every_folder_of_the_package_is_in_the_wheel(installed):
     }
 
 
-def test_a_network_is_trained_from_a_wheel_and_used(command, tmp_path):
+def test_a_wheel_trains_a_network(command, tmp_path):
     assert "results: runs/demo/a/results.json" in command("train", "experiment=demo", "name=a", *FEW, *ONCE)
     assert (tmp_path / "runs/demo/a/checkpoints/best.ckpt").is_file()
     assert "best" in command("runs", "runs")
 
 
-def test_a_search_runs_from_a_wheel(command):
+def test_a_wheel_runs_a_search(command):
     pytest.importorskip("optuna")
     search = ["-m", "sweep=optuna", "optim.lr=1e-3,1e-2", "hydra.sweeper.n_trials=1", "name=s", "stages=[fit]"]
     assert "1 run in runs/demo/s" in command("train", "experiment=demo", *search, *FEW, *ONCE)
 
 
-def test_completions_can_be_installed(command):
+def test_a_wheel_installs_completions(command):
     assert "complete" in command("train", "-sc", "install=bash")

@@ -1,1 +1,1 @@
-"""The command line and conf/: the only room that knows Hydra."""
+"""The command line and conf/. This package and hydra_plugins/ are the only code that uses Hydra."""

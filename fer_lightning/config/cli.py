@@ -1,8 +1,7 @@
-"""The command line: Hydra, checked before anything is written, and left behind at this room's door.
+"""The command line: check it, compose the configuration with Hydra, and call a job with typed settings.
 
-It turns the command line into a plain nested
-dict and a run folder, and hands both to a job. Nothing heavy is imported here, so that ``--help`` and a typo answer
-in about a second.
+The job gets the settings and a run folder, and never sees Hydra. Nothing heavy is imported here, so that ``--help``
+and errors in the command line take about a second.
 """
 
 import ctypes
@@ -22,7 +21,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lightning.config import compose
+from fer_lightning.config import compose, help
 from fer_lightning.config.compat import Override
 from fer_lightning.config.compose import CONF, Conf, to_plain
 from fer_lightning.config.overrides import Checked, as_typed, check, check_search, parse, parse_flags, values_of
@@ -33,21 +32,23 @@ from fer_lightning.exit import exit_code
 from fer_lightning.runs.folders import claim, remove_unbegun
 from fer_lightning.runs.sweep import Sweep, begin_sweep
 
-# Hydra checks our choices of hydra/launcher against those of the same names in the launchers' packages, and warns
-# that a later Hydra will not.
+# Hydra validates our hydra/launcher files against the launchers' schemas of the same names, and warns that later
+# versions will not.
 warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
+help.register()
+
 Job = Callable[[Settings, Path], None]
 
 
 def main(job: Job, arguments: Sequence[str] | None = None) -> int:
-    """Runs `job` for the command line: once, or once for each combination of a sweep.
+    """Run `job` for the command line: once, or once per combination of a sweep.
 
     Args:
-        job: called with the settings and the run's folder, which does not exist yet unless resumed.
+        job: called with the settings and the run's folder, which does not exist yet unless the run is resumed.
         arguments: the command line without the program's name; sys.argv's by default.
 
     Returns:
-        The exit code: 0 done, 1 a mistake of the person's or a failed run, 130 or 143 interrupted.
+        The exit code: 0 for success, 1 for a user mistake or a failed run, 130 or 143 if interrupted.
     """
     return exit_code(lambda rest: _run(job, rest), sys.argv[1:] if arguments is None else arguments)
 
@@ -56,75 +57,75 @@ def _run(job: Job, arguments: list[str]) -> int:
     if _RUN_OF in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         return _join_run(job, *os.environ[_RUN_OF].split(":", 1))
     flags = parse_flags(arguments)
-    if flags.shell_completion:  # whose install=bash is no setting
-        return _run_hydra(arguments, {}, CONF, _never)
+    if flags.shell_completion:  # its install=bash is not a setting
+        return _run_hydra(arguments, {}, CONF, _must_not_run)
     overrides = [parse(text) for text in flags.overrides]
     _check_flags(flags, overrides)
-    conf = _conf(flags, overrides)
+    conf = _find_conf(flags, overrides)
     for override in overrides:
         if override.key_or_group == "resume" and override.value():
-            return _resume(job, Path(str(override.value())), overrides, conf)
+            return _run_resumed(job, Path(str(override.value())), overrides, conf)
     checked = check(overrides, conf)
     rest = [argument for argument in arguments if argument not in flags.overrides]
     if flags.help or flags.hydra_help or flags.cfg or flags.info:
-        return _run_hydra([*rest, *checked.for_hydra], checked.typed, conf, _never)
-    folder = _folder(overrides, flags.multirun)
+        return _run_hydra([*rest, *checked.for_hydra], checked.typed, conf, _must_not_run)
+    folder = _choose_folder(overrides, flags.multirun)
     if flags.multirun:
-        return _sweep(job, folder, rest, overrides, checked, conf)
-    return _single(job, folder, rest, checked, conf)
+        return _run_sweep(job, folder, rest, overrides, checked, conf)
+    return _run_single(job, folder, rest, checked, conf)
 
 
 def _check_flags(flags: Namespace, overrides: list[Override]) -> None:
-    """Raise UserError for flags and settings that do not go together."""
+    """Raise UserError for flags and settings that cannot be combined."""
     given = {o.key_or_group for o in overrides if o.value()}
     if "resume" in given and (flags.multirun or flags.cfg or flags.info):
-        raise UserError("resume takes one run's folder and goes on with it: leave out -m, --cfg and --info.")
+        raise UserError("resume continues a single run. Leave out -m, --cfg and --info.")
     if "hydra/launcher" in given and not flags.multirun:
-        raise UserError("hydra/launcher is for the runs of a sweep: add -m, or leave it out for a single run.")
+        raise UserError("hydra/launcher applies to sweeps only. Add -m, or leave it out for a single run.")
     if "sweep" in given and not (flags.multirun or flags.cfg):
-        raise UserError("sweep is of many runs: add -m, or leave it out for a single run.")
+        raise UserError("sweep needs -m. Add -m, or leave it out for a single run.")
     if flags.multirun and (flags.cfg or flags.info):
-        raise UserError("--cfg and --info show one run: leave out -m and give each setting one value.")
+        raise UserError("--cfg and --info show a single run. Leave out -m and give each setting one value.")
 
 
-def _conf(flags: Namespace, overrides: list[Override]) -> Conf:
-    """Return conf/ and the folders of the user's own that --config-dir and hydra.searchpath name.
+def _find_conf(flags: Namespace, overrides: list[Override]) -> Conf:
+    """Return conf/ and the user's own folders from --config-dir and hydra.searchpath.
 
     Raises:
-        UserError: one of them is no folder.
+        UserError: one of them is not a folder.
     """
     own = {f"--config-dir={flags.config_dir}": [flags.config_dir]} if flags.config_dir else {}
     for o in overrides:
         value = o.value()
         if o.key_or_group == "hydra.searchpath" and isinstance(value, list):
             paths = [str(path).removeprefix("file://") for path in value]
-            own[str(o.input_line)] = [path for path in paths if "://" not in path]  # pkg:// is Hydra's to find
+            own[str(o.input_line)] = [path for path in paths if "://" not in path]  # Hydra finds pkg:// itself
     for text, folders in own.items():
         for folder in folders:
             if not Path(folder).is_dir():
                 raise UserError(
-                    f"{text}: {folder} is not a folder. Give one that holds experiment/, model/ or such."
+                    f"{text}: {folder} is not a folder. Give one that contains experiment/, model/ or the like."
                 )
     return Conf(tuple(Path(folder).absolute() for folders in own.values() for folder in folders), tuple(own))
 
 
-def _resume(job: Job, folder: Path, overrides: list[Override], conf: Conf) -> int:
-    _alone(job, resumed(folder, [o for o in overrides if o.key_or_group != "resume"], conf=conf), folder)
+def _run_resumed(job: Job, folder: Path, overrides: list[Override], conf: Conf) -> int:
+    _run_claimed(job, resumed(folder, [o for o in overrides if o.key_or_group != "resume"], conf=conf), folder)
     return 0
 
 
-def _never(cfg: Config, run_dir: Path) -> None:
-    raise AssertionError("Hydra began a run instead of printing something")
+def _must_not_run(cfg: Config, run_dir: Path) -> None:
+    raise AssertionError("Hydra started a run where it should have printed something")
 
 
-def _single(job: Job, folder: Path, rest: list[str], checked: Checked, conf: Conf) -> int:
+def _run_single(job: Job, folder: Path, rest: list[str], checked: Checked, conf: Conf) -> int:
     raised: list[Exception] = []
 
     def once(cfg: Config, run_dir: Path) -> None:
         try:
-            _alone(job, to_settings(cfg), run_dir)
+            _run_claimed(job, to_settings(cfg), run_dir)
         except Exception as error:  # noqa: BLE001
-            # Again below: Hydra would shorten a bug's traceback, and print one for a UserError.
+            # Raised again below, because Hydra would shorten a bug's traceback and print one for a UserError.
             raised.append(error)
 
     code = _run_hydra([*rest, *checked.for_hydra, f"hydra.run.dir={folder}"], checked.typed, conf, once)
@@ -133,15 +134,17 @@ def _single(job: Job, folder: Path, rest: list[str], checked: Checked, conf: Con
     return code
 
 
-def _sweep(job: Job, folder: Path, rest: list[str], overrides: list[Override], checked: Checked, conf: Conf) -> int:
+def _run_sweep(
+    job: Job, folder: Path, rest: list[str], overrides: list[Override], checked: Checked, conf: Conf
+) -> int:
     check_search(checked.sweeper, overrides)
     params = [f"{key}={values}" for key, values in (checked.sweeper.params or {}).items()]
-    begin_sweep(folder, params + [str(o.input_line) for o in overrides if _numbers_runs(o)])
+    begin_sweep(folder, params + [str(o.input_line) for o in overrides if _affects_numbering(o)])
     sweep = Sweep(folder)
 
     def each(cfg: Config, run_dir: Path) -> None:
         def work() -> None:
-            _work(job, _begun(run_dir, overrides, conf) or to_settings(cfg), run_dir)
+            _run_job(job, _settings_to_resume(run_dir, overrides, conf) or to_settings(cfg), run_dir)
 
         sweep.attempt(run_dir, shlex.join(["python", "train.py", *cfg["overrides"]]), work)
 
@@ -157,18 +160,18 @@ def _sweep(job: Job, folder: Path, rest: list[str], overrides: list[Override], c
 def _run_hydra(
     arguments: list[str], typed: Mapping[str, str], conf: Conf, do: Callable[[Config, Path], None]
 ) -> int:
-    """Have Hydra do what a command line says, and return the exit code with which it ends.
+    """Run Hydra on a command line and return its exit code.
 
     Args:
         arguments: the command line.
-        typed: the key that was typed, of each full key that differs from it.
-        conf: where configurations are found.
-        do: called with the configuration and the folder of each run; what it raises is Hydra's to print.
+        typed: full key -> typed key, where they differ.
+        conf: the folders of the configuration files.
+        do: called with the configuration and the folder of each run; Hydra prints any exception it raises.
     """
     command_line = list(sys.argv)
 
     def task(cfg: DictConfig) -> None:
-        sys.argv[:] = command_line  # by which Lightning starts the further processes of a run
+        sys.argv[:] = command_line  # Lightning starts the other processes of a run with it
         hydra_cfg = HydraConfig.get()
         plain = to_plain(cfg)
         plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
@@ -178,46 +181,44 @@ def _run_hydra(
     sys.argv[1:] = arguments  # Hydra reads the process's own command line
     try:
         hydra.main(config_path=str(compose.CONF_DIR), config_name="train", version_base="1.3")(task)()
-    except SystemExit as left:  # how Hydra leaves after printing what went wrong
-        return 1 if left.code else 0
+    except SystemExit as system_exit:  # raised by Hydra after it has printed an error
+        return 1 if system_exit.code else 0
     finally:
         sys.argv[:] = command_line
     return 0
 
 
-def _alone(job: Job, cfg: Settings, run_dir: Path) -> None:
+def _run_claimed(job: Job, cfg: Settings, run_dir: Path) -> None:
     with claim(run_dir) as ours:
         if not ours:
-            raise UserError(
-                f"{run_dir} is in use: another process works on this run. Wait for it, or stop it first."
-            )
+            raise UserError(f"{run_dir} is in use by another process. Wait for it to end, or stop it first.")
         try:
             if not cfg.resume:
-                _check_unused(run_dir)  # again: another process may have run here since the first time
-            _work(job, cfg, run_dir)
+                _check_unused(run_dir)  # again, now that other processes are locked out
+            _run_job(job, cfg, run_dir)
         finally:
             remove_unbegun(run_dir)
 
 
-def _begun(run_dir: Path, overrides: Iterable[Override], conf: Conf) -> Settings | None:
-    """The configuration to go on with, where a run of a sweep has a checkpoint: the one that it began with."""
-    begun = any((run_dir / "checkpoints" / name).exists() for name in ("last.ckpt", "best.ckpt"))
-    return resumed(run_dir, [], overrides, conf) if begun else None
+def _settings_to_resume(run_dir: Path, overrides: Iterable[Override], conf: Conf) -> Settings | None:
+    """Return the saved settings of a run of a sweep, or None if it has no checkpoint to resume from."""
+    has_checkpoint = any((run_dir / "checkpoints" / name).exists() for name in ("last.ckpt", "best.ckpt"))
+    return resumed(run_dir, [], overrides, conf) if has_checkpoint else None
 
 
-def _numbers_runs(override: Override) -> bool:
-    """Whether an override of a sweep has a say in what its run number 3 is."""
+def _affects_numbering(override: Override) -> bool:
+    """Return whether an override affects which settings the n-th run of a sweep has."""
     key = override.key_or_group
     return key != "name" and (not override.is_hydra_override() or key.startswith("hydra.sweeper.params"))
 
 
-# Lightning runs this program again for each further process of a run on several GPUs (trainer=ddp). Such a process
-# finds here whose run it is part of, "PROCESS:FOLDER", and leaves the command line unread: that of a sweep, or one
-# with a folder named by the time, would lead it elsewhere.
+# For a run on several GPUs (trainer=ddp), Lightning starts this program again for each further process. The process
+# reads here which run it belongs to ("PARENT_PID:FOLDER") and ignores the command line, because a sweep or a folder
+# named by the time would give it a different run.
 _RUN_OF = "FER_LIGHTNING_RUN_OF"
 
 
-def _work(job: Job, cfg: Settings, run_dir: Path) -> None:
+def _run_job(job: Job, cfg: Settings, run_dir: Path) -> None:
     os.environ[_RUN_OF] = f"{os.getpid()}:{run_dir}"
     try:
         job(cfg, run_dir)
@@ -226,8 +227,8 @@ def _work(job: Job, cfg: Settings, run_dir: Path) -> None:
 
 
 def _join_run(job: Job, process: str, folder: str) -> int:
-    """Works on the run of another process, in silence, and as long as that one lives."""
-    for signum in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches every process; the first one answers
+    """Run the job as a further process of another process's run, without output; end when that process ends."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches every process; the first one handles it
         signal.signal(signum, signal.SIG_IGN)
     if sys.platform == "linux":
         parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -244,30 +245,33 @@ def _join_run(job: Job, process: str, folder: str) -> int:
     return 0
 
 
-def _folder(overrides: list[Override], multirun: bool) -> Path:
-    """runs/<experiment>/<name>, where everything that this command writes will be."""
+def _choose_folder(overrides: list[Override], multirun: bool) -> Path:
+    """Return the folder for everything that this command writes, runs/<experiment>/<name>.
+
+    Raises:
+        UserError: the name is not valid in a path, or the folder is used by another run or cannot be written.
+    """
     values = {o.key_or_group: "+".join(str(value) for value in values_of(o)) for o in overrides}
     name = values.get("name", "null")
     if name in ("null", "None"):
         name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
-        raise UserError(f"name={name} becomes a folder: use letters, digits, '_', '-', '+' and '.' only.")
+        raise UserError(f"name={name} becomes a folder name. Use letters, digits, '_', '-', '+' and '.' only.")
     experiment = values.get("experiment", "default")
     folder = Path("runs") / ("default" if experiment in ("null", "None") else experiment) / name
     if multirun and (folder / "sweep.json").exists():
-        return folder  # whether it is the same sweep is begin_sweep's to say
+        return folder  # begin_sweep checks that it is the same sweep
     _check_unused(folder)
     above = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not above.is_dir():
-        raise UserError(f"{folder} cannot be made: {above} is a file. Move it away, or work in another folder.")
+        raise UserError(f"{folder} cannot be created: {above} is a file. Move it, or run from another folder.")
     if not os.access(above, os.W_OK):
-        raise UserError(f"{folder} cannot be made: {above} is read-only. Work in a folder that can be written.")
+        raise UserError(f"{folder} cannot be created: {above} is read-only. Run from a writable folder.")
     return folder
 
 
 def _check_unused(folder: Path) -> None:
     if any(next(folder.glob(f"**/{name}"), None) for name in ("config.yaml", "results.json", "sweep.json")):
         raise UserError(
-            f"{folder} already holds a run, which would be overwritten: choose another name, or go on with a run "
-            f"by resume=RUN_FOLDER."
+            f"{folder} already contains a run. Choose another name, or resume the run with resume=RUN_FOLDER."
         )

@@ -1,4 +1,4 @@
-"""What Hydra has no public name for. tests/config/test_hydra_compat.py names what an upgrade broke."""
+"""Hydra internals that have no public name. tests/config/test_hydra_compat.py reports what an upgrade breaks."""
 
 import argparse
 
@@ -10,14 +10,14 @@ __all__ = ["IntervalSweep", "Override", "flag_parser", "parse_override"]
 
 
 def flag_parser() -> argparse.ArgumentParser:
-    """Return the parser of Hydra's own flags, -m, --cfg and the like, to check them before Hydra runs."""
+    """Return the parser of Hydra's own flags (-m, --cfg, ...), to check them before Hydra runs."""
     return get_args_parser()
 
 
 def parse_override(text: str) -> Override:
-    """Return a setting of the command line as Hydra's grammar reads it.
+    """Parse a setting of the command line with Hydra's grammar.
 
     Raises:
-        HydraException: it cannot be read.
+        HydraException: the text is not a valid override.
     """
     return OverridesParser.create().parse_override(text)

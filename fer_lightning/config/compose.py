@@ -1,4 +1,4 @@
-"""Configurations out of conf/, as plain dicts, and the objects that they name."""
+"""Compose configurations from conf/, turn them into plain dicts, and build the objects that they name."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,29 +14,27 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.arguments import call
-from fer_lightning.config.schema import Config, defaults, help_text
+from fer_lightning.config.schema import Config, defaults
 from fer_lightning.errors import UserError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-# Within the package where it was installed from a wheel, beside it in a clone.
+# Inside the package when it is installed from a wheel, beside the package in a clone.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (path / "train.yaml").exists())
 
-# What conf/train.yaml takes from config/schema.py: the defaults, and the text of --help.
+# The defaults of config/schema.py, which conf/train.yaml includes by this name.
 ConfigStore.instance().store("settings", defaults())
-OmegaConf.register_new_resolver("settings_help", help_text, replace=True)
 
-
-# Packages of these groups reach into the whole configuration, so what they may set is what the others define.
+# Files of these groups are merged at the top level, where they may set only keys that the other groups define.
 GLOBAL_GROUPS = ("experiment", "sweep", "ablation")
 
 
 @dataclass(frozen=True)
 class Conf:
-    """The folders that configurations are composed from: conf/, and those of a user's own beside it.
+    """The folders that configurations are composed from: conf/ and the user's own.
 
     Args:
-        own: absolute paths, as given by ``--config-dir`` and ``hydra.searchpath``.
-        typed: what the command line says of them, for a run's command to be repeated.
+        own: absolute paths of the folders given by ``--config-dir`` and ``hydra.searchpath``.
+        typed: the arguments that gave them, recorded so that a run's command can be repeated.
     """
 
     own: tuple[Path, ...] = ()
@@ -44,30 +42,30 @@ class Conf:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """All of them, conf/ first."""
+        """All folders, conf/ first."""
         return (CONF_DIR, *self.own)
 
     def groups(self) -> set[str]:
-        """Return the names of all groups."""
+        """Return the names of all config groups."""
         return {path.name for folder in self.folders for path in folder.iterdir() if path.is_dir()}
 
     def is_group(self, key: str) -> bool:
-        """Return whether a key of the command line chooses from a group."""
+        """Return whether a key of the command line is a config group."""
         return any((folder / key.partition("@")[0]).is_dir() for folder in self.folders)
 
     def options(self, group: str) -> set[str]:
-        """Return the names that a group can be set to."""
+        """Return the choices of a config group."""
         group = group.partition("@")[0]
         options = {path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")}
         if group == "hydra/launcher":
-            options.add("basic")  # Hydra's own: one run after the other
+            options.add("basic")  # Hydra's default, which runs one job after the other
         return options | {"null", "None"} if group in GLOBAL_GROUPS else options
 
     def files(self) -> Iterator[tuple[str, Path]]:
-        """Yield every file with the key of the node that it describes, "" for the whole configuration.
+        """Yield every file with the key of the node that it sets, "" for the whole configuration.
 
-        Of a user's own folders only those of the groups in conf/: runs may lie beside them, and a run's config.yaml
-        must not vouch for itself.
+        In the user's folders only files of the groups in conf/ count. Runs may be stored there too, and a run's
+        config.yaml must not make its own contents trusted.
         """
         yield "", CONF_DIR / "train.yaml"
         for folder in self.folders:
@@ -76,10 +74,10 @@ class Conf:
                     yield "" if group in GLOBAL_GROUPS else path.parent.name, path
 
     def compose(self, overrides: list[str]) -> DictConfig:
-        """Return what Hydra composes, its own node included.
+        """Compose the configuration for these overrides, including Hydra's own node.
 
         Raises:
-            UserError: Hydra cannot compose it.
+            UserError: Hydra rejects an override or a file.
         """
         search = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in self.own)}]"] if self.own else []
         try:
@@ -93,20 +91,23 @@ CONF = Conf()
 
 
 def build(node: Any, **arguments: Any) -> Any:
-    """Build the object that a configuration node names, and those within it.
+    """Build the object that a configuration node names, and the objects nested in it.
 
     Args:
         node: a dict with a ``_target_``, the dotted name of a class or function, and its arguments; or a dict or
-            list of such. ``_args_`` holds positional arguments; ``_partial_: true`` asks for a partial function;
-            ``_convert_`` changes nothing, for all values are plain already.
-        arguments: further keyword arguments of the outermost one.
+            list of such nodes. ``_args_`` holds positional arguments; ``_partial_: true`` makes a partial function;
+            ``_convert_`` has no effect, because all values are plain already.
+        arguments: further keyword arguments for the outermost target.
+
+    Returns:
+        The object; a dict or list of objects for a dict or list of nodes; any other value unchanged.
 
     Raises:
-        UserError: the target does not exist, or does not take these arguments. What else the target raises is a bug
-            in it, and passes unchanged.
+        UserError: the target does not exist, or its arguments do not fit. Any other exception of the target is a
+            bug in it and propagates.
     """
     if isinstance(node, list):
-        return [build(one) for one in node]
+        return [build(element) for element in node]
     if not isinstance(node, dict):
         return node
     options = {key: build(value) for key, value in node.items() if key not in _BUILD_KEYS} | arguments
@@ -123,40 +124,41 @@ _BUILD_KEYS = ("_target_", "_args_", "_partial_", "_convert_")
 
 
 def _locate(name: Any) -> Callable[..., Any]:
-    """Return the class or function of a dotted name.
+    """Import the class or function with a dotted name.
 
     Raises:
-        UserError: there is none. An exception of the module itself passes unchanged.
+        UserError: it does not exist. An exception raised by the module itself propagates.
     """
     parts = str(name).split(".")
     for n_modules in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:n_modules])
         try:
-            found: Any = import_module(module)
+            target: Any = import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise  # of an import within the module
+                raise  # an import inside the module failed
             continue
         for part in parts[n_modules:]:
-            if not hasattr(found, part):
-                raise UserError(f"_target_={name}: {found.__name__} has no {part}.{did_you_mean(part, dir(found))}")
-            found = getattr(found, part)
-        if not callable(found):
-            raise UserError(f"_target_={name} is neither a class nor a function.")
-        return found  # type: ignore[no-any-return]
-    raise UserError(f"_target_={name}: there is no module {parts[0]}; the full name of a class is expected.")
+            if not hasattr(target, part):
+                near = did_you_mean(part, dir(target))
+                raise UserError(f"_target_={name}: {target.__name__} has no {part}.{near}")
+            target = getattr(target, part)
+        if not callable(target):
+            raise UserError(f"_target_={name}: expected a class or function.")
+        return target  # type: ignore[no-any-return]
+    raise UserError(f"_target_={name}: no module {parts[0]}. Give the full name of a class or function.")
 
 
 def to_yaml(cfg: Config) -> str:
-    """The configuration as YAML text, keys in their order."""
+    """Return a configuration as YAML text, with the keys in their order."""
     return OmegaConf.to_yaml(OmegaConf.create(cfg))
 
 
 def to_plain(cfg: DictConfig) -> Config:
-    """Return a configuration as plain nested dicts, with every ${...} replaced by what it stands for.
+    """Return a configuration as plain nested dicts, with every ``${...}`` resolved.
 
     Raises:
-        UserError: it stands for nothing.
+        UserError: an interpolation cannot be resolved.
     """
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
@@ -167,7 +169,8 @@ def to_plain(cfg: DictConfig) -> Config:
 
 
 def first_lines(error: BaseException) -> str:
+    """Return the first two lines of an exception's message, and the first of its cause, as one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = str(error.__cause__ or "").partition("\n")[0].strip()
-    said = " ".join(lines[:2]) or type(error).__name__
-    return said if not cause or cause in said else f"{said}: {cause}"
+    message = " ".join(lines[:2]) or type(error).__name__
+    return message if not cause or cause in message else f"{message}: {cause}"

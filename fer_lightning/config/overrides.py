@@ -1,4 +1,4 @@
-"""Settings on the command line: names and values checked against conf/, the nearest right one named."""
+"""Check the settings of the command line against conf/ and the schema, and suggest the closest valid name."""
 
 import argparse
 import importlib.util
@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lightning.arguments import fits
+from fer_lightning.arguments import describe_type, fits
 from fer_lightning.config.compat import IntervalSweep, Override, flag_parser, parse_override
 from fer_lightning.config.compose import GLOBAL_GROUPS, Conf, to_plain
-from fer_lightning.config.schema import TYPES, describe, shown, to_settings
+from fer_lightning.config.schema import TYPES, shown, to_settings
 from fer_lightning.errors import UserError, did_you_mean
 
-# Every argument of lightning.pytorch.Trainer (2.6), listed so that a typo is answered without importing it; a test
-# holds the list against the real signature.
+# Every argument of lightning.pytorch.Trainer (2.6), listed so that typos are found without importing Lightning. A
+# test compares the list with the real signature.
 TRAINER_ARGUMENTS = (
     "accelerator",
     "strategy",
@@ -62,130 +62,147 @@ TRAINER_ARGUMENTS = (
     "enable_autolog_hparams",
     "model_registry",
 )
-# Below these anybody may add keys, without a plus sign: `build` checks the arguments of what is built there.
+# Nodes that accept new keys without a plus sign, because `build` checks the arguments of the objects in them.
 _NEW_KEYS = ("callbacks", "logger")
 _OPEN_NODES = (*_NEW_KEYS, "augment.transforms", "hydra")
 
 
 def parse_flags(arguments: list[str]) -> argparse.Namespace:
+    """Parse Hydra's flags; ``overrides`` holds the other arguments.
+
+    Raises:
+        UserError: an unknown flag, or one with a wrong value.
+    """
     parser = flag_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}. Settings are given as NAME=value, without dashes; see python train.py --help.")
+        raise UserError(f"{message}. Give settings as NAME=value, without dashes; see python train.py --help.")
 
     parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_intermixed_args(arguments)  # flags may stand among the settings
+    return parser.parse_intermixed_args(arguments)  # flags may appear between the settings
 
 
 def parse(text: str) -> Override:
+    """Parse one setting of the command line.
+
+    Raises:
+        UserError: the text is not NAME=value.
+    """
     try:
         return parse_override(text)
     except HydraException as error:
         raise UserError(
-            f"cannot read {text!r}: a setting is NAME=value, e.g. trainer.max_epochs=20. "
-            "A value with spaces, commas or brackets of its own needs quotes within quotes: 'name=\"a, b\"'."
+            f"cannot parse {text!r}: expected NAME=value, e.g. trainer.max_epochs=20. "
+            "A value that contains spaces, commas or brackets needs inner quotes: 'name=\"a, b\"'."
         ) from error
 
 
 def values_of(override: Override) -> list[Any]:
-    """Every value that an override stands for: several for a sweep."""
+    """Return every value that an override gives: several for a sweep, both ends for an interval.
+
+    Raises:
+        UserError: a shuffled sweep, or one whose values cannot be listed.
+    """
     if override.is_sweep_override() and override.is_discrete_sweep():
         if getattr(override.value(), "shuffle", False):
             raise UserError(
-                f"{override.input_line}: a sweep has an order, by which it is continued: leave out shuffle."
+                f"{override.input_line}: resuming a sweep relies on the order of its runs. Leave out shuffle."
             )
         try:
             return list(override.sweep_iterator())
         except HydraException as error:
             raise UserError(f"{override.input_line}: list the choices instead, separated by commas.") from error
-        except ValueError as error:  # of a range whose step is 0
+        except ValueError as error:  # a range with step 0
             raise UserError(f"{override.input_line}: {error}.") from error
     value = override.value()
     return [value.start, value.end] if isinstance(value, IntervalSweep) else [value]
 
 
 def full_key(key: str) -> str:
-    """Return the key of a setting in its nodes: what of data.* is not of the batches is of their source."""
+    """Return the full key of a setting: data.NAME is data.source.NAME unless NAME is one of DataSettings."""
     group, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    of_batches = name in ("", "source") or f"data.{name}" in TYPES
-    return key if group != "data" or of_batches else f"data.source.{rest}"
+    is_full = group != "data" or name in ("", "source") or f"data.{name}" in TYPES
+    return key if is_full else f"data.source.{rest}"
 
 
 def as_typed(text: str, typed: Mapping[str, str]) -> str:
-    """Return one of Hydra's overrides as it was typed, before `check` rewrote its key."""
+    """Return an override the way it was typed, before `check` rewrote it for Hydra."""
     key, equals, value = text.removeprefix("++").partition("=")
     return f"{typed.get(key, key)}{equals}{value}"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Overrides that were found right."""
+    """Overrides that passed the check."""
 
-    for_hydra: list[str]  # with full keys, and with plus signs where keys may be new
-    typed: dict[str, str]  # the key that was typed, of each full key that differs from it
+    for_hydra: list[str]  # with full keys, and with plus signs where new keys are allowed
+    typed: dict[str, str]  # full key -> typed key, where they differ
     sweeper: DictConfig  # hydra.sweeper
 
 
 def check(overrides: list[Override], conf: Conf) -> Checked:
-    """Check the overrides, and rewrite them for Hydra.
+    """Check the overrides and rewrite them for Hydra.
 
     Raises:
-        UserError: a name or value that does not exist, with the nearest one that does.
+        UserError: an unknown name or a wrong value; the message suggests the closest valid one.
     """
     for o in overrides:
         if o.key_or_group in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
-            raise UserError(f"{o.input_line}: a run's folder is runs/<experiment>/<name>; set name=.")
-    cfg = _with_choices(overrides, conf)
-    for_hydra, typed = _rewritten(overrides, cfg, conf)
-    # Once as a whole, for what Hydra would refuse at length; a group that is swept stands for its first choice.
+            raise UserError(f"{o.input_line}: a run's folder is runs/<experiment>/<name>. Set name instead.")
+    cfg = _compose_choices(overrides, conf)
+    for_hydra, typed = _rewrite(overrides, cfg, conf)
+    # Compose everything once to get one-line errors for what Hydra would report at length. A swept group is set to
+    # its first choice.
     final = [parse(text) for text in for_hydra]
-    cfg = conf.compose([_first(o) for o in final if conf.is_group(o.key_or_group) or not o.is_sweep_override()])
+    cfg = conf.compose(
+        [_first_value(o) for o in final if conf.is_group(o.key_or_group) or not o.is_sweep_override()]
+    )
     if cfg.hydra.launcher.get("n_jobs") == 0:
-        raise UserError("hydra.launcher.n_jobs=0 must be a number of processes, or -1 for all.")
+        raise UserError("hydra.launcher.n_jobs=0: expected a number of processes, or -1 for all cores.")
     to_settings(to_plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])))
     return Checked(for_hydra, typed, cfg.hydra.sweeper)
 
 
-def _with_choices(overrides: list[Override], conf: Conf) -> DictConfig:
-    """Return the configuration with the chosen groups alone, once these and their files are checked."""
+def _compose_choices(overrides: list[Override], conf: Conf) -> DictConfig:
+    """Check the chosen groups and their files, and return the configuration with these choices only."""
     groups = [o for o in overrides if conf.is_group(o.key_or_group)]
     for o in groups:
         _check_options(o, conf.options(o.key_or_group))
-    cfg = conf.compose([_first(o) for o in groups])
+    cfg = conf.compose([_first_value(o) for o in groups])
     others = [o for o in overrides if o.key_or_group.startswith("hydra/") and o not in groups]
     known_groups = cfg.hydra.runtime.choices
     for o in others:
         if o.key_or_group not in known_groups:
             raise UserError(f"{o.key_or_group} does not exist.{did_you_mean(o.key_or_group, known_groups)}")
     if others:
-        cfg = conf.compose([_first(o) for o in [*groups, *others]])
+        cfg = conf.compose([_first_value(o) for o in [*groups, *others]])
     _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
     without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
     _check_keys(cfg, conf.compose(without_global))
-    for key in cfg.hydra.sweeper.get("params") or {}:  # set by a file in conf/
+    for key in cfg.hydra.sweeper.get("params") or {}:  # set by a file of group sweep
         if (full := full_key(key)) != key and full in set(_leaves(cfg)):
             raise UserError(f"hydra.sweeper.params: {key} does not exist. Did you mean {full}?")
     return cfg
 
 
 def _check_options(override: Override, options: set[str]) -> None:
-    """Check the choices of a group, also several in a list or in a sweep."""
+    """Check the choices of a group, including those in a list or sweep."""
     group = override.key_or_group
     for value in values_of(override):
         for option in value if isinstance(value, list) else [value]:
             if str(option) not in options:
                 known = ", ".join(sorted(options - {"null", "None"}))
                 near = did_you_mean(str(option), options)
-                raise UserError(f"{group}={option} does not exist.{near} There are: {known}.")
+                raise UserError(f"{group}={option} does not exist.{near} Choose from {known}.")
 
 
-def _rewritten(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[list[str], dict[str, str]]:
-    """Return the overrides for Hydra, each checked, and the typed key of each full key that differs from it."""
+def _rewrite(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[list[str], dict[str, str]]:
+    """Check each override; return them for Hydra, and the typed key for each full key that differs from it."""
     for_hydra, typed = [], {}
     own_source = any(full_key(o.key_or_group) == "data.source._target_" for o in overrides)
-    # Nodes whose keys may be new: what is built there checks its arguments itself.
+    # Nodes that accept new keys, because their arguments are checked when the object is built.
     new_keys = ("trainer.", *(f"{node}." for node in _NEW_KEYS), *(["data.source."] if own_source else []))
     for o in overrides:
         text, key = str(o.input_line), o.key_or_group
@@ -203,15 +220,21 @@ def _rewritten(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[
 
 
 def check_search(sweeper: DictConfig, overrides: list[Override]) -> None:
-    """Finds what a sweep's values and its sweeper cannot do together."""
+    """Check that the sweeper can handle the values of a sweep.
+
+    Raises:
+        UserError: an interval without a search, a search without Optuna or without values, or an empty interval.
+    """
     if sweeper._target_ != "hydra_plugins.optuna_sweeper.OptunaSweeper":
         for o in overrides:
             if o.is_interval_sweep():
-                raise UserError(f"{o.input_line}: a sweep needs its values listed; or search, by sweep=optuna.")
+                raise UserError(
+                    f"{o.input_line}: an interval needs a search. Add sweep=optuna, or list the values."
+                )
     elif not importlib.util.find_spec("optuna"):
         raise UserError('sweep=optuna needs Optuna: pip install -e ".[sweep]".')
     elif not sweeper.params and not any(o.is_sweep_override() for o in overrides):
-        raise UserError("sweep=optuna has nothing to search: give it e.g. 'optim.lr=tag(log,interval(1e-4,1e-2))'.")
+        raise UserError("sweep=optuna has nothing to search. Add e.g. 'optim.lr=tag(log,interval(1e-4,1e-2))'.")
     for o in overrides:
         values = o.value()
         if isinstance(values, IntervalSweep):
@@ -219,7 +242,7 @@ def check_search(sweeper: DictConfig, overrides: list[Override]) -> None:
             start, end = (float(value or 0) for value in (values.start, values.end))
             if not low < start < end:
                 raise UserError(
-                    f"{o.input_line}: an interval goes from low to high, and on a log scale from above 0."
+                    f"{o.input_line}: expected interval(low,high) with low < high, and 0 < low on a log scale."
                 )
 
 
@@ -230,8 +253,8 @@ def _check_launcher(name: str, target: str) -> None:
         raise UserError(f'hydra/launcher={name} is not installed: pip install -e ".[launchers]".') from error
     if target.endswith(".SlurmLauncher") and not shutil.which("srun"):
         raise UserError(
-            f"hydra/launcher={name} finds no Slurm here, for srun is not in the PATH: start it on the cluster, "
-            "where sbatch and srun are, or take hydra/launcher=joblib."
+            f"hydra/launcher={name}: srun is not on the PATH. Run it on a Slurm cluster, where sbatch and srun are "
+            "available, or use hydra/launcher=joblib."
         )
 
 
@@ -239,8 +262,8 @@ def _is_open(key: str) -> bool:
     return any(key == node or key.startswith(f"{node}.") for node in _OPEN_NODES) or key.startswith("hydra/")
 
 
-def _first(override: Override) -> str:
-    """A sweep over a group stands for its first choice, to see which keys there are."""
+def _first_value(override: Override) -> str:
+    """Return an override with the first value of a sweep, to find out which keys exist."""
     text = override.input_line
     assert text is not None
     if not override.is_sweep_override():
@@ -249,7 +272,7 @@ def _first(override: Override) -> str:
 
 
 def _leaves(cfg: DictConfig) -> Iterator[str]:
-    """Every key of a configuration with dots, those of the nodes included."""
+    """Yield every dotted key of a configuration, including the keys of nodes."""
 
     def walk(node: Any, prefix: str) -> Iterator[str]:
         for key, child in node.items():
@@ -261,7 +284,7 @@ def _leaves(cfg: DictConfig) -> Iterator[str]:
 
 
 def _check_keys(cfg: DictConfig, known: DictConfig) -> None:
-    """Finds the keys that an experiment's or sweep's YAML misspells: Hydra would take them as new ones."""
+    """Check that experiments and sweeps set existing keys only; Hydra would add a misspelt key as a new one."""
     known_names = set(_leaves(known))
     for name in _leaves(cfg):
         if name in known_names or _is_open(name):
@@ -273,8 +296,8 @@ def _check_keys(cfg: DictConfig, known: DictConfig) -> None:
 
 
 def _known_keys(cfg: DictConfig) -> set[str]:
-    own = {name for name in _leaves(cfg) if not _is_open(name)}
-    return own | {f"trainer.{name}" for name in TRAINER_ARGUMENTS}
+    configured = {name for name in _leaves(cfg) if not _is_open(name)}
+    return configured | {f"trainer.{name}" for name in TRAINER_ARGUMENTS}
 
 
 def _typed_keys(cfg: DictConfig) -> set[str]:
@@ -283,6 +306,16 @@ def _typed_keys(cfg: DictConfig) -> set[str]:
 
 
 def check_value(override: Override, cfg: DictConfig, conf: Conf) -> None:
+    """Check the key of an override, and the type of each of its values.
+
+    Args:
+        override: sets a key outside the open nodes.
+        cfg: the configuration that it changes.
+        conf: the folders whose groups a misspelt key may have meant.
+
+    Raises:
+        UserError: the key does not exist, or a value is of the wrong type.
+    """
     key = full = override.key_or_group
     if key.startswith("trainer."):
         if key.split(".")[1] not in TRAINER_ARGUMENTS:
@@ -290,7 +323,7 @@ def check_value(override: Override, cfg: DictConfig, conf: Conf) -> None:
                 f"{key} is not an argument of Lightning's Trainer.{did_you_mean(key, _typed_keys(cfg))}"
             )
         if key != "trainer.max_epochs":
-            return  # Trainer takes values of several types for most, and says itself what it does not take
+            return  # most arguments accept several types, and Trainer reports wrong values itself
     elif (full := full_key(key)) not in set(_leaves(cfg)):
         raise UserError(f"{key} does not exist.{did_you_mean(key, _typed_keys(cfg) | conf.groups())}")
     if override.is_delete():
@@ -298,22 +331,17 @@ def check_value(override: Override, cfg: DictConfig, conf: Conf) -> None:
     default = OmegaConf.select(cfg, full)
     if OmegaConf.is_list(default):
         default = OmegaConf.to_object(default)
+    kind = TYPES.get(full, _type_of(default))
     for value in values_of(override):
-        expected = _expected(value, TYPES.get(full, _type_of(default)))
-        if expected:
+        is_interpolation = isinstance(value, str) and "${" in value  # its value is not known yet
+        null_for_guessed_type = value is None and full not in TYPES
+        if not (is_interpolation or null_for_guessed_type or fits(value, kind)):
             example = f", e.g. {key}={shown(default)}" if default is not None else ""
-            raise UserError(f"{key}={shown(value)}: expected {expected}{example}.")
+            raise UserError(f"{key}={shown(value)}: expected {describe_type(kind)}{example}.")
 
 
 def _type_of(default: Any) -> Any:
-    """Return the type of a setting's default in conf/, where a setting has no other; null goes with anything."""
+    """Guess the type of a setting from its default in conf/."""
     if isinstance(default, list):
-        return list[Any] | None
-    return type(default) | None if isinstance(default, bool | int | float | str) else Any
-
-
-def _expected(value: Any, kind: Any) -> str | None:
-    """Return what a value should have been, or None if it is right or not known yet."""
-    if fits(value, kind) or (isinstance(value, str) and "${" in value):
-        return None
-    return describe(kind)
+        return list[Any]
+    return type(default) if isinstance(default, bool | int | float | str) else Any

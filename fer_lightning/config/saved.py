@@ -1,4 +1,4 @@
-"""A run's config.yaml, read again to go on with the run; it may come from a stranger."""
+"""Read a run's config.yaml to resume the run. The file is untrusted."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -16,37 +16,36 @@ from fer_lightning.config.overrides import TRAINER_ARGUMENTS, check_value, full_
 from fer_lightning.config.schema import TYPES, Settings, defaults, to_settings
 from fer_lightning.errors import UserError
 
-_MAX_CONFIG = 2**20  # characters; a run's config.yaml has 2,000
-# Which of Trainer's arguments make it write, or send, to anywhere else.
+_MAX_CONFIG = 2**20  # characters; a run's config.yaml has about 2,000
+# Arguments of Trainer that could make it write or send data elsewhere.
 _OUTWARD = ("trainer.default_root_dir", "trainer.logger", "trainer.model_registry")
 
 
 def _check_yaml(text: str) -> None:
-    """Raises ValueError for what no run has saved, and what reading alone could do harm by."""
-    if "${" in text:  # ${oc.env:...} would put a secret of this machine into the next config.yaml
-        raise ValueError("it holds ${...}")
+    """Raise ValueError for YAML that no run writes and that could do harm when it is merely loaded."""
+    if "${" in text:  # ${oc.env:...} would copy a secret of this machine into the next config.yaml
+        raise ValueError("it contains ${...}")
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        # Aliases of aliases would fill the memory; and a reader of its depth would take forever.
+        # Nested aliases could exhaust memory, and deep nesting would take very long to parse.
         if isinstance(event, yaml.AliasEvent) or depth > 20:
-            raise ValueError("it holds aliases or is nested too deep")
+            raise ValueError("it contains aliases or is nested too deeply")
 
 
 def _check_saved(saved: DictConfig, named: set[str], conf: Conf) -> None:
-    """Checks a run's config.yaml, which may come from a stranger.
+    """Check that an untrusted config.yaml names only classes, functions and settings that conf/ names.
 
-    It may name only what conf/ names: classes and functions to build, and settings. Everything else, such as a
-    callback of one's own, has to be named again by the command that resumes.
+    Anything else, such as a custom callback, has to be named again on the command line that resumes the run.
 
     Args:
         saved: the configuration.
-        named: keys of the command line.
-        conf: the folders whose classes and settings it may name.
+        named: full keys that the command line names.
+        conf: the folders whose classes and settings are trusted.
 
     Raises:
-        UserError: something that conf/ does not name.
-        ValueError: no configuration of a run.
+        UserError: it names something that conf/ does not.
+        ValueError: it is not the configuration of a run.
     """
     plain = OmegaConf.to_container(saved)
     assert isinstance(plain, dict)
@@ -54,33 +53,38 @@ def _check_saved(saved: DictConfig, named: set[str], conf: Conf) -> None:
         if not isinstance(plain.get(group), dict):
             raise ValueError(f"{group} is not a mapping")
     if not all(isinstance(text, str) for text in [plain["experiment"], *plain["overrides"]]):
-        raise ValueError("experiment or overrides is not text")
+        raise ValueError("experiment or overrides is not a string")
     shipped = _shipped(conf)
-    named |= {name.removesuffix("._target_") for name in named}  # naming the class again is explicit consent
+    # Naming the class on the command line is explicit consent to its arguments.
+    named |= {name.removesuffix("._target_") for name in named}
     for key, value in _entries(plain):
         is_named = any(key == name or key.startswith(f"{name}.") for name in named)
         if not is_named and not _is_known(key, value, shipped):
             raise UserError(
-                f"resume: {key}={value} is not one of the settings and classes in conf/, and a configuration from "
-                f"elsewhere could run anything by it. If it is yours, say it again: {key}={value}"
+                f"resume: {key}={value} is not one of the settings and classes in conf/; a config.yaml from an "
+                f"untrusted source could run any code this way. If you trust it, add {key}={value}"
             )
 
 
 def _shipped(conf: Conf) -> dict[str, set[Any]]:
-    """Every key in conf/, with the values that it has there."""
-    found: dict[str, set[Any]] = {}
+    """Return every key in conf/, with the values that it has there.
+
+    Raises:
+        UserError: a file cannot be read or parsed.
+    """
+    shipped: dict[str, set[Any]] = {}
     for prefix, path in conf.files():
         try:
             content = OmegaConf.to_container(OmegaConf.load(path))
         except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
             raise UserError(f"{path} cannot be read: {first_lines(error)}") from error
         for key, value in _entries(content, prefix):
-            found.setdefault(key, set()).add(value)
-    return found
+            shipped.setdefault(key, set()).add(value)
+    return shipped
 
 
 def _is_known(key: str, value: Any, shipped: dict[str, set[Any]]) -> bool:
-    """Return whether a saved setting is one that conf/ could have set."""
+    """Return whether conf/ could have set a saved setting."""
     group, _, rest = key.partition(".")
     if key.endswith("_target_"):
         return any(value in values for name, values in shipped.items() if name.endswith("_target_"))
@@ -91,7 +95,7 @@ def _is_known(key: str, value: Any, shipped: dict[str, set[Any]]) -> bool:
 
 
 def _entries(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every single value with its dotted key; elements of a list have their number in brackets."""
+    """Yield every scalar with its dotted key; a list element's key ends in its index in brackets."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield from _entries(value, f"{prefix}.{key}" if prefix else str(key))
@@ -103,38 +107,42 @@ def _entries(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _nest_source(data: DictConfig) -> None:
-    """Give the settings of a data source their own node, as runs begun with version 0.1.0 do not."""
+    """Move the settings of the data source into data.source; runs of version 0.1.0 have them in data itself."""
     if "source" in data:
         return
     data.source = {key: data.pop(key) for key in list(data) if f"data.{key}" not in TYPES}
 
 
 def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] = (), conf: Conf = CONF) -> Settings:
-    """Return the configuration of a run to go on with.
+    """Return the settings of a run to resume, with changes from the command line.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         overrides: single values to change.
-        named: what else the command line says, such as the class of a callback of one's own.
-        conf: the folders whose classes and settings a run may name.
+        named: further overrides of the command line, which name what the run may build, e.g. a custom callback.
+        conf: the folders whose classes and settings are trusted.
 
     Raises:
-        UserError: there is no such run, its config.yaml is damaged or could run code, or a value cannot be changed.
+        UserError: there is no run, its config.yaml is damaged or could run code, or a value cannot be changed.
     """
     saved = _read(folder, [*overrides, *named], conf)
-    # A run begun before a setting existed gets its default.
+    # Settings that are newer than the run get their defaults.
     merged = OmegaConf.merge(defaults(), saved)
     assert isinstance(merged, DictConfig)
     for override in overrides:
         _check_change(override, folder, merged, conf)
         OmegaConf.update(merged, full_key(override.key_or_group), override.value(), force_add=True)
     settings = to_settings(to_plain(merged))
-    said = [*settings.overrides, *(str(override.input_line) for override in overrides)]
-    return replace(settings, resume=str(folder), overrides=said)
+    all_overrides = [*settings.overrides, *(str(override.input_line) for override in overrides)]
+    return replace(settings, resume=str(folder), overrides=all_overrides)
 
 
 def _read(folder: Path, named: Iterable[Override], conf: Conf) -> DictConfig:
-    """Return what a run's config.yaml holds, once it is known to be harmless."""
+    """Load a run's config.yaml after checking that it is harmless.
+
+    Raises:
+        UserError: it does not exist, is damaged, or names something that conf/ does not.
+    """
     path = folder / "config.yaml"
     try:
         with open(path, encoding="utf-8") as file:
@@ -144,13 +152,13 @@ def _read(folder: Path, named: Iterable[Override], conf: Conf) -> DictConfig:
         _check_yaml(text)
         saved = OmegaConf.load(io.StringIO(text))
         if not isinstance(saved, DictConfig) or not isinstance(saved.get("data"), DictConfig):
-            raise ValueError("not a mapping, or data is not one")
+            raise ValueError("it or its data is not a mapping")
         _nest_source(saved.data)
         _check_saved(saved, {full_key(override.key_or_group) for override in named}, conf)
     except OSError as error:
         raise UserError(
-            f"resume={folder}: there is no run to go on with ({error.strerror or error}: {path}). "
-            "Give the folder that holds the run's config.yaml and checkpoints/."
+            f"resume={folder}: no run to resume ({error.strerror or error}: {path}). "
+            "Give the folder with the run's config.yaml and checkpoints/."
         ) from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, RecursionError) as error:
         raise UserError(f"resume={folder}: {path} is damaged: {first_lines(error)}") from error
@@ -158,24 +166,23 @@ def _read(folder: Path, named: Iterable[Override], conf: Conf) -> DictConfig:
 
 
 def _check_change(override: Override, folder: Path, saved: DictConfig, conf: Conf) -> None:
-    """Raise UserError for what a resumed run cannot change."""
+    """Raise UserError for a setting that a resumed run cannot change."""
     key, text = override.key_or_group, override.input_line
     if conf.is_group(key):
         raise UserError(
-            f"{text}: a resumed run keeps its own {key}; only single values can be changed, e.g. "
-            "trainer.max_epochs=40."
+            f"{text}: a resumed run keeps its {key}. Change single values instead, e.g. trainer.max_epochs=40."
         )
     if key.partition(".")[0] in ("model", "optim"):
         raise UserError(
-            f"{text}: a resumed run keeps its own network and optimizer; a new run can start from its weights by "
+            f"{text}: a resumed run keeps its network and optimizer. To start a new run from its weights, use "
             f"ckpt={folder}/checkpoints/last.ckpt."
         )
     without_fit = key == "stages" and "fit" not in str(override.value())
     if key in ("ckpt", "monitor", "seed") or without_fit:
         raise UserError(
-            f"{text}: a resumed run goes on with its own fit. To test a checkpoint, do so in a run of its own: "
+            f"{text}: a resumed run continues its fit. To test a checkpoint, start a new run with "
             f"stages=[test] ckpt={folder}/checkpoints/best.ckpt."
         )
     check_value(override, saved, conf)
     if override.is_delete() or override.is_sweep_override():
-        raise UserError(f"{text}: a resumed run takes single values only, as NAME=value.")
+        raise UserError(f"{text}: a resumed run accepts single values only, as NAME=value.")

@@ -61,7 +61,7 @@ def test_an_output_that_takes_nothing(output: str, code: int) -> None:
         "import sys; from fer_lightning.exit import exit_code; sys.exit(exit_code(lambda _: print(1) or 0, []))"
     )
     done = subprocess.run(["sh", "-c", f'"$0" -c "$1" {output}', sys.executable, program], stderr=subprocess.PIPE)
-    said = b"error: the output cannot be written: no space is left.\n" if code else b""
+    said = b"error: cannot write the output: no space left on device.\n" if code else b""
     assert (done.returncode, done.stderr) == (code, said)
 
 
@@ -93,20 +93,23 @@ def test_python_m_ends_without_a_traceback() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert (
-        done.stderr == f"error: 'audti' is not a command. Did you mean audit? There are: {', '.join(COMMANDS)}.\n"
+        done.stderr == f"error: unknown command 'audti'. Did you mean audit? Choose from {', '.join(COMMANDS)}.\n"
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["frobnicate"], f"'frobnicate' is not a command. There are: {', '.join(COMMANDS)}."),
+        (["frobnicate"], f"unknown command 'frobnicate'. Choose from {', '.join(COMMANDS)}."),
         ([], "the following arguments are required: COMMAND. See fer-lightning --help."),
-        (["--model", "tiny", "evaluate"], "'--model' is not a command. There are: train, predict, "),
-        (["audit", "--reprot", "x"], "fer-lightning audit does not take '--reprot'. Did you mean --report? See"),
-        (["audit", "--reprot=x"], "fer-lightning audit does not take '--reprot=x'. Did you mean --report? See"),
-        (["audit", "--rep", "x"], "fer-lightning audit does not take '--rep'."),
-        (["audit", "a", "b"], "fer-lightning audit does not take 'b'. See fer-lightning audit --help."),
+        (["--model", "tiny", "evaluate"], "unknown command '--model'. Choose from train, predict, "),
+        (
+            ["audit", "--reprot", "x"],
+            "fer-lightning audit: unknown argument '--reprot'. Did you mean --report? See",
+        ),
+        (["audit", "--reprot=x"], "fer-lightning audit: unknown argument '--reprot=x'. Did you mean --report? See"),
+        (["audit", "--rep", "x"], "fer-lightning audit: unknown argument '--rep'."),
+        (["audit", "a", "b"], "fer-lightning audit: unknown argument 'b'. See fer-lightning audit --help."),
         (["audit", "--near", "few"], "argument --near: invalid int value: 'few'. See fer-lightning audit --help."),
         (["audit", "--near"], "argument --near: expected one argument."),
         (["audit", "--mislabels", "--probabilities", "x"], "not allowed with argument --mislabels."),

@@ -1,6 +1,7 @@
-"""The command line: typos answered with the nearest name, before anything is written or heavy is imported."""
+"""The command line reports mistakes with a suggestion before it writes or imports anything heavy."""
 
 import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from project import ROOT
 from fer_lightning.arguments import fits
 from fer_lightning.config import compose
 from fer_lightning.config.cli import main
-from fer_lightning.config.compose import CONF_DIR, build
+from fer_lightning.config.compose import CONF, CONF_DIR, build
 from fer_lightning.config.overrides import TRAINER_ARGUMENTS
 from fer_lightning.config.saved import _check_saved
 from fer_lightning.config.schema import keys, shown, to_dict
@@ -29,7 +30,7 @@ def never(cfg, run_dir):
 
 @pytest.fixture
 def in_conf(monkeypatch, tmp_path):
-    """Writes a file into a copy of conf/, which takes its place."""
+    """Replace conf/ by a copy, and return a function that writes a file into it."""
     conf = tmp_path / "conf"
     shutil.copytree(CONF_DIR, conf)
     monkeypatch.setattr(compose, "CONF_DIR", conf)
@@ -37,12 +38,12 @@ def in_conf(monkeypatch, tmp_path):
 
 
 def composed(*arguments):
-    """What a job would get for a command line."""
+    """Return the settings and run folders that a job gets for a command line."""
     got = []
 
     def job(cfg, run_dir):
         got.append((cfg, run_dir))
-        if "-m" in arguments:  # a run of a sweep that leaves no results.json counts as not done
+        if "-m" in arguments:  # without results.json a run of a sweep counts as unfinished
             (run_dir / "results.json").write_text('{"status": "finished", "history": []}')
 
     assert main(job, arguments) == 0
@@ -50,7 +51,7 @@ def composed(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("trainer.max_epoch=5", "Did you mean trainer.max_epochs?"),
         ("+trainer.max_epoch=5", "Did you mean trainer.max_epochs?"),
@@ -70,42 +71,42 @@ def composed(*arguments):
         ("data=sinthetic", "Did you mean synthetic?"),
         ("augment.rotation=5", "Did you mean augment.rotation_deg?"),
         ("~callbacks.x", ""),
-        ("data.batch_size=eight", "data.batch_size=eight: expected a whole number"),
-        ("data.batch_size=8.5", "expected a whole number"),
+        ("data.batch_size=eight", "data.batch_size=eight: expected an integer"),
+        ("data.batch_size=8.5", "expected an integer"),
         ("data.download=perhaps", "expected true or false"),
         ("optim.lr=fast", "expected a number"),
-        ("data.batch_size=null", "data.batch_size=null: expected a whole number, e.g. data.batch_size=32"),
-        ("checkpoint.every_n_minutes=x", "checkpoint.every_n_minutes=x: expected a number."),
-        ("ckpt=[1]", "ckpt=[1]: expected a string or a list."),
-        ("stages=fit", "stages=fit: expected a list, e.g. stages=[fit,test]."),
+        ("data.batch_size=null", "data.batch_size=null: expected an integer, e.g. data.batch_size=32"),
+        ("checkpoint.every_n_minutes=x", "checkpoint.every_n_minutes=x: expected a number or null."),
+        ("ckpt=[1]", "ckpt=[1]: expected a string, a list of strings or null."),
+        ("stages=fit", "stages=fit: expected a list of strings, e.g. stages=[fit,test]."),
         ("model.channels=16", "expected a list"),
         ("tta=3", "tta=3: expected a string, e.g. tta=none"),
-        ("trainer.max_epochs=ten", "expected a whole number"),
+        ("trainer.max_epochs=ten", "expected an integer"),
         ("augment=glob(*)", "list the choices"),
-        ("name=../elsewhere", "becomes a folder"),
+        ("name=../elsewhere", "becomes a folder name"),
         ("seed=range(0,3,0)", "must not be zero"),
         ("~checkpoint.every_n_minutes", "'checkpoint.every_n_minutes' does not exist"),
         ("hydra.job.num=abc", "'abc' of type 'str' could not be converted"),
         ("hydra.sweep.subdir=x", "a run's folder is runs/<experiment>/<name>"),
-        ("resume=nowhere", "there is no run to go on with"),
+        ("resume=nowhere", "resume=nowhere: no run to resume"),
         ("--epochs", "without dashes"),
-        ("trainer.max_epochs", "a setting is NAME=value"),
-        ("data.source=3", "data.source needs a _target_"),
-        ("seed=${tta}", "seed=none is of the wrong type, expected int"),
+        ("trainer.max_epochs", "expected NAME=value"),
+        ("data.source=3", "data.source: expected a _target_"),
+        ("seed=${tta}", "seed=none: expected an integer"),
         ("optim.lr=${nope}", "Interpolation key 'nope' not found"),
     ],
 )
 @pytest.mark.parametrize("sweep", [False, True])
-def test_a_mistake_is_named_with_its_remedy(argument, said, sweep, capsys, tmp_path):
+def test_mistakes_are_reported_with_a_remedy(argument, message, sweep, capsys, tmp_path):
     assert main(never, ["-m", argument] if sweep and not argument.startswith("resume") else [argument]) == 1
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["data.exclude", "data.source.exclude"])
-def test_the_settings_of_a_data_source_are_given_with_or_without_its_name(key):
+def test_settings_of_the_data_source_work_with_and_without_source_in_the_key(key):
     [(cfg, _)] = composed(f"{key}=a.txt", "data.seed=3", "data.batch_size=8")
     assert cfg.data.source == {
         "_target_": "fer_lightning.data.fer2013.load_faces",
@@ -119,13 +120,13 @@ def test_the_settings_of_a_data_source_are_given_with_or_without_its_name(key):
     assert cfg.overrides == [f"{key}=a.txt", "data.seed=3", "data.batch_size=8"]
 
 
-def test_the_settings_of_a_data_source_are_swept():
+def test_settings_of_the_data_source_can_be_swept():
     got = composed("-m", "data=synthetic", "data.seed=3,4", "name=s")
     assert [cfg.data.source["seed"] for cfg, _ in got] == [3, 4]
     assert got[1][0].overrides == ["data=synthetic", "data.seed=4", "name=s"]
 
 
-def test_a_data_source_of_ones_own_takes_its_own_settings():
+def test_a_custom_data_source_accepts_its_own_settings():
     own = ["data.source._target_=my.faces", "data.source.folder=x", "~data.skip_bad"]
     [(cfg, _)] = composed(*own)
     assert (cfg.data.source["_target_"], cfg.data.source["folder"]) == ("my.faces", "x")
@@ -135,14 +136,14 @@ def test_a_data_source_of_ones_own_takes_its_own_settings():
     assert cfg.overrides == ["data._target_=my.faces", "data.folder=x"]
 
 
-def test_a_sweep_s_file_that_misses_the_source_is_told(capsys, in_conf):
+def test_a_sweep_file_whose_key_lacks_the_source_is_reported(capsys, in_conf):
     params = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      data.path: a,b\n"
     in_conf("sweep/mine.yaml", params)
     assert main(never, ["-m", "sweep=mine"]) == 1
     assert "data.path does not exist. Did you mean data.source.path?" in capsys.readouterr().err
 
 
-def test_a_mistake_among_swept_values_is_found(capsys, tmp_path):
+def test_mistakes_in_swept_values_are_reported(capsys, tmp_path):
     assert main(never, ["-m", "augment=none,basline"]) == 1
     assert "Did you mean baseline?" in capsys.readouterr().err
     assert main(never, ["-m", "optim.lr=1e-3,fast"]) == 1
@@ -150,29 +151,30 @@ def test_a_mistake_among_swept_values_is_found(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_processes_side_by_side(capsys, tmp_path):
+def test_zero_parallel_processes_are_refused(capsys, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     assert main(never, ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=0,1"]) == 1
     assert (
-        capsys.readouterr().err == "error: hydra.launcher.n_jobs=0 must be a number of processes, or -1 for all.\n"
+        capsys.readouterr().err
+        == "error: hydra.launcher.n_jobs=0: expected a number of processes, or -1 for all cores.\n"
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_misspelt_key_in_an_experiment_file_is_found(capsys, in_conf):
+def test_a_misspelt_key_in_an_experiment_file_is_reported(capsys, in_conf):
     in_conf("experiment/mine.yaml", "# @package _global_\ndata:\n  batchsize: 8\n")
     assert main(never, ["experiment=mine"]) == 1
     assert "Did you mean data.batch_size?" in capsys.readouterr().err
 
 
-def test_an_experiment_may_set_what_stands_at_the_top(in_conf):
+def test_an_experiment_can_set_top_level_settings(in_conf):
     in_conf("experiment/mine.yaml", "# @package _global_\nseed: 7\nmonitor: loss/val\n")
     [(cfg, _)] = composed("experiment=mine")
     assert (cfg.seed, cfg.monitor) == (7, "loss/val")
 
 
 @pytest.mark.parametrize("value", ["a.ckpt", "[a.ckpt,b/b.ckpt]", "null"])
-def test_ckpt_is_one_or_several_whatever_stood_there(value, in_conf):
+def test_ckpt_accepts_one_or_several_whatever_the_experiment_sets(value, in_conf):
     in_conf("experiment/several.yaml", "# @package _global_\nckpt: [c.ckpt]\n")
     in_conf("experiment/one.yaml", "# @package _global_\nckpt: c.ckpt\n")
     for experiment in ("one", "several"):
@@ -181,12 +183,12 @@ def test_ckpt_is_one_or_several_whatever_stood_there(value, in_conf):
 
 
 @pytest.mark.parametrize(("value", "got"), [("auto", "auto"), ("[1]", [1]), ("'0,1'", "0,1"), ("null", None)])
-def test_trainer_arguments_of_any_type(value, got):
+def test_trainer_arguments_accept_values_of_any_type(value, got):
     [(cfg, _)] = composed(f"trainer.devices={value}")
     assert cfg.trainer["devices"] == got
 
 
-def test_every_trainer_argument_is_known():
+def test_every_trainer_argument_is_listed():
     assert set(TRAINER_ARGUMENTS) == set(inspect.signature(Trainer.__init__).parameters) - {"self"}
 
 
@@ -197,7 +199,7 @@ def test_trainer_arguments_need_no_plus(argument):
     assert cfg.trainer["max_epochs"] == 20
 
 
-def test_the_run_folder():
+def test_run_folders():
     [(_, folder)] = composed("experiment=demo", "name=first")
     assert folder.parts[-3:] == ("runs", "demo", "first")
     [(_, folder)] = composed("name=2026")
@@ -213,7 +215,7 @@ def test_a_run_is_not_overwritten(capsys):
     Path("runs/default/mine").mkdir(parents=True)
     Path("runs/default/mine/config.yaml").write_text("seed: 0\n")
     assert main(never, ["name=mine"]) == 1
-    assert "already holds a run" in capsys.readouterr().err
+    assert "runs/default/mine already contains a run. Choose another name" in capsys.readouterr().err
 
 
 def test_experiment_baseline_is_the_known_recipe():
@@ -239,27 +241,41 @@ def test_experiment_baseline_is_the_known_recipe():
         assert getattr(plain, group) == getattr(cfg, group)
 
 
-def test_every_setting_has_a_default_of_its_type_and_a_line_of_help(capsys):
+def test_every_setting_has_a_default_of_its_type_and_a_help_text(capsys):
     [(cfg, _)] = composed()
-    composed_here = to_dict(cfg)
+    plain = to_dict(cfg)
     assert main(never, ["--help"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for key, kind, default, text in keys():
         assert fits(default, kind), key
-        assert f"{key}={shown(default)} {text}" in told
+        assert f"{key}={shown(default)} {text}" in output
         node, _, name = key.rpartition(".")
         if not key.startswith("data."):
-            assert (composed_here[node] if node else composed_here)[name] == default, key
+            assert (plain[node] if node else plain)[name] == default, key
 
 
-def test_a_wrong_type_in_an_experiment_file_is_named(capsys, in_conf):
+def test_help_lists_each_setting_once_in_80_columns(capsys):
+    assert main(never, ["--help", "callbacks=[default,ema]", "optim=sgd", "seed=7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    settings = lines[lines.index("== Settings ==") :]
+    names = [line.strip().partition("=")[0] for line in settings if re.match(r" *[a-z_0-9.]+=", line)]
+    assert len(names) == len(set(names))
+    assert {key for key, *_ in keys()} | {"data.path", "augment.flip_prob", "callbacks.ema.decay"} <= set(names)
+    assert {"seed=7", "stages=[fit,test]", "    optim.momentum=0.9", "    augment.scale=[0.9,1.1]"} <= set(lines)
+    assert all(len(line) <= 80 or len(line.split()) == 1 for line in lines)
+    for group in CONF.groups() - {"hydra"}:
+        choices = ", ".join(sorted(CONF.options(group) - {"null", "None"}))
+        assert f"{group}: {choices}" in " ".join(" ".join(lines).split())
+
+
+def test_a_wrong_type_in_an_experiment_file_is_reported(capsys, in_conf):
     in_conf("experiment/mine.yaml", "# @package _global_\ndata:\n  batch_size: eight\n")
     assert main(never, ["experiment=mine"]) == 1
-    told = "data: batch_size=eight is of the wrong type, expected int."
-    assert capsys.readouterr().err == f"error: {told}\n"
+    expected = "error: data: batch_size=eight: expected an integer.\n"
+    assert capsys.readouterr().err == expected
     assert main(never, ["-m", "experiment=mine", "name=s"]) == 1
     error = capsys.readouterr().err
-    assert f"error: {told}\n" in error
+    assert expected in error
     assert "Traceback" not in error
 
 
@@ -274,11 +290,11 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "experiment=demo" in done.stdout
-    assert "max_epochs: 20" in done.stdout
+    assert "trainer.max_epochs=20" in done.stdout
 
 
 def test_the_clock_starts_before_the_imports():
-    # In place of the time: whether Hydra, the first of what takes long, was imported yet.
+    # The fake clock reports whether Hydra, the first slow import, has been imported.
     code = (
         "import sys, time; time.perf_counter = lambda: float('hydra' in sys.modules)\n"
         "from fer_lightning.commands import train\nassert train._process_start == [0.0]\n"
@@ -288,9 +304,7 @@ def test_the_clock_starts_before_the_imports():
     assert done.returncode == 0, done.stderr
 
 
-def test_build_names_what_is_wrong():
-    from fer_lightning.errors import UserError
-
+def test_build_reports_wrong_arguments_and_targets():
     with pytest.raises(UserError, match="flip_prob=2"):
         build({"_target_": "fer_lightning.data.augment.BatchAugment", "flip_prob": 2})
     with pytest.raises(UserError, match="Nothing"):
@@ -309,7 +323,7 @@ def test_did_you_mean(name, candidates, answer):
     assert did_you_mean(name, candidates) == answer
 
 
-def test_several_teachers_take_the_place_of_one():
+def test_several_teachers_replace_one():
     [(cfg, _)] = composed("experiment=tiny", "distill.ckpt=[best,a.ckpt]")
     assert cfg.distill.ckpt == ["best", "a.ckpt"]
 
@@ -319,11 +333,11 @@ def test_several_teachers_take_the_place_of_one():
     [
         f"{path.parent.name}={path.stem}"
         for path in sorted(CONF_DIR.glob("*/*.yaml"))
-        if path.parent.name != "sweep"  # of which no run alone is made
+        if path.parent.name != "sweep"  # applies to sweeps only
     ],
 )
-def test_a_run_of_any_choice_may_be_resumed(choice):
-    # An ablation is one of the speed run, whose network it may change.
+def test_a_run_with_any_choice_can_be_resumed(choice):
+    # Ablations change experiment=fast, including its network.
     [(cfg, _)] = composed(choice, *(["experiment=fast"] if choice.startswith("ablation=") else []))
     saved = to_dict(cfg)
     _check_saved(compose.OmegaConf.create(saved), set(), compose.CONF)
@@ -332,12 +346,12 @@ def test_a_run_of_any_choice_may_be_resumed(choice):
         _check_saved(compose.OmegaConf.create(saved), set(), compose.CONF)
 
 
-# Configurations of a user's own beside conf/
+# The user's own configuration folders
 
 
 @pytest.fixture
 def own(tmp_path):
-    """A folder with an experiment, a network's widths and a callback."""
+    """Create a folder with an experiment, a model and a callback."""
     folder = tmp_path / "own"
     for name, text in {
         "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /model: wide\nseed: 7\n",
@@ -366,7 +380,7 @@ def test_own_configurations_are_swept(own):
     assert [cfg.model["channels"] for cfg, _ in got] == [[32, 64], [16, 32, 128]]
 
 
-def test_data_that_name_no_source_are_named(own, capsys):
+def test_a_data_file_without_a_source_is_reported(own, capsys):
     (own / "data").mkdir()
     for text in ("batch_size: 8\n", "_target_: my.faces\nfolder: x\n", "source: my.faces\n"):
         (own / "data" / "mine.yaml").write_text(text)
@@ -376,10 +390,10 @@ def test_data_that_name_no_source_are_named(own, capsys):
             assert error.startswith("error: ")
             assert "Traceback" not in error
     assert main(never, ["--config-dir", str(own), "data=mine"]) == 1
-    assert "data.source needs a _target_" in capsys.readouterr().err
+    assert "data.source: expected a _target_" in capsys.readouterr().err
 
 
-def test_a_run_in_an_own_folder_does_not_vouch_for_itself(own, capsys):
+def test_a_run_in_an_own_folder_is_not_trusted(own, capsys):
     [(cfg, _)] = composed("callbacks.mine._target_=os.system", "name=a")
     folder = own / "stranger"
     folder.mkdir()
@@ -388,7 +402,7 @@ def test_a_run_in_an_own_folder_does_not_vouch_for_itself(own, capsys):
     assert "callbacks.mine._target_=os.system is not one of the settings" in capsys.readouterr().err
 
 
-def test_a_damaged_own_file_is_named(own, capsys):
+def test_a_damaged_own_file_is_reported(own, capsys):
     [(cfg, _)] = composed("name=a")
     folder = Path("runs/default/a")
     folder.mkdir(parents=True)
@@ -398,13 +412,13 @@ def test_a_damaged_own_file_is_named(own, capsys):
     assert f"{own / 'model' / 'broken.yaml'} cannot be read" in capsys.readouterr().err
 
 
-def test_packages_on_the_search_path_are_hydras_to_find():
+def test_packages_on_the_search_path_are_left_to_hydra():
     [(cfg, _)] = composed("hydra.searchpath=[pkg://hydra]")
     assert cfg.overrides == ["hydra.searchpath=[pkg://hydra]"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["experiment=mien"], "experiment=mien does not exist. Did you mean mine?"),
         (["model=wid"], "Did you mean wide?"),
@@ -412,19 +426,19 @@ def test_packages_on_the_search_path_are_hydras_to_find():
         (["hydra.searchpath=[file://nowhere]"], "nowhere is not a folder."),
     ],
 )
-def test_mistakes_about_own_configurations_are_named(arguments, said, own, capsys):
-    given = [] if "nowhere" in said else ["--config-dir", str(own)]
+def test_mistakes_about_own_configurations_are_reported(arguments, message, own, capsys):
+    given = [] if "nowhere" in message else ["--config-dir", str(own)]
     assert main(never, [*given, *arguments]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_misspelt_key_in_an_own_file_is_found(own, capsys):
+def test_a_misspelt_key_in_an_own_file_is_reported(own, capsys):
     (own / "experiment" / "mine.yaml").write_text("# @package _global_\nsede: 7\n")
     assert main(never, ["--config-dir", str(own), "experiment=mine"]) == 1
     assert "sede (set in a YAML file) does not exist. Did you mean seed?" in capsys.readouterr().err
 
 
-def test_a_run_with_own_configurations_goes_on_with_them_only(own, capsys):
+def test_a_run_with_own_configurations_needs_them_to_be_resumed(own, capsys):
     [(cfg, _)] = composed("--config-dir", str(own), "callbacks=mine", "name=a")
     folder = Path("runs/default/a")
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Each private API of Hydra still does what it is used for: a failure names which does not."""
+"""Each private API of Hydra that the package uses still works; a failure shows which one does not."""
 
 from fer_lightning.config.compat import IntervalSweep, flag_parser, parse_override
 

@@ -1,4 +1,4 @@
-"""Sweeps whose runs are in processes of their own: joblib's, and submitit's, preempted as by Slurm."""
+"""Sweeps run in separate processes by joblib, and by submitit, which is preempted the way Slurm does it."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from fer_lightning.config import overrides
 from fer_lightning.config.cli import main
 from fer_lightning.config.compose import CONF_DIR, Conf, build, to_plain
 
-# A program like train.py, but for what takes long.
+# A program like train.py without the slow parts.
 PROGRAM = """
 import json, os, sys
 from fer_lightning.config.cli import main
@@ -25,7 +25,7 @@ def job(cfg, run_dir):
     if cfg.seed == 1:
         raise UserError("seed=1 is bad luck.")
     results = {"status": "finished", "process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
-    (run_dir / "told.json").write_text(json.dumps(results))
+    (run_dir / "output.json").write_text(json.dumps(results))
     (run_dir / "results.json").write_text(json.dumps(results | {"command": "", "history": []}))
 
 sys.exit(main(job))
@@ -51,10 +51,12 @@ def test_joblib_runs_a_sweep_in_other_processes_and_a_failed_run_shows_in_the_ex
     with start(tmp_path, *command, threads="") as process:
         out, err = process.communicate(timeout=600)
     assert process.returncode == 1, out + err
-    told = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("runs/default/s/*/told.json")}
-    assert told.keys() == {"0", "2"}
-    assert process.pid not in {run["process"] for run in told.values()}
-    assert {run["threads"] for run in told.values()} == {str(max(os.cpu_count() // 2, 1))}
+    outputs = {
+        path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("runs/default/s/*/output.json")
+    }
+    assert outputs.keys() == {"0", "2"}
+    assert process.pid not in {run["process"] for run in outputs.values()}
+    assert {run["threads"] for run in outputs.values()} == {str(max(os.cpu_count() // 2, 1))}
     assert err.splitlines()[-2:] == [
         "error: seed=1 is bad luck.",
         "error: 1 of 3 runs failed; the same command tries them again.",
@@ -64,7 +66,7 @@ def test_joblib_runs_a_sweep_in_other_processes_and_a_failed_run_shows_in_the_ex
     assert "Warning" not in err
 
 
-def test_a_preempted_job_is_requeued_and_goes_on_from_its_last_checkpoint(tmp_path):
+def test_a_preempted_job_is_requeued_and_resumes_from_its_last_checkpoint(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     settings = (
         "data=synthetic",
@@ -85,7 +87,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_from_its_last_checkpoint(tmp_pa
     ) as process:
         first = held(process, tmp_path)
         (tmp_path / "hold").unlink()
-        os.kill(first, signal.SIGUSR2)  # as Slurm does when the time is nearly up or the place is needed
+        os.kill(first, signal.SIGUSR2)  # as Slurm does near the time limit or before preemption
         out, err = process.communicate(timeout=600)
     log = "".join(path.read_text() for path in tmp_path.glob("runs/default/s/.submitit/*/*_log.*"))
     assert process.returncode == 0, out + err + log
@@ -93,7 +95,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_from_its_last_checkpoint(tmp_pa
     results = json.loads((tmp_path / "runs/default/s/0/results.json").read_text())
     assert results["status"] == "finished"
     assert [epoch["epoch"] for epoch in results["history"]] == [0, 1]
-    # The first process did the first epoch, and the one after the requeueing the second alone.
+    # The first process trained the first epoch; the requeued one trained only the second.
     [second] = {process for *_, process in watched(tmp_path, "0")} - {first}
     assert {epoch for epoch, *_, process in watched(tmp_path, "0") if process == second} == {1}
     assert "1 run in runs/default/s" in out
@@ -111,21 +113,21 @@ def refused(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["-m", "hydra/launcher=jobib"], "hydra/launcher=jobib does not exist. Did you mean joblib?"),
         (["-m", "hydra/laucher=joblib"], "hydra/laucher does not exist. Did you mean hydra/launcher?"),
-        (["hydra/launcher=submitit_slurm"], "add -m"),
-        (["sweep=widths"], "add -m"),
-        (["-m", "seed=0,1", "--cfg", "job"], "leave out -m"),
+        (["hydra/launcher=submitit_slurm"], "hydra/launcher applies to sweeps only. Add -m"),
+        (["sweep=widths"], "sweep needs -m. Add -m"),
+        (["-m", "seed=0,1", "--cfg", "job"], "--cfg and --info show a single run. Leave out -m"),
     ],
 )
-def test_a_mistake_about_launchers_is_named(arguments, said, refused):
-    assert said in refused(*arguments)
+def test_mistakes_about_launchers_are_reported(arguments, message, refused):
+    assert message in refused(*arguments)
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
-def test_a_launcher_that_is_not_installed_is_told_with_its_remedy(launcher, refused, monkeypatch):
+def test_a_launcher_that_is_not_installed_is_reported_with_a_remedy(launcher, refused, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(name)
 
@@ -134,14 +136,16 @@ def test_a_launcher_that_is_not_installed_is_told_with_its_remedy(launcher, refu
     assert f'hydra/launcher={launcher} is not installed: pip install -e ".[launchers]"' in error
 
 
-def test_a_slurm_that_is_not_there_is_told(refused, monkeypatch):
+def test_missing_slurm_is_reported(refused, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     monkeypatch.setenv("PATH", "")
-    assert "finds no Slurm here" in refused("-m", "hydra/launcher=submitit_slurm", "seed=0,1")
+    assert "hydra/launcher=submitit_slurm: srun is not on the PATH" in refused(
+        "-m", "hydra/launcher=submitit_slurm", "seed=0,1"
+    )
 
 
 @pytest.mark.parametrize("launcher", [path.stem for path in sorted(CONF_DIR.glob("hydra/launcher/*.yaml"))])
-def test_every_launcher_takes_its_configuration(launcher, monkeypatch, tmp_path):
+def test_every_launcher_accepts_its_configuration(launcher, monkeypatch, tmp_path):
     plugin = pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     assert plugin.__version__ == "1.2.0"
     monkeypatch.chdir(tmp_path)
@@ -150,12 +154,12 @@ def test_every_launcher_takes_its_configuration(launcher, monkeypatch, tmp_path)
     assert type(built).__module__.startswith("hydra_plugins.")
 
 
-def test_several_processes_are_started_by_train_py_alone(monkeypatch, tmp_path, capsys):
+def test_only_train_py_starts_several_processes(monkeypatch, tmp_path, capsys):
     from fer_lightning.commands.train import job
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    # As in a worker of joblib or submitit, whichever way pytest itself was started.
+    # Pretend to be a worker of joblib or submitit, however pytest was started.
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("worker", None))
     settings = ["data=synthetic", "data.n_train=14", "data.n_val=7", "data.n_test=7"]
     assert main(job, [*settings, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]) == 1

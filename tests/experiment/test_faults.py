@@ -120,7 +120,7 @@ def test_a_folder_that_turns_read_only(capsys, monkeypatch, tmp_path):
         assert main(job, ["resume=runs/default/a"]) == 1
         assert "runs/default/a cannot be written" in the_error(capsys)
         run("name=b", code=1)
-        assert "runs/default/b cannot be made: " in the_error(capsys)
+        assert "runs/default/b cannot be created: " in the_error(capsys)
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         assert main(job, ["resume=runs/default/a"]) == 0
 
@@ -297,14 +297,14 @@ def test_of_two_runs_that_start_at_the_same_moment_one_is_refused():
     errors = [process.communicate()[1] for process in both]
     assert sorted(said) == ["", "in\n"]
     assert sorted(process.returncode for process in both) == [0, 1]
-    assert sum("runs/default/a is in use" in error or "already holds a run" in error for error in errors) == 1
+    assert sum("runs/default/a is in use" in error or "already contains a run" in error for error in errors) == 1
 
 
 def test_a_run_that_was_there_by_the_time_the_lock_was_free(monkeypatch, capsys):
     run("name=a", "trainer.max_epochs=1", "stages=[fit]")
     monkeypatch.setattr(config, "_folder", lambda overrides, multirun: Path("runs/default/a"))
     run("name=a", code=1)
-    assert "already holds a run" in the_error(capsys)
+    assert "already contains a run" in the_error(capsys)
 
 
 def test_a_cut_checkpoint_to_test_is_one_line(capsys):

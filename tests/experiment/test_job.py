@@ -418,7 +418,7 @@ def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_go_on(monkeypatc
         (["stages=[tets]"], "stages=['tets']"),
         (["stages=[test]"], "needs the checkpoint to test"),
         (["ckpt=nowhere.ckpt"], "nowhere.ckpt cannot be read: No such file"),
-        (["ckpt=3"], "ckpt=3: expected a string or a list."),
+        (["ckpt=3"], "ckpt=3: expected a string, a list of strings or null."),
         (["stages=[test]", "ckpt=[]"], "needs the checkpoint to test"),
         (["stages=[test]", "ckpt=[nowhere.ckpt,b.ckpt]"], "nowhere.ckpt cannot be read"),
         (["ckpt=[a.ckpt,b.ckpt]"], "ckpt=[a.ckpt,b.ckpt] is an ensemble, which can only be tested"),

@@ -187,7 +187,7 @@ def test_one_run_does_not_enter_a_sweep_nor_a_sweep_a_run(arguments, capsys):
     begin_sweep(Path("runs/default/s"), ["seed=1,2"])
     finish(Path("runs/default/one"))
     assert main(lambda cfg, run_dir: finish(run_dir), arguments) == 1
-    assert "already holds a run" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
 
 
 def test_a_run_that_another_process_works_on_is_not_resumed(capsys):
