@@ -263,7 +263,7 @@ def test_a_checkpoint_that_would_fill_the_memory(tmp_path):
 
 def test_a_checkpoint_that_is_one_tensor(tmp_path):
     torch.save(torch.zeros(2), tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match=r"not written by this project: it holds one Tensor\.$"):
+    with pytest.raises(UserError, match=r"not written by this project: expected a dict, got Tensor\.$"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
