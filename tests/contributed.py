@@ -1,4 +1,4 @@
-"""What somebody adds to the project, each with the same bug where it is asked for: in `where`."""
+"""Third-party extensions of the project, each with the same bug in the place that `where` selects."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from fer_lightning.data.synthetic import synthetic_faces
 
 
 def bug(where: str, here: str) -> None:
+    """Raise the bug if it was requested here."""
     if where == here:
         raise TypeError("unsupported operand: the bug")
 
@@ -28,7 +29,7 @@ class MyCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.where == "wrong hook":
-            self.log("a", 1.0)  # Lightning refuses this by a MisconfigurationException
+            self.log("a", 1.0)  # Lightning raises a MisconfigurationException
 
 
 class MyNet(nn.Module):

@@ -1,10 +1,10 @@
-"""Lightning's Trainer on devices that need no GPU: they know where a tensor is and have nothing to read from it.
+"""Lightning's Trainer on fake devices, which track where a tensor is but hold no data; no GPU is needed.
 
-On "meta" a whole training step runs, its backward pass too, with optimizers that are not fused. PyTorch refuses to
-read a tensor there (``.item()``, ``.tolist()``, ``.cpu()``, a tensor in an ``if``), for which the host would wait
-for a GPU. `OneDevice` refuses what is copied from the host, which waits too; ``torch.tensor(..., device=...)``
-alone escapes it, and is left to tests/test_gpu.py. Under FakeTensorMode the device is called "cuda", and all but a
-backward pass runs.
+On "meta" a whole training step runs, including the backward pass, with optimizers that are not fused. PyTorch
+raises when a tensor there is read (``.item()``, ``.tolist()``, ``.cpu()``, a tensor in an ``if``), which would make
+the host wait for a GPU. `OneDevice` raises on copies from the host, which wait too. It misses only
+``torch.tensor(..., device=...)``, which tests/test_gpu.py covers. Under FakeTensorMode the device is called "cuda",
+and everything but a backward pass runs.
 """
 
 import torch
@@ -20,20 +20,20 @@ from fer_lightning import hardware
 
 class _Accelerator(CPUAccelerator):
     def setup_device(self, device):
-        pass  # any
+        pass  # accept any device
 
 
 class _Strategy(SingleDeviceStrategy):
     def teardown(self):
-        pass  # the weights cannot come back to the CPU
+        pass  # weights on a fake device cannot be moved back to the CPU
 
 
-class Enough(Exception):
-    """Ends a fit or a test before its first read of the device, which an epoch's end may do."""
+class StopEarly(Exception):
+    """Ends a fit or a test before the end of the epoch, which may read from the device."""
 
 
 class OneDevice(TorchDispatchMode):
-    """From the end of the first training step on, an operation on tensors of several devices is an error."""
+    """Raises on operations that mix tensors of several devices, once the first training step has ended."""
 
     active = False
 
@@ -46,8 +46,8 @@ class OneDevice(TorchDispatchMode):
         return out
 
 
-class Stop(Callback):
-    """Raises Enough after so many training steps, or after so many batches of validation or test."""
+class StopAfter(Callback):
+    """Raises StopEarly after a number of training steps, or of batches of validation or test."""
 
     def __init__(self, after, one_device=None):
         self.after = after
@@ -59,31 +59,31 @@ class Stop(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == self.after:
-            raise Enough
+            raise StopEarly
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch_idx + 1 == self.after:
-            raise Enough
+            raise StopEarly
 
     on_test_batch_end = on_validation_batch_end
 
 
 def trainer_on(device, monkeypatch, *callbacks, after=2, one_device=None, **options):
-    """A Trainer whose data and network are on the device, and who stops after so many batches."""
-    # It is a GPU to the data module, and Lightning need not ask it for the number of batches.
+    """Build a Trainer that puts data and network on the device and stops after `after` batches."""
+    # The data module treats the device as a GPU, and Lightning must not read the number of batches from it.
     monkeypatch.setattr(hardware, "has_room", lambda device, n_bytes: True)
     for loop in (fit_loop, evaluation_loop):
         monkeypatch.setattr(loop, "has_len_all_ranks", lambda *_: True)
     module_of = torch.get_device_module
     monkeypatch.setattr(
         torch,
-        "get_device_module",  # that of "meta" has no generator
+        "get_device_module",  # the module of "meta" has no generator
         lambda device=None: torch.default_generator if str(device) == "meta" else module_of(device),
     )
     return Trainer(
         max_epochs=1,
         strategy=_Strategy(device=torch.device(device), accelerator=_Accelerator()),
-        callbacks=[Stop(after, one_device), *callbacks],
+        callbacks=[StopAfter(after, one_device), *callbacks],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,11 +1,11 @@
-"""Networks whose answers can be told by looking at the picture."""
+"""Networks whose predictions follow visibly from the image."""
 
 import torch
 from torch import nn
 
 
 class Brightness(nn.Module):
-    """Happy for bright faces, sad for dark ones."""
+    """A network that predicts happy for bright faces and sad for dark ones."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(images), 7)

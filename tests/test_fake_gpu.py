@@ -1,11 +1,11 @@
-"""Without a GPU: nothing is left on the CPU, and a training step never makes the host wait for the device."""
+"""Device placement without a GPU: no tensor stays on the CPU, and training steps never wait for the device."""
 
 from functools import partial
 
 import pytest
 import torch
 import yaml
-from fake_gpu import Enough, OneDevice, trainer_on
+from fake_gpu import OneDevice, StopEarly, trainer_on
 from lightning.pytorch import Callback
 from torch._subclasses import FakeTensorMode
 
@@ -19,7 +19,7 @@ from fer_lightning.inference.classifier import Classifier
 from fer_lightning.models import build_model
 from fer_lightning.models.checkpoint import InputSpec
 from fer_lightning.models.tta import VIEWS
-from fer_lightning.training.distillation import OtherInput, Teacher
+from fer_lightning.training.distillation import InputAdapter, Teacher
 from fer_lightning.training.module import EmotionClassifier
 from fer_lightning.training.optim import build_optimizer
 
@@ -50,7 +50,7 @@ def network(name):
 
 
 def data_of(faces, augment="strong"):
-    # Five training batches, two in a group.
+    # Five training batches, in groups of two.
     return FaceDataModule(faces, augmentation(augment), 8, INPUTS.image_size, eval_batch_size=8)
 
 
@@ -60,64 +60,65 @@ def module_of(name, optim="adam", teacher=None, **options):
     return EmotionClassifier(network(name), optimizer, INPUTS, model, teacher=teacher, **options)
 
 
-def test_every_network_is_here():
+def test_every_network_of_conf_is_tested():
     assert {name.partition(" ")[0] for name in NETWORKS} == {path.stem for path in CONF_DIR.glob("model/*.yaml")}
 
 
 def fit(monkeypatch, faces, module, *callbacks, augment="strong", **options):
-    """Four training steps with all that belongs to them, up to the epoch's last, whose loss is read."""
-    monkeypatch.setattr(datamodule, "GPU_GROUP_PIXELS", 2 * 8 * 48**2)  # gathered within the steps too
+    """Run four training steps, stopping before the epoch's last one, which reads the loss."""
+    # Several groups per epoch, so that gathering one happens during the steps too.
+    monkeypatch.setattr(datamodule, "GPU_GROUP_PIXELS", 2 * 8 * 48**2)
     data = data_of(faces, augment)
-    ended = []
+    steps = []
 
-    class Ended(Callback):
+    class RecordStep(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             assert {part.device.type for part in batch.values()} == {"meta"}
             assert outputs["loss"].device.type == "meta"
-            ended.append(batch_idx)
+            steps.append(batch_idx)
 
     one_device = OneDevice()
-    trainer = trainer_on("meta", monkeypatch, *callbacks, Ended(), after=4, one_device=one_device, **options)
-    with one_device, pytest.raises(Enough):
+    trainer = trainer_on("meta", monkeypatch, *callbacks, RecordStep(), after=4, one_device=one_device, **options)
+    with one_device, pytest.raises(StopEarly):
         trainer.fit(module, datamodule=data)
-    assert ended == [0, 1, 2, 3]
+    assert steps == [0, 1, 2, 3]
     assert {parameter.grad.device.type for parameter in module.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_training_step_reads_nothing_from_the_device(name, channels_last, faces, monkeypatch):
+def test_training_step_reads_nothing_from_the_device(name, channels_last, faces, monkeypatch):
     fit(monkeypatch, faces, module_of(name, channels_last=channels_last, label_smoothing=0.1))
 
 
 @pytest.mark.parametrize("optim", ["adam", "adamw", "sgd"])
-def test_nor_does_an_optimizer_or_what_belongs_to_its_step(optim, faces, monkeypatch):
+def test_optimizer_step_with_ema_and_clipping_reads_nothing_from_the_device(optim, faces, monkeypatch):
     fit(monkeypatch, faces, module_of("fer_model0", optim), EMA(), gradient_clip_val=1.0)
 
 
 @pytest.mark.parametrize("tta", ["none", "mirror"])
 @pytest.mark.parametrize("augment_epochs", [None, 2])
-def test_nor_does_a_teacher(augment_epochs, tta, faces, monkeypatch):
-    larger = build_model("fer_model0", image_size=48, **NETWORKS["fer_model0"])
-    nets = [network("small_vgg"), OtherInput(larger, InputSpec(48, 0.5, 0.5), INPUTS)]
+def test_teacher_reads_nothing_from_the_device(augment_epochs, tta, faces, monkeypatch):
+    other = build_model("fer_model0", image_size=48, **NETWORKS["fer_model0"])
+    nets = [network("small_vgg"), InputAdapter(other, InputSpec(48, 0.5, 0.5), INPUTS)]
     teacher = Teacher(nets, tta=tta, augment_epochs=augment_epochs, n_images=len(faces), n_train=40)
     fit(monkeypatch, faces, module_of("small_vgg", teacher=teacher), EMA(every_n_steps=2))
 
 
-def test_nor_does_a_teacher_that_has_answered(faces):
+def test_cached_soft_targets_are_served_without_a_read(faces):
     net = network("fer_model0").to("meta")
     teacher = Teacher([net], augment_epochs=1, n_images=len(faces), n_train=40)
     teacher.to(torch.device("meta"), torch.contiguous_format)
     images, index = torch.zeros(40, 1, 32, 32, device="meta"), torch.zeros(40, dtype=torch.int64, device="meta")
-    teacher.answer(images, index, 0)
-    teacher.nets.clear()  # it would have to ask otherwise
-    assert teacher.answer(images, index, 1).device.type == "meta"
+    teacher.soft_targets(images, index, 0)
+    teacher.nets.clear()  # only the cache is left
+    assert teacher.soft_targets(images, index, 1).device.type == "meta"
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
-def test_nor_does_an_augmentation(augment, faces, monkeypatch):
+def test_augmentation_reads_nothing_from_the_device(augment, faces, monkeypatch):
     if isinstance(augmentation(augment), TorchvisionAugment):
-        pytest.skip("image by image, from seeds that the host reads")
+        pytest.skip("augments image by image, with seeds read on the host")
     fit(monkeypatch, faces, module_of("fer_model0"), augment=augment)
 
 
@@ -133,16 +134,16 @@ def test_nor_does_an_augmentation(augment, faces, monkeypatch):
     ],
     ids=["item", "tolist", "cpu", "if", "a tensor on the CPU", "a copy to the device"],
 )
-def test_what_would_wait_for_the_device_is_found(read, faces, monkeypatch):
-    """The tests above can fail."""
+def test_reads_and_copies_are_detected(read, faces, monkeypatch):
+    """Show that the tests above would fail."""
 
-    class Reads(Callback):
+    class Read(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             read(outputs["loss"].detach())
 
     one_device = OneDevice()
     trainer, module = (
-        trainer_on("meta", monkeypatch, Reads(), after=4, one_device=one_device),
+        trainer_on("meta", monkeypatch, Read(), after=4, one_device=one_device),
         module_of("fer_model0"),
     )
     with one_device, pytest.raises((RuntimeError, NotImplementedError)):
@@ -150,32 +151,32 @@ def test_what_would_wait_for_the_device_is_found(read, faces, monkeypatch):
 
 
 def fake_cuda():
-    """Until it ends "cuda" needs no GPU; what was made before counts as on the CPU."""
+    """Return a context in which "cuda" needs no GPU; tensors created before count as on the CPU."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_validation_leaves_nothing_on_the_cpu(name, faces, monkeypatch):
     module = module_of(name)
-    with fake_cuda(), pytest.raises(Enough):
+    with fake_cuda(), pytest.raises(StopEarly):
         trainer_on("cuda", monkeypatch).validate(module, datamodule=data_of(faces))
-    assert {part.device.type for answer in module._seen for part in answer} == {"cuda"}
+    assert {part.device.type for output in module._outputs for part in output} == {"cuda"}
 
 
 @pytest.mark.parametrize("tta", VIEWS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_nor_does_any_view_of_a_test(name, tta, faces, monkeypatch):
+def test_test_leaves_nothing_on_the_cpu(name, tta, faces, monkeypatch):
     module = module_of(name, tta=tta)
-    with fake_cuda(), pytest.raises(Enough):
+    with fake_cuda(), pytest.raises(StopEarly):
         trainer_on("cuda", monkeypatch).test(module, datamodule=data_of(faces))
-    assert {part.device.type for answer in module._seen for part in answer} == {"cuda"}
-    assert [len(answer[1]) for answer in module._seen] == [8, 8]
+    assert {part.device.type for output in module._outputs for part in output} == {"cuda"}
+    assert [len(output[1]) for output in module._outputs] == [8, 8]
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
-def test_nor_does_an_augmentation_of_many_batches(augment):
+def test_augmentation_leaves_nothing_on_the_cpu(augment):
     if isinstance(augmentation(augment), TorchvisionAugment):
-        pytest.skip("image by image, from seeds that the host reads")
+        pytest.skip("augments image by image, with seeds read on the host")
     with fake_cuda():
         images = torch.zeros(40, 1, 48, 48, dtype=torch.uint8, device="cuda")
         index = torch.zeros(40, dtype=torch.int64, device="cuda")
@@ -185,11 +186,11 @@ def test_nor_does_an_augmentation_of_many_batches(augment):
 
 @pytest.mark.parametrize("tta", VIEWS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_nor_does_a_prediction(name, tta, faces):
+def test_prediction_leaves_nothing_on_the_cpu(name, tta, faces):
     net = network(name)
     with fake_cuda():
         clf = Classifier(net, INPUTS, "cuda")
         assert clf.net_input(faces.images).device.type == "cuda"
-        # The only thing that is missing is what the answers are.
+        # It fails only at the end, where the probabilities are read.
         with pytest.raises(RuntimeError, match=r"\.numpy\(\)"):
             clf.predict(faces.images, tta=tta, batch_size=32)

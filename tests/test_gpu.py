@@ -1,6 +1,6 @@
-"""What a GPU shall do like the CPU: train, resume, sweep, predict, export. `pytest -m gpu` runs the GPU's part.
+"""A GPU gives the CPU's results: train, resume, sweep, predict, export. `pytest -m gpu` runs the GPU variants.
 
-Each test runs on the CPU too, where it compares the CPU with itself: so that it works when there is a GPU to try.
+Each test also runs on the CPU and compares it with itself, so that the test is known to work when a GPU is at hand.
 """
 
 import gc
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def on(device):
-    """The setting of train.py that takes it."""
+    """Return the override that trains on the device."""
     return f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"
 
 
@@ -59,46 +59,46 @@ def faces():
     return synthetic_faces(n_train=64, n_val=7, n_test=7)
 
 
-def test_random_numbers_are_those_of_the_cpu_bit_for_bit(device):
+def test_random_numbers_equal_those_of_the_cpu_bit_for_bit(device):
     index = torch.arange(5000)
     assert torch.equal(words(3, 7, index.to(device), 3, 0).cpu(), words(3, 7, index, 3, 0))
     assert torch.equal(permutation(3, 7, 5000, device).cpu(), permutation(3, 7, 5000))
 
 
 @pytest.mark.parametrize("augment", ["baseline", "light", "strong", "none", "torchvision"])
-def test_augmented_faces_are_those_of_the_cpu(augment, device, faces):
+def test_augmented_faces_match_those_of_the_cpu(augment, device, faces):
     augmentation = build(yaml.safe_load((CONF_DIR / f"augment/{augment}.yaml").read_text()))
     images, index = torch.from_numpy(faces.images).unsqueeze(1), torch.arange(len(faces))
     for size in (48, 128):
         got = augmentation(images.to(device), index.to(device), 0, 1, size)
         assert got.device.type == device
-        # Torchvision rounds to whole grey levels, and an edge may fall a float's last bit to either side.
+        # torchvision rounds to whole grey levels, and rounding errors can move an edge to the next pixel.
         different = (got.cpu() - augmentation(images, index, 0, 1, size)).abs() > 2e-3
         assert different.float().mean() < (2e-2 if augment == "torchvision" else 1e-4)
 
 
-def test_a_run_comes_to_what_it_comes_to_on_the_cpu(device):
+def test_run_gets_the_results_of_the_cpu(device):
     settings = [
         "trainer.precision=32-true",
         "callbacks.ema._target_=fer_lightning.callbacks.ema.EMA",
         "tta=shifts",
     ]
     run("name=cpu", *settings)
-    run("name=here", *settings, on(device))
-    expected, got = results_of("runs/default/cpu"), results_of("runs/default/here")
+    run("name=device", *settings, on(device))
+    expected, got = results_of("runs/default/cpu"), results_of("runs/default/device")
     assert got["status"] == "finished"
     if device == "cuda":
         assert torch.cuda.get_device_name() in got["hardware"]
-    for here, there in zip(got["history"], expected["history"], strict=True):
+    for epoch, on_cpu in zip(got["history"], expected["history"], strict=True):
         for key in ("train_loss", "val_loss"):
-            assert here[key] == pytest.approx(there[key], rel=2e-2)  # TF32 in convolutions
-        assert (here["images"], here["lr"]) == (there["images"], there["lr"])
-    for name, scores in expected["last_epoch"].items():  # another epoch may be the best one
+            assert epoch[key] == pytest.approx(on_cpu[key], rel=2e-2)  # TF32 in convolutions
+        assert (epoch["images"], epoch["lr"]) == (on_cpu["images"], on_cpu["lr"])
+    for name, scores in expected["last_epoch"].items():  # not the best epoch, which may differ
         assert got["last_epoch"][name]["loss"] == pytest.approx(scores["loss"], rel=5e-2)
 
 
-def test_what_a_machine_chooses_by_itself_learns(device, tmp_path):
-    """precision=auto, which is bf16 on a GPU, with pictures, TensorBoard and a teacher."""
+def test_automatic_settings_learn(device, tmp_path):
+    """Train with precision=auto, which is bf16 on a GPU, with figures, TensorBoard and a teacher."""
     drawing = ["callbacks=grad_cam", "logger=tensorboard", "trainer.log_every_n_steps=2"]
     run("name=teacher", on(device), *drawing, "trainer.max_epochs=6", "optim.lr=1e-2")
     results = results_of("runs/default/teacher")
@@ -112,7 +112,7 @@ def test_what_a_machine_chooses_by_itself_learns(device, tmp_path):
 
 
 class NoSync(Callback):
-    """From the end of the second step to the beginning of the last, all that makes the host wait is an error."""
+    """Callback that raises when the host waits, from the end of the second step to the start of the last."""
 
     def __init__(self, device):
         self.device = device
@@ -145,7 +145,7 @@ def test_training_steps_never_wait_for_the_gpu(device, monkeypatch):
     assert watch.steps == 3 * 7
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(device, monkeypatch):
+def test_killed_run_resumes_bit_for_bit(device, monkeypatch):
     settings = [*STATEFUL, on(device), "trainer.deterministic=true", "checkpoint.every_n_minutes=1e-9"]
     settings += [EMA, "trainer.max_epochs=2"]
     run("name=never", *settings)
@@ -157,18 +157,18 @@ def test_a_stopped_run_goes_on_bit_for_bit(device, monkeypatch):
     torch.use_deterministic_algorithms(False)  # Lightning leaves it on
 
 
-def test_a_sweep_leaves_no_memory_behind(device, capsys):
-    held_bytes = []
+def test_sweep_frees_the_memory_of_its_runs(device, capsys):
+    allocated = []
 
-    def memory():
+    def measure():
         gc.collect()
-        held_bytes.append(torch.cuda.memory_allocated() if device == "cuda" else 0)
+        allocated.append(torch.cuda.memory_allocated() if device == "cuda" else 0)
 
     for seeds in ("0", "0,1"):
         run("-m", f"name=s{len(seeds)}", f"seed={seeds}", on(device), "trainer.max_epochs=1")
-        memory()
+        measure()
     assert "2 runs in runs/default/s3" in capsys.readouterr().out
-    assert held_bytes[1] <= held_bytes[0] + 2**17  # the dataset of one run is 340 kB
+    assert allocated[1] <= allocated[0] + 2**17  # the dataset of one run is 340 kB
 
 
 def test_ddp_with_one_device(device):
@@ -185,19 +185,19 @@ def test_ddp_with_one_device(device):
 
 
 @pytest.mark.parametrize("tta", VIEWS)
-def test_predictions_are_those_of_the_cpu(tta, device, faces):
+def test_predictions_match_those_of_the_cpu(tta, device, faces):
     for name in ("best", "tiny"):
         expected = load_pretrained(name, "cpu").predict(faces.images[:5], tta=tta).probabilities
         got = load_pretrained(name, device).predict(faces.images[:5], tta=tta, batch_size=3).probabilities
         np.testing.assert_allclose(got, expected, atol=1e-2)  # TF32 in convolutions
 
 
-def test_the_command_predicts(device, faces, capsys):
+def test_predict_command(device, faces, capsys):
     Image.fromarray(faces.images[0]).save("face.png")
     assert command(["predict", "--json", "--device", device, "face.png"]) == 0
-    [answer] = json.loads(capsys.readouterr().out)
-    assert len(answer["faces"]) == 1
-    assert sum(answer["faces"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    [photo] = json.loads(capsys.readouterr().out)
+    assert len(photo["faces"]) == 1
+    assert sum(photo["faces"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-3)
 
 
 def classifier(device):
@@ -206,19 +206,19 @@ def classifier(device):
     return Classifier(net, InputSpec(24, 0.4, 0.3), device)
 
 
-def test_grad_cam_is_that_of_the_cpu(device, faces):
+def test_grad_cam_matches_that_of_the_cpu(device, faces):
     emotions = [0, 3] * 8
     got, expected = (grad_cam(classifier(where), faces.images[:16], emotions) for where in (device, "cpu"))
     np.testing.assert_allclose(got, expected, atol=2e-2)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_what_is_exported_runs_on_the_cpu(file_format, device, faces):
+def test_exported_network_runs_on_the_cpu(file_format, device, faces):
     if file_format == "onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
-    answer = load_exported(export(classifier(device), file_format), file_format)(faces.images[:, None])
-    np.testing.assert_allclose(answer, classifier("cpu").predict(faces.images).probabilities, atol=1e-4)
+    probabilities = load_exported(export(classifier(device), file_format), file_format)(faces.images[:, None])
+    np.testing.assert_allclose(probabilities, classifier("cpu").predict(faces.images).probabilities, atol=1e-4)
 
 
 RECIPE = ("experiment=baseline", "data.image_size=16", "data.batch_size=4", "model.channels=[2,3]")
@@ -242,29 +242,29 @@ RECIPE = ("experiment=baseline", "data.image_size=16", "data.batch_size=4", "mod
     ],
 )
 @pytest.mark.parametrize("optim", ["adam", "sgd"])
-def test_the_benchmarks_contenders_answer(name, arguments, optim, tmp_path, monkeypatch, capsys):
+def test_contenders_of_the_benchmark_return_results(name, arguments, optim, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FER2013_PATH", str(write_folder(tmp_path / "images", fake_faces())))
     monkeypatch.setattr(contenders, "SECONDS", 0.01)
     settings = [*RECIPE, on("cuda"), f"optim={optim}"]
     assert config.main(partial(contenders._job, name, arguments), settings) == 0
-    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert all(value > 0 for value in answer.values() if isinstance(value, float))
-    assert name != "describe" or answer["device"] == "cuda"
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert all(value > 0 for value in result.values() if isinstance(value, float))
+    assert name != "describe" or result["device"] == "cuda"
 
 
-class Full(Callback):
+class OutOfMemory(Callback):
     def on_train_start(self, trainer, pl_module):
         raise torch.OutOfMemoryError("out of memory")
 
 
-def test_out_of_memory_is_told_in_a_line(device, capsys, monkeypatch):
-    """A GPU's is filled for real, by an activation of 120 GB; the host's is left alone."""
+def test_out_of_memory_is_a_one_line_error(device, capsys, monkeypatch):
+    """Allocate a 120 GB activation on a GPU; on the CPU the error is simulated."""
     settings = [on(device)]
     if device == "cuda":
         settings += ["model=resnet", "model.channels=[512]", "model.blocks=1", "trainer.precision=bf16-mixed"]
         settings += ["data.batch_size=112", "data.image_size=1024"]
     else:
-        with_callback(monkeypatch, Full())
+        with_callback(monkeypatch, OutOfMemory())
     run("name=a", *settings, code=1)
     error = capsys.readouterr().err
     assert "error: Out of memory: " in error

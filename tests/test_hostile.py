@@ -262,7 +262,7 @@ def test_checkpoint_that_would_fill_the_memory_is_refused(tmp_path):
 
 def test_checkpoint_of_a_single_tensor_is_refused(tmp_path):
     torch.save(torch.zeros(2), tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match=r"not written by this project: it holds one Tensor\.$"):
+    with pytest.raises(UserError, match=r"not written by this project: expected a dict, got Tensor\.$"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 

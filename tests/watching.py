@@ -1,4 +1,4 @@
-"""A callback for runs in processes of their own: tells what each trained on, and can hold one for a signal."""
+"""A callback for runs in separate processes: records what each trained on, and can hold one until a signal."""
 
 import os
 import time
@@ -10,10 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Watch(Callback):
-    """Writes each training batch to ``watched/<run>/<epoch>-<batch>-<rank>-<process>.pt``.
+    """Callback that writes each training batch to ``watched/<run>/<epoch>-<batch>-<rank>-<process>.pt``.
 
-    Batch norm is left as it began: on a CPU each process would normalise by its own share of the batch. A run whose
-    name is in the file ``hold`` waits in its second epoch to be stopped, and writes its process's id to ``held``.
+    Batch norm keeps its initial statistics, because on a CPU each process would normalise with its own share of the
+    batch. A run whose name is in the file ``hold`` writes its process id to ``held`` in its second epoch and waits
+    to be stopped.
     """
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -26,15 +27,15 @@ class Watch(Callback):
         name = f"{trainer.current_epoch}-{batch_idx}-{trainer.global_rank}-{os.getpid()}.pt"
         torch.save({key: part.clone() for key, part in batch.items()}, folder / name)
         hold = Path("hold")
-        here = trainer.is_global_zero and (trainer.current_epoch, batch_idx) == (1, 1)
-        if here and hold.exists() and hold.read_text() == run:
+        reached = trainer.is_global_zero and (trainer.current_epoch, batch_idx) == (1, 1)
+        if reached and hold.exists() and hold.read_text() == run:
             Path("held").write_text(str(os.getpid()))
             time.sleep(300)
             raise AssertionError("nobody stopped this process")
 
 
 def held(command, folder: Path) -> int:
-    """The id of the process that holds, once it does; `command` was started in `folder`."""
+    """Wait until a process of `command`, started in `folder`, holds, and return its id."""
     file = folder / "held"
     while not (file.exists() and file.read_text()):
         assert command.poll() is None, f"the command ended before it held: {command.communicate()}"
@@ -43,7 +44,7 @@ def held(command, folder: Path) -> int:
 
 
 def watched(folder: Path, run: str) -> dict[tuple[int, int, int, int], dict[str, torch.Tensor]]:
-    """(epoch, batch, rank, process) -> batch."""
+    """Return a run's batches by (epoch, batch, rank, process)."""
     return {
         tuple(map(int, path.stem.split("-"))): torch.load(path, weights_only=True)
         for path in sorted((folder / "watched" / run).glob("*.pt"))

@@ -1,0 +1,1 @@
+"""Lightning callbacks: checkpoints, history, TensorBoard, figures, weight averaging and pruning."""

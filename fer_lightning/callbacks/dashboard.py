@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its curves: texts, combined charts, hyperparameters, figures."""
+"""TensorBoard entries of a run besides its curves: texts, combined charts and hyperparameters."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from fer_lightning.callbacks.drawing import tensorboard
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.training.compat import write_hparams
 
-# As add_custom_scalars takes it. TensorBoard reads each tag as a regular expression to match from the start.
+# The layout for add_custom_scalars. TensorBoard matches each tag as a regular expression from the start.
 CHARTS = {
     "learning": {
         "loss": ["Multiline", ["loss/train$", "loss/val$"]],
@@ -19,38 +19,42 @@ CHARTS = {
 
 
 class Dashboard(Callback):
-    """Writes what a person needs to tell one run from another: texts, chart layout and hyperparameters.
+    """Callback that writes texts, chart layout and hyperparameters, which distinguish a run from others.
 
     Args:
-        texts: heading -> text to show word for word, such as the config as YAML, under ``run/<heading>``.
-        hparams: the run's row in the HParams tab. It stays as first written when a run is resumed.
+        texts: heading -> text to show verbatim under ``run/<heading>``, such as the config as YAML.
+        hparams: the run's row in the HParams tab. Resuming a run does not change the row.
     """
 
     def __init__(self, texts: Mapping[str, str], hparams: Mapping[str, bool | int | float | str]) -> None:
         self.texts = dict(texts)
         self.hparams = dict(hparams)
-        self._announced = False
+        self._written = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._announce(trainer)
+        """Write the entries."""
+        self._write(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The writer keeps two minutes in memory, which a killed process would lose, and its resumed run too.
+        """Flush the writer."""
+        # It buffers two minutes of events, which would be missing from a killed run even after resuming it.
         if (logger := tensorboard(trainer)) is not None:
             logger.experiment.flush()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._announce(trainer)  # for a run that only tests
+        """Write the entries of a run without a fit."""
+        self._write(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._announce(trainer)  # for an ensemble
+        """Write the entries of an ensemble."""
+        self._write(trainer)
 
-    def _announce(self, trainer: Trainer) -> None:
-        """Once in a process. A resumed run does it again, at the epoch where it goes on."""
+    def _write(self, trainer: Trainer) -> None:
+        """Write the entries once per process. A resumed run writes them again, at the epoch where it resumes."""
         logger = tensorboard(trainer)
-        if logger is None or self._announced:
+        if logger is None or self._written:
             return
-        self._announced = True
+        self._written = True
         writer = logger.experiment
         writer.add_custom_scalars(CHARTS)
         for heading, text in self.texts.items():
@@ -60,19 +64,20 @@ class Dashboard(Callback):
         writer.flush()
 
     def report(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Write the run's results into the HParams table, as ``hp/<name>``: once, after the last test.
+        """Write the run's results into the HParams table as ``hp/<name>``, once, after the last test.
 
-        The table opens with five results in the order of the alphabet: accuracy/train and accuracy/val of the
-        last epoch, then the first three of these.
+        By default the table shows the first five results in alphabetical order: accuracy/train and accuracy/val of
+        the last epoch, then the first three of these.
         """
         if (logger := tensorboard(trainer)) is None:
             return
         for name, value in metrics.items():
             logger.experiment.add_scalar(f"hp/{name}", value, trainer.current_epoch)
-        # Closed after the test, and opened again by this: a sweep would gather a thread from every run.
+        # Lightning closed the writer after the test, and add_scalar reopened it. Unless it is closed again, a sweep
+        # leaks one thread per run.
         logger.finalize("success")
 
 
 def _verbatim(text: str) -> str:
-    """As code: TensorBoard renders Markdown, which would eat the underscores and brackets of a command."""
+    """Format a text as Markdown code, because rendering would drop the underscores and brackets of a command."""
     return f"```yaml\n{text.rstrip()}\n```" if "\n" in text.strip() else f"`{text.strip()}`"

@@ -1,4 +1,4 @@
-"""What the drawing callbacks share: the predictions to draw, and where figures go."""
+"""Shared parts of the drawing callbacks: the predictions to draw, and the output of figures."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -21,30 +21,38 @@ from fer_lightning.training.module import EmotionClassifier
 
 @dataclass(frozen=True, eq=False)
 class SplitPredictions:
-    """What the network just said of one split."""
+    """Predictions of the latest evaluation on one split.
 
-    when: str  # "PublicTest after epoch 12", or the split alone at test
-    images: npt.NDArray[np.uint8]  # (all faces, 48, 48), to be indexed with rows
-    rows: npt.NDArray[np.int64]  # (N,) ascending
-    labels: npt.NDArray[np.int64]  # (N,)
-    probabilities: npt.NDArray[np.float32]  # (N, 7)
+    Attributes:
+        title: the split's name, during a fit with the epoch, e.g. "PublicTest after epoch 12".
+        images: all faces of the dataset, uint8 (faces, 48, 48), indexed by `rows`.
+        rows: the split's rows in ascending order, int64 (N,).
+        labels: int64 (N,).
+        probabilities: float32 (N, 7).
+    """
+
+    title: str
+    images: npt.NDArray[np.uint8]
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
 
 
 def validation_predictions(
     trainer: Trainer, pl_module: LightningModule, every_n_epochs: int
 ) -> SplitPredictions | None:
-    """The validation split's, for ``on_validation_end``; None where there is nothing to draw now."""
+    """Return the validation split's predictions in ``on_validation_end``, or None if nothing is to be drawn."""
     fitting = trainer.state.fn == TrainerFn.FITTING
     skip = fitting and (trainer.current_epoch + 1) % every_n_epochs != 0
     if trainer.sanity_checking or skip or not trainer.is_global_zero:
         return None
     data = _data(trainer)
-    after = f" after epoch {trainer.current_epoch}" if fitting else ""
-    return _predictions(data, pl_module, data.val_usages, data.val_split, after)
+    suffix = f" after epoch {trainer.current_epoch}" if fitting else ""
+    return _predictions(data, pl_module, data.val_usages, data.val_split, suffix)
 
 
 def test_predictions(trainer: Trainer, pl_module: LightningModule) -> SplitPredictions | None:
-    """The headline test split's, for ``on_test_end``; None in a process that draws nothing."""
+    """Return the headline test split's predictions in ``on_test_end``, or None in a process that does not draw."""
     if not trainer.is_global_zero:
         return None
     data = _data(trainer)
@@ -58,50 +66,53 @@ def _data(trainer: Trainer) -> FaceDataModule:
 
 
 def _predictions(
-    data: FaceDataModule, pl_module: LightningModule, usages: tuple[int, ...], split: str, after: str
+    data: FaceDataModule, pl_module: LightningModule, usages: tuple[int, ...], split: str, suffix: str
 ) -> SplitPredictions:
     assert isinstance(pl_module, EmotionClassifier)
     held_out = pl_module.held_out
     assert held_out is not None
     rows = held_out.index.numpy()
-    inside = np.isin(data.faces.usage[rows], usages)
+    selected = np.isin(data.faces.usage[rows], usages)
     probabilities = torch.softmax(held_out.logits, dim=1).numpy()
     return SplitPredictions(
-        when=split + after,
+        title=split + suffix,
         images=data.faces.images,
-        rows=rows[inside],
-        labels=held_out.labels.numpy()[inside],
-        probabilities=probabilities[inside],
+        rows=rows[selected],
+        labels=held_out.labels.numpy()[selected],
+        probabilities=probabilities[selected],
     )
 
 
 def classifier(pl_module: LightningModule) -> Classifier:
-    """The module's network as it is now, to ask for more than the split's answers."""
+    """Wrap the module's network with its current weights in a Classifier."""
     assert isinstance(pl_module, EmotionClassifier)
     return Classifier(pl_module.net, pl_module.inputs, str(pl_module.device))
 
 
 def balanced_sample(labels: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
-    """Positions (up to n,) in labels (N,), dealt out class by class in turn until n are reached.
+    """Select up to n positions in labels (N,), class by class in turn.
 
-    A function of the labels alone. Those of one class are spread evenly over the split.
+    The selection depends only on the labels. The positions of each class are spread evenly over the split.
+
+    Returns:
+        int64 positions, min(n, N) of them.
     """
     by_class = [np.flatnonzero(labels == index) for index in range(NUM_CLASSES)]
-    deal = sorted((turn, index) for index, found in enumerate(by_class) for turn in range(min(len(found), n)))[:n]
-    share = Counter(index for _, index in deal)
-    chosen = [by_class[index][turn * len(by_class[index]) // share[index]] for turn, index in deal]
-    return np.array(chosen, dtype=np.int64)
+    turns = sorted((turn, index) for index, rows in enumerate(by_class) for turn in range(min(len(rows), n)))[:n]
+    counts = Counter(index for _, index in turns)
+    sample = [by_class[index][turn * len(by_class[index]) // counts[index]] for turn, index in turns]
+    return np.array(sample, dtype=np.int64)
 
 
 def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
-    """The run's TensorBoard logger, if it has one and this process is the one that writes."""
+    """Return the run's TensorBoard logger, or None if it has none or this process does not write."""
     if not trainer.is_global_zero:
         return None
     return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def show(trainer: Trainer, figure: Figure, tag: str, file_name: str) -> None:
-    """Write the figure to the run's ``figures/`` and, with the epoch as its step, to TensorBoard."""
+def save_figure(trainer: Trainer, figure: Figure, tag: str, file_name: str) -> None:
+    """Write a figure to the run's ``figures/`` and, with the epoch as the step, to TensorBoard."""
     picture = pixels(figure)
     write_png(picture, Path(trainer.default_root_dir) / "figures" / file_name)
     if (logger := tensorboard(trainer)) is not None:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: what is validated, tested and kept in checkpoints."""
+"""Exponential moving average of the weights, used for validation, tests and checkpoints."""
 
 from itertools import chain
 from typing import Any
@@ -13,56 +13,56 @@ from fer_lightning.training.compat import averaged_model, copy_all_, latest_upda
 
 
 class EMA(WeightAveraging):
-    """Averages weights and batch-norm statistics over the last steps (Polyak and Juditsky 1992).
+    """Callback that averages weights and batch-norm statistics over recent steps (Polyak and Juditsky 1992).
 
-    Early in the fit, when there is little worth remembering, the average is shorter: its decay at the n-th update
-    is at most (1 + n) / (10 + n).
+    Early in the fit the average covers fewer steps: the decay of the n-th update is at most (1 + n) / (10 + n).
 
     Args:
-        decay: part of the average that an optimizer step leaves as it is; 0.99 remembers about 100 steps.
-        every_n_steps: updates only every so many steps, by as much more.
+        decay: share of the average that each optimizer step keeps, in [0, 1); 0.99 averages over about 100 steps.
+        every_n_steps: steps between two updates; the decay is adjusted to match.
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value is out of range.
     """
 
     def __init__(self, decay: float = 0.99, every_n_steps: int = 1) -> None:
         if not 0 <= decay < 1:
-            raise UserError(f"callbacks.ema.decay={decay} is out of range: it goes from 0 to below 1.")
+            raise UserError(f"callbacks.ema.decay={decay}: expected at least 0 and below 1.")
         if every_n_steps < 1:
-            raise UserError(f"callbacks.ema.every_n_steps={every_n_steps} must be at least 1.")
+            raise UserError(f"callbacks.ema.every_n_steps={every_n_steps}: expected at least 1.")
         super().__init__()
         self.decay = decay
         self.every_n_steps = every_n_steps
-        # Of the average and of the network: weights and statistics, and batch norm's counters.
+        # The tensors of the average and of the network: weights and statistics, and batch norm's counters.
         self._floats: list[list[Tensor]] = []
         self._counters: list[list[Tensor]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move the average to the network's device and pair up their tensors."""
         average = averaged_model(self)
         assert average is not None
-        # Lightning makes the average before the network goes to its device, and each step would copy from there.
+        # Lightning creates the average before it moves the network, so every step would copy between devices.
         average.to(pl_module.device)
         tensors = [
             [tensor.detach() for tensor in chain(module.parameters(), module.buffers())]
             for module in (average.module, pl_module)
         ]
         self._floats, self._counters = (
-            [[tensor for tensor in of_model if tensor.is_floating_point() == wanted] for of_model in tensors]
-            for wanted in (True, False)
+            [[tensor for tensor in model if tensor.is_floating_point() == is_float] for model in tensors]
+            for is_float in (True, False)
         )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # In place of Lightning's, which asks the averaged model for the number of its updates: that is on the
-        # device, and every step would wait for it.
+        """Update the average if this step is due."""
+        # Lightning's version reads the number of updates from the device, which every step would wait for.
         step = trainer.global_step
         latest = latest_update(self)
         if step <= latest or step % self.every_n_steps:
             return
         n = latest // self.every_n_steps  # updates before this one
-        decay = min(self.decay**self.every_n_steps, (1 + n) / (10 + n)) if n else 0.0  # the first is a copy
+        decay = min(self.decay**self.every_n_steps, (1 + n) / (10 + n)) if n else 0.0  # the first update copies
         averages, current = self._floats
         lerp_all_(averages, current, 1 - decay)
         averages, current = self._counters
@@ -74,10 +74,12 @@ class EMA(WeightAveraging):
         set_latest_update(self, step)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return False  # never by Lightning's own hooks
+        """Disable the updates by Lightning's own hooks."""
+        return False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # In a test after the fit on the same Trainer the average is what was loaded: Lightning 2.6 would put the
-        # unaveraged weights in its place.
+        """Restore the average when resuming a fit."""
+        # In a test with the same Trainer the loaded weights already are the average. Lightning 2.6 would replace it
+        # with the unaveraged weights.
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

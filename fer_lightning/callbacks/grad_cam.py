@@ -1,4 +1,4 @@
-"""Where in the fixed sample's faces the network sees their emotions."""
+"""Grad-CAM of a fixed sample of held-out faces."""
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -7,7 +7,7 @@ from fer_lightning.callbacks.drawing import (
     SplitPredictions,
     balanced_sample,
     classifier,
-    show,
+    save_figure,
     test_predictions,
     validation_predictions,
 )
@@ -18,38 +18,48 @@ from fer_lightning.training.compat import evaluated_module
 
 
 class GradCAM(Callback):
-    """Draws PredictionGrid's sample under the maps of what speaks for each predicted emotion.
+    """Callback that draws PredictionGrid's sample with heat maps of the evidence for each predicted emotion.
 
-    It costs a forward and a backward pass of the sample. A network without feature maps ends the run.
+    Each figure costs a forward and a backward pass over the sample. A network without feature maps is an error.
 
     Args:
-        n_faces: faces in the figure; the same as PredictionGrid's for the same sample.
-        every_n_epochs: 1 draws after every epoch's validation.
+        n_faces: faces in the figure; use PredictionGrid's value to get the same sample.
+        every_n_epochs: draw the validation split after every n-th epoch.
+
+    Raises:
+        UserError: a value is below 1.
     """
 
     def __init__(self, n_faces: int = 28, every_n_epochs: int = 1) -> None:
         for name, value in (("n_faces", n_faces), ("every_n_epochs", every_n_epochs)):
             if value < 1:
-                raise UserError(f"callbacks.grad_cam.{name}={value} must be at least 1.")
+                raise UserError(f"callbacks.grad_cam.{name}={value}: expected at least 1.")
         self.n_faces = n_faces
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the sample of the validation split."""
         if (predictions := validation_predictions(trainer, pl_module, self.every_n_epochs)) is not None:
-            answered = evaluated_module(trainer, pl_module)
-            self._draw(trainer, answered, predictions, "predictions", "grad_cam_val.png")
+            evaluated = evaluated_module(trainer, pl_module)
+            self._draw(trainer, evaluated, predictions, "predictions", "grad_cam_val.png")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the sample of the headline test split."""
         if (predictions := test_predictions(trainer, pl_module)) is not None:
             self._draw(trainer, pl_module, predictions, "predictions_test", "grad_cam_test.png")
 
     def _draw(
-        self, trainer: Trainer, pl_module: LightningModule, of: SplitPredictions, section: str, file_name: str
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: SplitPredictions,
+        section: str,
+        file_name: str,
     ) -> None:
-        sample = balanced_sample(of.labels, self.n_faces)
-        faces, answers = of.images[of.rows[sample]], of.probabilities[sample]
-        heat = grad_cam(classifier(pl_module), faces, answers.argmax(axis=1).tolist())
+        sample = balanced_sample(predictions.labels, self.n_faces)
+        faces, probabilities = predictions.images[predictions.rows[sample]], predictions.probabilities[sample]
+        heat = grad_cam(classifier(pl_module), faces, probabilities.argmax(axis=1).tolist())
         overlays = np.stack([heat_overlay(*pair) for pair in zip(faces, heat, strict=True)])
-        title = f"{of.when}: what speaks for the predicted emotion (Grad-CAM)"
-        figure = prediction_grid(overlays, of.labels[sample], answers, title)
-        show(trainer, figure, f"{section}/grad_cam", file_name)
+        title = f"{predictions.title}: evidence for the predicted emotion (Grad-CAM)"
+        figure = prediction_grid(overlays, predictions.labels[sample], probabilities, title)
+        save_figure(trainer, figure, f"{section}/grad_cam", file_name)

@@ -1,4 +1,4 @@
-"""The epochs of a run: metrics, seconds and images/s, kept across interruptions and told in one line each."""
+"""Epoch history of a run: metrics, seconds and images/s, kept when resuming and printed one row per epoch."""
 
 from time import perf_counter
 from typing import Any
@@ -12,13 +12,17 @@ from fer_lightning.training.module import EmotionClassifier
 
 
 class History(Callback):
-    """Records every epoch as results.json's "history" has it, and prints a row for each.
+    """Callback that records the "history" of results.json and prints a row for every epoch.
 
-    The record is saved in checkpoints, so that a resumed run has all of it. Training seconds leave validation,
-    drawing and writing out, but for what is written amid an epoch.
+    The history is saved in checkpoints, so that a resumed run has all of it. Training seconds exclude validation,
+    drawing and writing, except for files written within an epoch.
 
     Args:
-        val_split: the validation split's name, for the printed table.
+        val_split: name of the validation split, for the printed table.
+
+    Attributes:
+        epochs: one entry per epoch, as in results.json.
+        train_seconds: seconds of training, over all epochs.
     """
 
     def __init__(self, val_split: str) -> None:
@@ -27,9 +31,10 @@ class History(Callback):
         self.train_seconds = 0.0
         self._epoch_seconds = 0.0
         self._since: float | None = None
-        self._validation: dict[str, Tensor] = {}  # all metrics, as the epoch's last validation left them
+        self._validation: dict[str, Tensor] = {}  # all metrics after the epoch's last validation
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the history and the progress of the current epoch."""
         running = 0.0 if self._since is None else perf_counter() - self._since
         return {
             "epochs": self.epochs,
@@ -39,15 +44,16 @@ class History(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the history and the progress of the current epoch."""
         self.epochs = list(state_dict["epochs"])
         self.train_seconds = float(state_dict["train_seconds"])
-        # Checkpoints from before they could be written amid an epoch lack these.
+        # Missing from checkpoints that predate mid-epoch checkpoints.
         self._epoch_seconds = float(state_dict.get("epoch_seconds", 0.0))
         self._validation = dict(state_dict.get("validation", {}))
 
     @property
     def images_per_second(self) -> float | None:
-        """Of training: the median over the epochs after the first, or the first where there is no other."""
+        """The median training speed of the epochs after the first, or that of the first if it is the only one."""
         epochs = self.epochs[1:] or self.epochs
         if not epochs:
             return None
@@ -64,26 +70,32 @@ class History(Callback):
             self._since = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table's header and start the clock."""
         if trainer.is_global_zero:
-            self._print()
-        # Where a run goes on amid an epoch, on_train_epoch_start is not called again.
-        trainer.callback_metrics.update(self._validation)  # the best checkpoint is chosen by them
+            self._print_row()
+        # Lightning does not call on_train_epoch_start when resuming mid-epoch. The best checkpoint is selected by
+        # these metrics.
+        trainer.callback_metrics.update(self._validation)
         self._start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the clock and the validation metrics."""
         self._epoch_seconds = 0.0
         self._validation = {}
         self._start()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
         self._stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the validation metrics and restart the clock."""
         if not trainer.sanity_checking:
             self._validation = {name: value.clone() for name, value in trainer.callback_metrics.items()}
             self._start()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record, log and print the epoch."""
         assert isinstance(pl_module, EmotionClassifier)
         self._stop()
         self.train_seconds += self._epoch_seconds
@@ -102,7 +114,7 @@ class History(Callback):
         rate = record["images"] / record["seconds"]
         pl_module.log_at_epoch({"lr": record["lr"], "throughput/images_per_second": rate})
         if trainer.is_global_zero:
-            self._print(
+            self._print_row(
                 f"{record['epoch']:.0f}",
                 f"{record['train_loss']:.4f}",
                 f"{record['train_accuracy']:.2%}",
@@ -111,7 +123,8 @@ class History(Callback):
                 f"{rate:.0f}",
             )
 
-    def _print(self, *cells: str) -> None:
+    def _print_row(self, *cells: str) -> None:
+        """Print the cells in columns, or without cells the header."""
         columns = ("epoch", "train loss", "accuracy", f"{self.val_split} loss", "accuracy", "images/s")
         print(
             "  ".join(cell.rjust(len(column)) for cell, column in zip(cells or columns, columns, strict=True)),

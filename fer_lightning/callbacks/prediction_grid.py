@@ -1,4 +1,4 @@
-"""Pictures of what the network says of held-out faces."""
+"""Figures of held-out faces with their predictions."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from fer_lightning.callbacks.drawing import (
     SplitPredictions,
     balanced_sample,
-    show,
+    save_figure,
     test_predictions,
     validation_predictions,
 )
@@ -18,40 +18,46 @@ from fer_lightning.evaluation.scores import confident_mistakes
 
 
 class PredictionGrid(Callback):
-    """Draws a fixed sample of held-out faces with their predictions, and the most confident mistakes.
+    """Callback that draws a fixed sample of held-out faces and the most confident mistakes, with predictions.
 
-    The sample is the same after every epoch and in every run on the same data; it costs no forward pass.
-    `most_confident_mistakes.png` is of the split that was evaluated last.
+    The sample is the same after every epoch and in every run on the same data. The figures need no forward pass.
+    `most_confident_mistakes.png` shows the split that was evaluated last.
 
     Args:
         n_faces: faces in each figure.
-        every_n_epochs: 1 draws after every epoch's validation.
+        every_n_epochs: draw the validation split after every n-th epoch.
+
+    Raises:
+        UserError: `every_n_epochs` is below 1.
     """
 
     def __init__(self, n_faces: int = 28, every_n_epochs: int = 1) -> None:
         self.n_faces = n_faces
         if every_n_epochs < 1:
-            raise UserError(f"every_n_epochs={every_n_epochs} must be at least 1.")
+            raise UserError(f"every_n_epochs={every_n_epochs}: expected at least 1.")
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the validation split."""
         if (predictions := validation_predictions(trainer, pl_module, self.every_n_epochs)) is not None:
             self._draw(trainer, predictions, "predictions", "predictions_val.png")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the headline test split."""
         if (predictions := test_predictions(trainer, pl_module)) is not None:
             self._draw(trainer, predictions, "predictions_test", "predictions_test.png")
 
-    def _draw(self, trainer: Trainer, of: SplitPredictions, section: str, file_name: str) -> None:
-        right = of.probabilities.argmax(axis=1) == of.labels
-        sample = balanced_sample(of.labels, self.n_faces)
-        title = f"{of.when}: {right[sample].sum()} right of a fixed sample of {len(sample)}"
-        show(trainer, _grid(of, sample, title), f"{section}/sample", file_name)
+    def _draw(self, trainer: Trainer, predictions: SplitPredictions, section: str, file_name: str) -> None:
+        labels, probabilities = predictions.labels, predictions.probabilities
+        correct = probabilities.argmax(axis=1) == labels
+        sample = balanced_sample(labels, self.n_faces)
+        title = f"{predictions.title}: {correct[sample].sum()} of {len(sample)} correct in a fixed sample"
+        save_figure(trainer, _grid(predictions, sample, title), f"{section}/sample", file_name)
 
-        mistakes = confident_mistakes(of.labels, of.probabilities, self.n_faces)
-        title = f"{of.when}: most confident of {(~right).sum():,} mistakes in {len(right):,}"
-        figure = _grid(of, mistakes, title)
-        show(
+        mistakes = confident_mistakes(labels, probabilities, self.n_faces)
+        title = f"{predictions.title}: most confident of {(~correct).sum():,} mistakes in {len(correct):,}"
+        figure = _grid(predictions, mistakes, title)
+        save_figure(
             trainer,
             figure,
             f"{section}/most_confident_mistakes",
@@ -59,6 +65,6 @@ class PredictionGrid(Callback):
         )
 
 
-def _grid(of: SplitPredictions, chosen: npt.NDArray[np.int64], title: str) -> Figure:
-    images = of.images[of.rows[chosen]]
-    return prediction_grid(images, of.labels[chosen], of.probabilities[chosen], title)
+def _grid(predictions: SplitPredictions, positions: npt.NDArray[np.int64], title: str) -> Figure:
+    images = predictions.images[predictions.rows[positions]]
+    return prediction_grid(images, predictions.labels[positions], predictions.probabilities[positions], title)

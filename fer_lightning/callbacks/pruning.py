@@ -1,4 +1,4 @@
-"""The end of a run that a search has no hope for."""
+"""Early end of unpromising runs of a search."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 class Pruning(Callback):
-    """Reports each epoch to the search that the run is a trial of, and ends the run when it is hopeless.
+    """Callback that reports each epoch to the run's search and ends the run when it is unpromising.
 
-    Hopeless means that the best epoch so far is worse than the median of the earlier trials at this epoch (Optuna's
-    MedianPruner). A run that is no trial is left alone.
+    A trial is pruned when its best epoch so far is worse than the median of the earlier trials at this epoch
+    (Optuna's MedianPruner). The callback does nothing in a run that is not a trial.
 
     Args:
-        monitor: the metric, as it is logged.
-        startup_trials: so many trials must have ended before one is given up.
-        warmup_epochs: so many epochs a trial is let alone.
+        monitor: name of the logged metric to report.
+        startup_trials: number of trials that must have ended before any is pruned.
+        warmup_epochs: number of epochs in which a trial is never pruned.
 
     Raises:
-        Pruned: in place of the epoch that would begin, so that all before are recorded and saved.
+        Pruned: at the start of the next epoch, when all previous epochs are recorded and saved.
     """
 
     def __init__(self, monitor: str, startup_trials: int = 5, warmup_epochs: int = 2) -> None:
@@ -33,6 +33,7 @@ class Pruning(Callback):
         self.trial: optuna.Trial | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Open the trial that the run belongs to, if any."""
         run_dir = Path(trainer.default_root_dir)
         if stage == "fit" and trainer.is_global_zero and (run_dir.parent / "optuna.journal").exists():
             from fer_lightning.runs.search import trial_of
@@ -40,12 +41,14 @@ class Pruning(Callback):
             self.trial = trial_of(run_dir, self.startup_trials, self.warmup_epochs)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        hopeless = self.trial is not None and self.trial.should_prune()
-        if trainer.strategy.broadcast(hopeless):
-            print(f"given up: {self.monitor} is worse than in half of the trials before")
+        """End the run if the search prunes its trial."""
+        prune = self.trial is not None and self.trial.should_prune()
+        if trainer.strategy.broadcast(prune):
+            print(f"pruned: {self.monitor} is worse than the median of the earlier trials")
             raise Pruned
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the epoch to the search."""
         value = trainer.callback_metrics.get(self.monitor)
         if self.trial is not None and value is not None:
             from fer_lightning.runs.search import report

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_f1_score, multicla
 from fer_lightning.data.faces import TEST, VAL, Faces, seen_elsewhere
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.files import Json
-from fer_lightning.models.tta import mean_answer
+from fer_lightning.models.tta import log_mean_probabilities
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Predictions:
 
 def ensemble(members: Sequence[Predictions]) -> Predictions:
     """The mean of the probabilities that several networks gave for the same images."""
-    logits = mean_answer(torch.stack([member.logits for member in members]))
+    logits = log_mean_probabilities(torch.stack([member.logits for member in members]))
     return Predictions(members[0].index, logits, members[0].labels)
 
 

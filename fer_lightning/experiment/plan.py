@@ -10,7 +10,7 @@ from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.errors import UserError
 from fer_lightning.inference.classifier import checkpoint_path
 from fer_lightning.models.checkpoint import Checkpoint, InputSpec, net_from, read_checkpoint
-from fer_lightning.training.distillation import OtherInput, Teacher
+from fer_lightning.training.distillation import InputAdapter, Teacher
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def teacher(
     nets = [
         net_from(checkpoint)
         if checkpoint.inputs == inputs
-        else OtherInput(net_from(checkpoint), checkpoint.inputs, inputs)
+        else InputAdapter(net_from(checkpoint), checkpoint.inputs, inputs)
         for checkpoint in checkpoints
     ]
     n_train = len(data.rows(data.train_usages))

@@ -30,7 +30,7 @@ def prepare_processes(trainer: Trainer) -> None:
         )
     # Lightning's handler of SIGTERM broadcasts in the middle of whatever the processes exchange, and can wait for
     # ever. Ours ends this process, and with it the others.
-    compat.leave_signals_alone(trainer)
+    compat.keep_signal_handlers(trainer)
 
 
 @contextmanager

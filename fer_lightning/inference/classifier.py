@@ -19,7 +19,7 @@ from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.inference.faces import DetectedFace
 from fer_lightning.inference.photos import Key, predict_faces, read_photo
 from fer_lightning.models.checkpoint import InputSpec, net_from, read_checkpoint
-from fer_lightning.models.tta import answer, check_tta
+from fer_lightning.models.tta import check_tta, predict_logits
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
@@ -90,7 +90,7 @@ class Classifier:
         probabilities = []
         with torch.inference_mode():
             for start in range(0, len(checked), batch_size):
-                logits = answer(self.net, self.net_input(checked[start : start + batch_size]), tta)
+                logits = predict_logits(self.net, self.net_input(checked[start : start + batch_size]), tta)
                 probabilities.append(logits.softmax(dim=1))
             return Prediction(torch.cat(probabilities).cpu().numpy())
 

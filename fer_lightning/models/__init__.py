@@ -1,4 +1,4 @@
-"""Networks by name: plain torch modules, grey faces (B, 1, H, W) -> logits (B, 7)."""
+"""Network registry: plain torch modules that map grey faces (B, 1, H, W) to logits (B, 7)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,19 +22,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_model(name: str, image_size: int, **options: Any) -> nn.Module:
-    """The network called `name`, with fresh weights.
+    """Build a network by name, with freshly initialised weights.
 
     Args:
         name: a key of MODELS.
-        image_size: height and width in pixels of the images that it will get.
-        options: the network's own options, e.g. ``channels=[16, 32, 64]``.
+        image_size: height and width of the input images, in pixels.
+        options: keyword arguments of the network, e.g. ``channels=[16, 32, 64]``.
 
     Raises:
-        UserError: no such network, options that it cannot be built with, or too little memory.
+        UserError: `name` is unknown, the options are invalid, or the network does not fit in memory.
     """
     if name not in MODELS:
         known = ", ".join(sorted(MODELS))
-        raise UserError(f"There is no network called {name!r}.{did_you_mean(name, MODELS)} There are: {known}.")
+        raise UserError(f"model={name}: unknown network.{did_you_mean(name, MODELS)} Choose from {known}.")
     try:
         return call(MODELS[name], f"model={name}", options | {"image_size": image_size})
     except UserError as error:
@@ -43,4 +43,4 @@ def build_model(name: str, image_size: int, **options: Any) -> nn.Module:
     except RuntimeError as error:
         if not hardware.is_out_of_memory(error):
             raise
-        raise UserError(f"The network {name} is too large for the memory: {first_line(error)}") from error
+        raise UserError(f"The network {name} does not fit in memory: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Reading checkpoints: plain tensors and values only, nothing that could execute."""
+"""Checkpoint reading that never executes code: only plain tensors and values are accepted."""
 
 import io
 import pickletools
@@ -18,94 +18,111 @@ from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models import build_model
 
-# All that a checkpoint of plain weights names. What else weights_only allows can take memory without end, as a
-# bytearray of any length does.
+# The only globals in a checkpoint of plain weights. weights_only=True allows others, some of which can allocate
+# unlimited memory, such as a bytearray of arbitrary length.
 _PLAIN = {"collections OrderedDict", "torch Size", "torch._utils _rebuild_tensor_v2"}
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What the network expects; it travels in every checkpoint, so that nobody can feed it anything else."""
+    """Input format and classes of a network, stored in every checkpoint.
 
-    image_size: int  # height and width in pixels
-    mean: float  # of pixels in [0, 1]
+    Attributes:
+        image_size: height and width of the images, in pixels.
+        mean: mean of pixels in [0, 1], subtracted by normalisation.
+        std: standard deviation that normalisation divides by.
+        classes: class names in the order of the logits.
+    """
+
+    image_size: int
+    mean: float
     std: float
-    classes: tuple[str, ...] = EMOTIONS  # in the order of the logits
+    classes: tuple[str, ...] = EMOTIONS
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint of this project holds, apart from the optimizer's and callbacks' states."""
+    """Validated contents of a checkpoint, without the states of the optimizer and the callbacks.
+
+    Attributes:
+        path: the file.
+        epoch: the last epoch that the weights were trained in, from 0.
+        global_step: optimizer steps taken.
+        inputs: input format and classes of the network.
+        model: name and options of the network.
+        val_split: the split that the best epoch was selected on; None in older checkpoints.
+        data_fingerprint: fingerprint of the training data; None in older checkpoints.
+        state_dict: the weights.
+    """
 
     path: Path
-    epoch: int  # from 0: the last one that its weights have seen
+    epoch: int
     global_step: int
     inputs: InputSpec
-    model: dict[str, Any]  # name and options of the network
-    val_split: str | None  # name of the split that its run selected on; older checkpoints do not say
-    data_fingerprint: str | None  # of the faces that its run trained on; older checkpoints do not say
+    model: dict[str, Any]
+    val_split: str | None
+    data_fingerprint: str | None
     state_dict: dict[str, torch.Tensor]
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a checkpoint with ``weights_only=True``.
+    """Read and validate a checkpoint of this project, with ``weights_only=True``.
 
     Raises:
-        UserError: no such file, a damaged one, one that would execute code, another project's, one whose classes
-            are in another order, or one with weights that are not finite.
+        UserError: the file is missing, damaged, could execute code or comes from another project; its classes are
+            not EMOTIONS, in that order; or a weight is not finite.
     """
     path = Path(path)
     content = _load(path)
     try:
-        found = _parsed(path, content)
+        checkpoint = _parse(path, content)
     except _ForeignError as error:
         raise UserError(f"ckpt={path} was not written by this project: {error}.") from error
-    if found.inputs.classes != EMOTIONS:
+    if checkpoint.inputs.classes != EMOTIONS:
         raise UserError(
-            f"ckpt={path} was trained on the classes {reprlib.repr(found.inputs.classes)}, not on {EMOTIONS}."
+            f"ckpt={path} was trained on the classes {reprlib.repr(checkpoint.inputs.classes)}, not on {EMOTIONS}."
         )
-    if not all(tensor.isfinite().all() for tensor in found.state_dict.values()):
+    if not all(tensor.isfinite().all() for tensor in checkpoint.state_dict.values()):
         raise UserError(
-            f"ckpt={path} holds weights that are NaN or infinite, whose answers mean nothing; this project writes "
-            "none. Take another checkpoint of its run, or train it again."
+            f"ckpt={path} has weights that are NaN or infinite. Use another checkpoint of that run, or train again."
         )
-    return found
+    return checkpoint
 
 
 def _load(path: Path) -> Any:
-    """Return what a file holds, once nothing in it can execute or take more memory than the file has bytes."""
+    """Return the unpickled contents of a file that cannot execute code or need more memory than its own size."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"ckpt={path} cannot be read: {error.strerror}. Give a run's checkpoints/best.ckpt."
+            f"ckpt={path} cannot be read: {error.strerror}. Pass a run's checkpoints/best.ckpt."
         ) from error
     try:
-        names, why = _pickled_names(content)
-    except Exception as error:  # zipfile and pickletools raise nearly anything for what is damaged
+        names, problem = _pickled_names(content)
+    except Exception as error:  # zipfile and pickletools raise nearly any exception for damaged input
         raise UserError(f"ckpt={path} is damaged or not a checkpoint: {first_line(error)}") from error
     foreign = sorted(
         name for name in names if not (name in _PLAIN or (name.startswith("torch ") and name.endswith("Storage")))
     )
-    if why or foreign:
+    if problem or foreign:
         raise UserError(
-            f"ckpt={path} is not a checkpoint of plain weights: it is damaged, or loading it could run code, so it "
-            f"was not loaded ({why or reprlib.repr(foreign[0])})."
+            f"ckpt={path} was not loaded: it is damaged, or loading it could run code "
+            f"({problem or reprlib.repr(foreign[0])}). Only checkpoints of plain weights are read."
         )
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # and so does torch
+    except Exception as error:  # as does torch
         raise UserError(f"ckpt={path} is damaged or not a checkpoint: {first_line(error)}") from error
 
 
 def _pickled_names(content: bytes) -> tuple[set[str], str]:
-    """Return the classes and functions that an archive of torch.save names, and why not to load it, or ""."""
+    """Return the globals that a torch.save archive refers to, and why not to load it or an empty string."""
     names: set[str] = set()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
-        # torch.save packs nothing, so what it has written cannot unpack to more.
+        # torch.save does not compress, so an honest archive cannot unpack to more than its own size.
         if sum(member.file_size for member in members) > len(content):
-            return names, "more bytes than the file has"
+            return names, "unpacks to more than its own size"
         if (damaged := archive.testzip()) is not None:
             return names, f"damaged: {reprlib.repr(damaged)}"
         for member in members:
@@ -117,11 +134,11 @@ def _pickled_names(content: bytes) -> tuple[set[str], str]:
 
 
 class _ForeignError(Exception):
-    """What in a checkpoint is missing or is not what this project writes."""
+    """The contents of a checkpoint differ from what this project writes."""
 
 
-def _parsed(path: Path, content: Any) -> Checkpoint:
-    """Check everything that a checkpoint says before any of it is used."""
+def _parse(path: Path, content: Any) -> Checkpoint:
+    """Validate every field of a checkpoint before any of it is used."""
     header = _field(content, "fer_lightning", dict)
     inputs = InputSpec(
         image_size=_field(header, "image_size", int),
@@ -133,8 +150,8 @@ def _parsed(path: Path, content: Any) -> Checkpoint:
         raise _ForeignError(f"image_size={inputs.image_size}")
     if not (isfinite(inputs.mean) and isfinite(inputs.std) and inputs.std > 0):
         raise _ForeignError(f"mean={inputs.mean}, std={inputs.std}")
-    if not all(isinstance(one, str) for one in inputs.classes):
-        raise _ForeignError("a class without a name")
+    if not all(isinstance(name, str) for name in inputs.classes):
+        raise _ForeignError("classes: expected strings")
     model, state_dict = _field(header, "model", dict), _field(content, "state_dict", dict)
     _check_model(model)
     _check_weights(state_dict)
@@ -151,57 +168,59 @@ def _parsed(path: Path, content: Any) -> Checkpoint:
 
 
 def _check_model(model: dict[Any, Any]) -> None:
+    """Check that the network's name and options are plain values."""
     _field(model, "name", str)
     for name, value in model.items():
         values = value if isinstance(value, list | tuple) else [value]
-        plain = all(isinstance(one, int | float | str | None) for one in values)
+        plain = all(isinstance(item, int | float | str | None) for item in values)
         if not isinstance(name, str) or name == "image_size" or not plain:
             raise _ForeignError(f"model: {reprlib.repr(name)}")
 
 
 def _check_weights(state_dict: dict[Any, Any]) -> None:
+    """Check that the weights are plain dense tensors, each fully backed by its storage."""
     for name, tensor in state_dict.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise _ForeignError(f"state_dict: {reprlib.repr(name)}")
         if tensor.layout is not torch.strided or tensor.is_quantized:
             raise _ForeignError(f"state_dict: {reprlib.repr(name)} is not a plain tensor")
-        # A view that repeats its numbers could be of any size.
+        # An expanded view could claim any size at no cost in the file.
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise _ForeignError(f"state_dict: {reprlib.repr(name)} repeats its numbers")
+            raise _ForeignError(f"state_dict: {reprlib.repr(name)} is larger than its storage")
 
 
 def _field(content: Any, name: str, kind: Any, *default: Any) -> Any:
-    """Return an entry of a dict, of this type."""
+    """Return a dict entry of the expected type, or the default if there is one and the entry is missing."""
     if not isinstance(content, dict):
-        raise _ForeignError(f"it holds one {type(content).__name__}")
+        raise _ForeignError(f"expected a dict, got {type(content).__name__}")
     if name not in content and default:
         return default[0]
     value = content.get(name)
     if name not in content or not isinstance(value, kind) or (isinstance(value, int) and abs(value) >= 2**63):
-        raise _ForeignError(f"{name} is missing or of the wrong kind")
+        raise _ForeignError(f"{name} is missing or has the wrong type")
     return value
 
 
 def load_weights(net: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copies the checkpoint's weights into the network; one on the meta device takes them as its own.
+    """Copy the checkpoint's weights into a network; a network on the meta device adopts the tensors themselves.
 
     Raises:
-        UserError: the networks differ.
+        UserError: the weights do not match the network.
     """
     try:
-        # By the name that it has in EmotionClassifier, whose weights these are.
+        # The weights were saved by EmotionClassifier, which holds its network as `net`.
         is_meta = any(parameter.is_meta for parameter in net.parameters())
         nn.ModuleDict({"net": net}).load_state_dict(checkpoint.state_dict, assign=is_meta)
     except RuntimeError as error:
         raise UserError(
-            f"ckpt={checkpoint.path} holds the network {checkpoint.model}, which does not fit this one: "
+            f"ckpt={checkpoint.path} holds the network {checkpoint.model}, which does not match this one: "
             f"{str(error).splitlines()[-1].strip()}"
         ) from error
 
 
 def net_from(checkpoint: Checkpoint) -> nn.Module:
-    """The checkpoint's own network with its weights, for answers: float (B, 1, H, W) -> logits (B, 7)."""
-    for device in ("meta", "cpu"):  # first without memory: the size is only what the checkpoint claims
+    """Build the checkpoint's network in eval mode with its weights loaded: float (B, 1, H, W) -> logits (B, 7)."""
+    for device in ("meta", "cpu"):  # meta allocates nothing, so it tests the claimed size for free
         with torch.device(device):
             net = build_model(image_size=checkpoint.inputs.image_size, **checkpoint.model)
         load_weights(net, checkpoint)

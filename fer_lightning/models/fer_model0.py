@@ -1,4 +1,4 @@
-"""FERModel0: the network of the known recipe."""
+"""FERModel0, the network of the original training recipe."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ from fer_lightning.models.channels import check_channels
 
 
 class FERModel0(nn.Module):
-    """Blocks of [3x3 convolution, batch norm, ReLU] twice and a 2x2 max pool, then one linear layer.
+    """Convolutional blocks followed by one linear layer.
 
-    A small VGG (Simonyan and Zisserman 2014) with batch norm (Ioffe and Szegedy 2015). The original's widths are
-    not known.
+    Each block is [3x3 convolution, batch norm, ReLU] twice and a 2x2 max pool: a small VGG (Simonyan and Zisserman
+    2014) with batch norm (Ioffe and Szegedy 2015). The widths of the original are not known.
 
     Args:
         channels: the width of each block.
-        image_size: height and width in pixels of the input.
+        image_size: height and width of the input, in pixels.
 
     Raises:
-        UserError: a width out of range, or more poolings than the image has room for.
+        UserError: a width is out of range, or the image is too small for the number of blocks.
     """
 
     def __init__(self, channels: Sequence[int] = (16, 32, 128), image_size: int = 128) -> None:
@@ -30,7 +30,7 @@ class FERModel0(nn.Module):
         width_in = 1
         for width in channels:
             for _ in range(2):
-                # No bias: the batch norm that follows would subtract it again.
+                # No bias: the batch norm that follows would cancel it.
                 layers += [
                     nn.Conv2d(width_in, width, 3, padding=1, bias=False),
                     nn.BatchNorm2d(width),
@@ -41,6 +41,7 @@ class FERModel0(nn.Module):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width_in * side * side, NUM_CLASSES)
 
-    def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits: float (B, 1, H, W) -> (B, 7)."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits

@@ -1,4 +1,4 @@
-"""ResNet: residual networks for small images, from the ablations' width to the largest that ships."""
+"""ResNet, a residual network for small images."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,14 @@ from fer_lightning.models.channels import check_channels
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut.
 
-    The block is that of He et al. 2015, "Deep residual learning for image recognition". A strided block's
-    shortcut is the mean over the stride's pixels and a 1x1 convolution, as in ResNet-D (He et al. 2018, "Bag of
-    tricks for image classification").
+    The basic block of He et al. 2015, "Deep residual learning for image recognition". The shortcut of a strided
+    block is average pooling over the stride and a 1x1 convolution, as in ResNet-D (He et al. 2018, "Bag of tricks
+    for image classification").
+
+    Args:
+        width_in: channels of the input.
+        width: channels of the output.
+        stride: stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
@@ -24,7 +29,7 @@ class ResidualBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
-        # A block begins as its shortcut (Goyal et al. 2017, section 5.1).
+        # A block starts as its shortcut alone (Goyal et al. 2017, section 5.1).
         nn.init.zeros_(self.norm2.weight)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or width_in != width:
@@ -34,23 +39,24 @@ class ResidualBlock(nn.Module):
                 nn.BatchNorm2d(width),
             )
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> (B, C, H / stride, W / stride)
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block: (B, width_in, H, W) -> (B, width, H / stride, W / stride)."""
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x), inplace=True)
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem, stages of residual blocks, the mean over the image, dropout and one linear layer.
+    """A 3x3 stem, stages of residual blocks, global average pooling, dropout and one linear layer.
 
     Args:
-        channels: the width of each stage; each stage but the first halves the image.
-        blocks: residual blocks a stage, up to 100.
-        stem_stride: 2 halves the image at once, for a quarter of the work.
-        dropout: part of the features that training leaves out before the linear layer.
-        image_size: height and width in pixels of the input.
+        channels: the width of each stage; every stage but the first halves the image.
+        blocks: residual blocks per stage, from 1 to 100.
+        stem_stride: stride of the stem; 2 halves the image, for a quarter of the work.
+        dropout: probability of dropping a feature before the linear layer during training, in [0, 1).
+        image_size: height and width of the input, in pixels.
 
     Raises:
-        UserError: a value out of range, or more stages than the image has room for.
+        UserError: a value is out of range, or the image is too small for the number of stages.
     """
 
     def __init__(
@@ -64,9 +70,9 @@ class ResNet(nn.Module):
         super().__init__()
         for name, value, most in (("blocks", blocks, 100), ("stem_stride", stem_stride, image_size)):
             if not 1 <= value <= most:
-                raise UserError(f"{name}={value} is out of range: it goes from 1 to {most}")
+                raise UserError(f"{name}={value}: expected 1 to {most}")
         if not 0 <= dropout < 1:
-            raise UserError(f"dropout={dropout} is out of range: it goes from 0 to below 1")
+            raise UserError(f"dropout={dropout}: expected at least 0 and below 1")
         check_channels(channels, image_size // stem_stride, halvings=len(channels) - 1)
         width = channels[0]
         layers: list[nn.Module] = [
@@ -82,6 +88,7 @@ class ResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, NUM_CLASSES)
 
-    def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, 7)
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits: float (B, 1, H, W) -> (B, 7)."""
         logits: Tensor = self.classifier(self.dropout(self.features(images).mean(dim=(2, 3))))
         return logits

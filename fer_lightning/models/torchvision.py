@@ -1,4 +1,4 @@
-"""torchvision's classification networks by name, for grey faces."""
+"""Classification networks of torchvision, adapted to grey faces."""
 
 from typing import Any
 
@@ -12,30 +12,31 @@ from fer_lightning.errors import UserError, did_you_mean
 
 
 def torchvision_net(architecture: str = "resnet18", image_size: int = 224) -> nn.Module:
-    """A network of ``torchvision.models`` with fresh weights, one input channel and seven classes.
+    """Build a network of ``torchvision.models`` with random weights, one input channel and seven classes.
 
-    The first convolution is what three equal channels would make of it: its kernels are summed over the colours.
+    The kernels of the first convolution are summed over the colours, which is equivalent to repeating the grey
+    channel three times.
 
     Args:
-        architecture: what ``torchvision.models.get_model`` calls it, e.g. "resnet18" or "convnext_tiny".
-        image_size: height and width in pixels of the input.
+        architecture: a name for ``torchvision.models.get_model``, e.g. "resnet18" or "convnext_tiny".
+        image_size: height and width of the input, in pixels.
 
     Raises:
-        UserError: torchvision has no such classification network, or it does not take images of this size.
+        UserError: torchvision has no classification network of that name, or it does not support this image size.
     """
-    from torchvision import models  # not needed for other networks, and not quick to import
+    from torchvision import models  # slow to import, and not needed for other networks
 
     known = models.list_models(module=models)
     if architecture not in known:
         raise UserError(
             f"model.architecture={architecture} does not exist.{did_you_mean(architecture, known)} "
-            "There are those of https://docs.pytorch.org/vision/stable/models.html#classification, "
+            "Choose from https://docs.pytorch.org/vision/stable/models.html#classification, "
             "e.g. resnet18, vgg11_bn, convnext_tiny."
         )
     options: dict[str, Any] = {}
     if architecture in ("googlenet", "inception_v3"):
-        # The auxiliary classifiers would answer too while it trains. The initialisation is torchvision's default,
-        # which warns unless it is asked for.
+        # In training mode the auxiliary classifiers would return extra outputs. init_weights=True is the default,
+        # but torchvision warns unless it is passed explicitly.
         options = {"aux_logits": False, "init_weights": True}
     elif architecture.startswith("vit_"):
         options = {"image_size": image_size}
@@ -43,18 +44,21 @@ def torchvision_net(architecture: str = "resnet18", image_size: int = 224) -> nn
         options = {"input_size": (image_size, image_size)}
     try:
         net: nn.Module = models.get_model(architecture, weights=None, num_classes=NUM_CLASSES, **options)
-        _take_grey(net)
+        _use_grey_input(net)
         with torch.no_grad():
-            net.eval()(torch.zeros(1, 1, image_size, image_size))  # how the others say that it is too small
+            net.eval()(
+                torch.zeros(1, 1, image_size, image_size)
+            )  # other architectures fail only here if the image is too small
     except (AssertionError, RuntimeError, ValueError) as error:
         if isinstance(error, RuntimeError) and hardware.is_out_of_memory(error):
             raise
-        why = first_line(error).rstrip(".")
-        raise UserError(f"choose another data.image_size, most were made for 224 ({why})") from error
+        reason = first_line(error).rstrip(".")
+        raise UserError(f"choose another data.image_size; most expect 224 ({reason})") from error
     return net.train()
 
 
-def _take_grey(net: nn.Module) -> None:
+def _use_grey_input(net: nn.Module) -> None:
+    """Reduce the first convolution to one input channel, in place."""
     first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
     first.in_channels = 1
     first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))

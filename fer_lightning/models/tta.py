@@ -1,4 +1,4 @@
-"""Test-time augmentation: several views of each face, one averaged answer."""
+"""Test-time augmentation: average the predictions over several views of each face."""
 
 from collections.abc import Callable
 from math import log
@@ -13,11 +13,12 @@ Views = Callable[[Tensor], list[Tensor]]
 
 
 def _mirrored(views: list[Tensor]) -> list[Tensor]:
+    """Return the views followed by their mirror images."""
     return views + [view.flip(-1) for view in views]
 
 
 def _shifted(images: Tensor) -> list[Tensor]:
-    """The images and their shifts by 1/24 of the width (2 pixels of 48) in eight directions, edges repeated."""
+    """Return the images and their shifts by 1/24 of the width (2 of 48 px) in eight directions, edges repeated."""
     size = images.shape[-1]
     step = max(1, round(size / 24))
     padded = F.pad(images, (step,) * 4, mode="replicate")
@@ -26,7 +27,7 @@ def _shifted(images: Tensor) -> list[Tensor]:
 
 
 def _five_crops(images: Tensor) -> list[Tensor]:
-    """The four corners and the centre at 11/12 of the width (44 pixels of 48), enlarged to the images' size."""
+    """Return the corner crops and the centre crop, 11/12 of the width (44 of 48 px), resized to full size."""
     size = images.shape[-1]
     side = round(size * 11 / 12)
     ends = (0, size - side)
@@ -46,13 +47,13 @@ VIEWS: dict[str, Views] = {
 
 
 def check_tta(tta: str) -> None:
-    """Raises UserError if there is no test-time augmentation of that name."""
+    """Raise UserError if `tta` is not a key of VIEWS."""
     if tta not in VIEWS:
-        raise UserError(f"tta={tta} does not exist.{did_you_mean(tta, VIEWS)} There are: {', '.join(VIEWS)}.")
+        raise UserError(f"tta={tta} does not exist.{did_you_mean(tta, VIEWS)} Choose from {', '.join(VIEWS)}.")
 
 
-def answer(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
-    """The network's answer over all views: the logarithm of the mean of the probabilities.
+def predict_logits(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
+    """Compute the logits of images under a test-time augmentation.
 
     Args:
         net: float (B, 1, H, W) -> logits (B, 7).
@@ -60,17 +61,17 @@ def answer(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
         tta: a key of VIEWS.
 
     Returns:
-        float32 (B, 7) whose softmax is the mean over the views; the network's own logits for "none".
+        float32 (B, 7) whose softmax is the mean of the views' probabilities; for "none" the network's own logits.
     """
     views = VIEWS[tta](images)
     if len(views) == 1:
         return net(views[0]).float()
-    return mean_answer(torch.stack([net(view) for view in views]))
+    return log_mean_probabilities(torch.stack([net(view) for view in views]))
 
 
-def mean_answer(logits: Tensor) -> Tensor:
-    """The logarithm of the mean of several answers' probabilities: (K, B, 7) -> float32 (B, 7).
+def log_mean_probabilities(logits: Tensor) -> Tensor:
+    """Compute the logarithm of the mean of K predictions' probabilities: logits (K, B, 7) -> float32 (B, 7).
 
-    Never through the probabilities themselves, which may be too small for float32.
+    The computation stays in log space because a probability may underflow in float32.
     """
     return logits.float().log_softmax(dim=-1).logsumexp(dim=0) - log(len(logits))

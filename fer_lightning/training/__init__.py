@@ -1,1 +1,1 @@
-"""What Lightning needs to train a network: module, optimizer, distillation."""
+"""Training with Lightning: module, optimizer and distillation."""

@@ -1,6 +1,7 @@
-"""Private APIs of Lightning, torch and TensorBoard, one function and one reason each.
+"""Wrappers around private APIs of Lightning, torch and TensorBoard, each with the reason for its use.
 
-Nothing else in the package may use one. tests/training/test_training_compat.py names what an upgrade broke.
+No other module of the package may use these APIs. tests/training/test_training_compat.py shows which of them an
+upgrade broke.
 """
 
 from collections.abc import Mapping
@@ -12,14 +13,14 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 
-# Lightning notes in this attribute the hook that it is in, some 40 times a step.
+# The attribute that Lightning sets to the name of the current hook, about 40 times per step.
 HOOK_NAME = "_current_fx_name"
 
 
 def starts_processes(trainer: Trainer) -> bool:
-    """Return whether Lightning starts a run's further processes by running the program again.
+    """Return whether Lightning starts the run's other processes by running the program again.
 
-    There is no public name for the launcher that does.
+    The launcher that does so has no public name.
     """
     launcher = trainer.strategy.launcher
     return isinstance(launcher, _SubprocessScriptLauncher) and not (
@@ -27,20 +28,20 @@ def starts_processes(trainer: Trainer) -> bool:
     )
 
 
-def leave_signals_alone(trainer: Trainer) -> None:
-    """Keep Lightning from replacing the handlers of signals, which no argument of Trainer does."""
+def keep_signal_handlers(trainer: Trainer) -> None:
+    """Keep Lightning from replacing signal handlers; no Trainer argument prevents it."""
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
 def averaged_model(averaging: WeightAveraging) -> torch.optim.swa_utils.AveragedModel | None:
-    """Return the average that Lightning's callback keeps, or None before the fit; it has no public name."""
+    """Return the averaged model of Lightning's callback, or None before the fit; it has no public accessor."""
     return averaging._average_model
 
 
 def evaluated_module(trainer: Trainer, pl_module: LightningModule) -> LightningModule:
-    """Return the module with the weights that are validated: the average, where the run keeps one.
+    """Return the module whose weights are validated: the average if the run keeps one, else `pl_module`.
 
-    Lightning swaps it in while it validates, and back before the callbacks' last hook.
+    Lightning swaps the average in for validation, and back before the callbacks' ``on_validation_end``.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging) and (average := averaged_model(callback)) is not None:
@@ -50,44 +51,44 @@ def evaluated_module(trainer: Trainer, pl_module: LightningModule) -> LightningM
 
 
 def latest_update(averaging: WeightAveraging) -> int:
-    """Return the step at which the average was updated last, which Lightning saves and restores."""
+    """Return the step of the average's last update, which Lightning saves and restores."""
     return averaging._latest_update_step
 
 
 def set_latest_update(averaging: WeightAveraging, step: int) -> None:
-    """Note the step of an update that was made without Lightning's own hook."""
+    """Record the step of an update made outside Lightning's own hook."""
     averaging._latest_update_step = step
 
 
 def lerp_all_(averages: list[Tensor], current: list[Tensor], weight: float) -> None:
-    """Move each tensor towards another, in place: one kernel for all, where the public functions take one each."""
+    """Interpolate each tensor towards another in place, with one kernel for all tensors instead of one for each."""
     torch._foreach_lerp_(averages, current, weight)
 
 
 def copy_all_(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy each tensor into another, in place and in one kernel."""
+    """Copy tensors into others in place, with one kernel for all of them."""
     torch._foreach_copy_(targets, sources)
 
 
-def let_lightning_scale(optimizer: torch.optim.Optimizer) -> None:
-    """Keep a fused optimizer from offering to undo the loss scaling of fp16 itself.
+def let_lightning_unscale(optimizer: torch.optim.Optimizer) -> None:
+    """Keep a fused optimizer from unscaling fp16 gradients itself, so that Lightning does it instead.
 
-    For that offer Lightning refuses to clip gradients, with bf16 too. It scales back just as well.
+    Lightning refuses to clip the gradients of an optimizer that unscales internally, with bf16 as well as fp16.
     """
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
 def write_hparams(writer: Any, hparams: Mapping[str, bool | int | float | str]) -> None:
-    """Write a run's hyperparameters alone, without the columns of TensorBoard's table.
+    """Write a run's hyperparameters without declaring the columns of TensorBoard's table.
 
-    Both SummaryWriter.add_hparams and Lightning's log_hyperparams name the columns too: TensorBoard takes those of
-    a single run for all, and a run in progress has to give its results as 0. Left to itself it shows what any run
-    has, the hyperparameters that differ first, and leaves empty what is not known yet.
+    SummaryWriter.add_hparams and Lightning's log_hyperparams also declare columns: TensorBoard then uses one run's
+    columns for all runs, and an unfinished run has to report its results as 0. Without a declaration TensorBoard
+    shows the union of all runs' columns, differing hyperparameters first, and leaves unknown cells empty.
 
     Args:
         writer: a SummaryWriter.
-        hparams: by name.
+        hparams: hyperparameter name -> value.
     """
-    from tensorboard.plugins.hparams import summary_v2  # what hparams.api offers, without TensorFlow; not quick
+    from tensorboard.plugins.hparams import summary_v2  # hparams.api without TensorFlow; slow to import
 
-    writer._get_file_writer().add_summary(summary_v2.hparams_pb(hparams, trial_id=""))  # "": named as the run
+    writer._get_file_writer().add_summary(summary_v2.hparams_pb(hparams, trial_id=""))  # "": named after the run

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name."""
+"""Optimizers and learning-rate schedules, by name."""
 
 from collections.abc import Callable, Iterable
 from math import cos, pi
@@ -9,7 +9,7 @@ from torch import nn
 
 from fer_lightning.arguments import call
 from fer_lightning.errors import UserError
-from fer_lightning.training.compat import let_lightning_scale
+from fer_lightning.training.compat import let_lightning_unscale
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -20,9 +20,18 @@ SCHEDULES = ("constant", "cosine")
 
 
 def lr_factor(step: int, total_steps: float, warmup_steps: int, schedule: str) -> float:
-    """What the learning rate is multiplied by at a step: linear warm-up to 1, then constant or half a cosine to 0.
+    """Compute the factor of the learning rate at a step: linear warm-up to 1, then constant or half a cosine to 0.
 
-    The cosine is that of Loshchilov and Hutter 2017, "SGDR", without restarts.
+    The cosine schedule follows Loshchilov and Hutter 2017, "SGDR", without restarts.
+
+    Args:
+        step: optimizer step, from 0.
+        total_steps: steps of the whole fit, warm-up included; may be infinite.
+        warmup_steps: steps of linear warm-up.
+        schedule: one of SCHEDULES.
+
+    Returns:
+        A factor in [0, 1].
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -43,37 +52,37 @@ def build_optimizer(
     warmup_epochs: float = 0.0,
     **options: Any,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """An optimizer and the schedule of its learning rate, to be stepped after every batch.
+    """Build an optimizer and its learning-rate schedule, which is stepped after every optimizer step.
 
     Args:
-        parameters: what to optimise.
-        total_steps: of the whole fit; infinity keeps a cosine at its top.
-        steps_per_epoch: training batches an epoch.
+        parameters: the parameters to optimise.
+        total_steps: steps of the whole fit; infinity keeps a cosine at its maximum.
+        steps_per_epoch: optimizer steps per epoch.
         name: a key of OPTIMIZERS.
-        lr: the highest learning rate.
+        lr: the maximum learning rate.
         weight_decay: L2 penalty for adam and sgd, decoupled for adamw.
         schedule: one of SCHEDULES.
-        warmup_epochs: epochs of linear rise from 0.
-        options: the torch optimizer's own, e.g. ``momentum``.
+        warmup_epochs: epochs of linear warm-up from 0.
+        options: further arguments of the torch optimizer, e.g. ``momentum``.
 
     Raises:
-        UserError: a name that does not exist, or a value out of range.
+        UserError: `name` or `schedule` is unknown, or a value is out of range.
     """
     if name not in OPTIMIZERS:
-        raise UserError(f"optim.name={name} is not an optimizer here: choose from {', '.join(OPTIMIZERS)}.")
+        raise UserError(f"optim.name={name}: unknown optimizer. Choose from {', '.join(OPTIMIZERS)}.")
     if schedule not in SCHEDULES:
-        raise UserError(f"optim.schedule={schedule} does not exist: choose from {', '.join(SCHEDULES)}.")
+        raise UserError(f"optim.schedule={schedule}: unknown schedule. Choose from {', '.join(SCHEDULES)}.")
     if lr <= 0 or weight_decay < 0 or warmup_epochs < 0:
         raise UserError(
-            f"optim.lr={lr} must be above 0, optim.weight_decay={weight_decay} and "
-            f"optim.warmup_epochs={warmup_epochs} must not be below 0."
+            f"optim.lr={lr} must be above 0; optim.weight_decay={weight_decay} and "
+            f"optim.warmup_epochs={warmup_epochs} must be at least 0."
         )
-    groups = list(parameters)
-    # One kernel for all weights instead of a dozen for each.
-    fused = all(weight.device.type in ("cpu", "cuda") and weight.is_floating_point() for weight in groups)
+    weights = list(parameters)
+    # Fused optimizers update all weights with one kernel instead of a dozen kernels for each.
+    fused = all(weight.device.type in ("cpu", "cuda") and weight.is_floating_point() for weight in weights)
     options = {"lr": lr, "weight_decay": weight_decay, "fused": fused} | options
-    optimizer = call(OPTIMIZERS[name], f"optim.name={name}", options, groups)
-    let_lightning_scale(optimizer)
+    optimizer = call(OPTIMIZERS[name], f"optim.name={name}", options, weights)
+    let_lightning_unscale(optimizer)
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, total_steps, warmup_steps, schedule)

@@ -1,4 +1,4 @@
-"""The callbacks that draw, in real fits with a real TensorBoard logger."""
+"""Drawing callbacks and the dashboard, in real fits with a real TensorBoard logger."""
 
 import re
 from types import SimpleNamespace
@@ -43,10 +43,10 @@ def some_faces() -> Faces:
 
 
 def data_module(split: str = "official") -> FaceDataModule:
-    def untouched(images, index, seed, epoch, image_size):
+    def only_resized(images, index, seed, epoch, image_size):
         return resize(images, image_size)
 
-    return FaceDataModule(some_faces(), untouched, batch_size=14, image_size=48, split=split)
+    return FaceDataModule(some_faces(), only_resized, batch_size=14, image_size=48, split=split)
 
 
 def classifier() -> EmotionClassifier:
@@ -86,7 +86,7 @@ def image_steps(read: EventAccumulator) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple:
-    """The folder and the data of a run of two epochs and a test, with all three callbacks."""
+    """The folder of a run of two epochs and a test with all three callbacks, its events, and those of the fit."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     dashboard, data = Dashboard(TEXTS, HPARAMS), data_module()
     run = trainer(run_dir, PredictionGrid(), ConfusionMatrix(), dashboard)
@@ -101,15 +101,15 @@ def finished(tmp_path_factory) -> tuple:
 # The sample and the mistakes
 
 
-def test_sample_is_balanced_and_deals_out_the_classes_in_turn():
+def test_sample_is_balanced_and_takes_the_classes_in_turn():
     labels = np.repeat(np.arange(7), [40, 5, 41, 72, 48, 31, 50])
     sample = balanced_sample(labels, 28)
     np.testing.assert_array_equal(labels[sample], np.tile(np.arange(7), 4))
     assert len(set(sample)) == 28
-    np.testing.assert_array_equal(sample[::7], [0, 10, 20, 30])  # of the 40 angry ones, evenly spread
+    np.testing.assert_array_equal(sample[::7], [0, 10, 20, 30])  # evenly spread over the 40 angry ones
 
 
-def test_sample_fills_up_where_a_class_is_short_or_missing():
+def test_sample_is_filled_from_other_classes_if_one_is_short_or_missing():
     labels = np.array([0] * 10 + [1] + [3] * 10)
     sample = balanced_sample(labels, 9)
     np.testing.assert_array_equal(labels[sample], [0, 1, 3, 0, 3, 0, 3, 0, 3])
@@ -118,7 +118,7 @@ def test_sample_fills_up_where_a_class_is_short_or_missing():
     assert len(balanced_sample(labels[:0], 28)) == 0
 
 
-def test_mistakes_are_all_wrong_and_the_surest_come_first():
+def test_mistakes_are_sorted_by_confidence():
     labels = np.array([0, 1, 2, 3, 4])
     probabilities = np.full((5, 7), 0.02)
     for row, (predicted, confidence) in enumerate([(1, 0.5), (1, 0.99), (3, 0.8), (0, 0.5), (5, 0.6)]):
@@ -133,10 +133,10 @@ def test_confusion_counts_have_true_classes_in_rows():
     assert (counts[3, 3], counts[3, 4], counts[6, 6], counts.sum()) == (1, 2, 1, 4)
 
 
-# What a run leaves behind
+# Files and events of a run
 
 
-def test_every_figure_is_a_picture_in_the_runs_folder(finished):
+def test_every_figure_is_an_image_in_the_runs_folder(finished):
     sizes = {}
     for path in (finished[0] / "figures").iterdir():
         with Image.open(path) as image:
@@ -152,7 +152,7 @@ def test_every_figure_is_a_picture_in_the_runs_folder(finished):
     }
 
 
-def test_pictures_come_once_an_epoch_in_order_and_not_from_the_sanity_check(finished):
+def test_images_are_logged_once_per_epoch_and_not_by_the_sanity_check(finished):
     assert image_steps(finished[1]) == {
         "predictions/sample": [0, 1],
         "predictions/most_confident_mistakes": [0, 1],
@@ -163,13 +163,13 @@ def test_pictures_come_once_an_epoch_in_order_and_not_from_the_sanity_check(fini
     }
 
 
-def test_all_events_are_in_the_runs_own_folder(finished):
+def test_all_events_are_in_the_runs_folder(finished):
     files = list(finished[0].parent.rglob("events.out.tfevents.*"))
     assert files
     assert {file.parent for file in files} == {finished[0]}
 
 
-def test_texts_are_shown_word_for_word(finished):
+def test_texts_are_shown_verbatim(finished):
     read = finished[1]
     text = {tag: read.Tensors(tag) for tag in read.Tags()["tensors"] if tag.startswith("run/")}
     assert sorted(text) == ["run/command/text_summary", "run/config/text_summary"]
@@ -178,7 +178,7 @@ def test_texts_are_shown_word_for_word(finished):
     assert command.tensor_proto.string_val == [f"`{TEXTS['command']}`".encode()]
 
 
-def test_charts_bring_training_and_validation_together(finished):
+def test_charts_combine_training_and_validation(finished):
     read = finished[1]
     layout = layout_pb2.Layout.FromString(read.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     (category,) = layout.category
@@ -194,25 +194,25 @@ def test_charts_bring_training_and_validation_together(finished):
     ]
 
 
-def test_hparams_table_has_a_row_of_the_run(finished):
+def test_hparams_table_has_a_row_for_the_run(finished):
     content = finished[1].PluginTagToContent(metadata.PLUGIN_NAME)
     row = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
     assert row.hparams["optim.lr"].number_value == 0.1
     assert row.hparams["model"].string_value == "fer_model0"
     assert row.hparams["model.batch_norm"].bool_value is True
-    assert row.group_name == ""  # TensorBoard then names the row as the run
-    # TensorBoard would otherwise take every run's columns from this one.
+    assert row.group_name == ""  # TensorBoard then names the row after the run
+    # Otherwise TensorBoard would use the columns of this run for all runs.
     assert metadata.EXPERIMENT_TAG not in content
 
 
-def test_results_appear_once_and_only_when_there_are_any(finished):
+def test_results_are_written_once_and_only_after_the_test(finished):
     _, read, before = finished
     assert not [tag for tag in before.Tags()["scalars"] if tag.startswith("hp")]
     assert [(event.step, event.value) for event in read.Scalars("hp/test_accuracy")] == [(2, 0.25)]
     assert [event.value for event in read.Scalars("hp/best_epoch")] == [1]
 
 
-# What is drawn
+# Contents of the figures
 
 
 @pytest.fixture
@@ -221,21 +221,21 @@ def drawn(monkeypatch) -> dict[str, list[tuple]]:
     calls: dict[str, list[tuple]] = {"prediction_grid": [], "confusion_matrix": []}
     drawers = {"prediction_grid": prediction_grid_module, "confusion_matrix": confusion_matrix_module}
 
-    def noting(name):
+    def recording(name):
         draw = getattr(drawers[name], name)
 
-        def note(*arguments):
+        def record(*arguments):
             calls[name].append(arguments)
             return draw(*arguments)
 
-        return note
+        return record
 
     for name in calls:
-        monkeypatch.setattr(drawers[name], name, noting(name))
+        monkeypatch.setattr(drawers[name], name, recording(name))
     return calls
 
 
-def test_each_figure_is_of_the_split_in_its_title(tmp_path, drawn):
+def test_each_figure_shows_the_split_in_its_title(tmp_path, drawn):
     data, module = data_module(), classifier()
     run = trainer(tmp_path, PredictionGrid(n_faces=14), ConfusionMatrix(), epochs=1)
     run.fit(module, datamodule=data)
@@ -243,10 +243,11 @@ def test_each_figure_is_of_the_split_in_its_title(tmp_path, drawn):
 
     (val, val_title), (test, test_title) = drawn["confusion_matrix"]
     assert (val.sum(), val_title) == (N_VAL, "Confusion on PublicTest after epoch 0")
-    assert (test.sum(), test_title) == (N_TEST, "Confusion on PrivateTest")  # though PublicTest was tested too
+    assert (test.sum(), test_title) == (N_TEST, "Confusion on PrivateTest")  # although PublicTest was tested too
 
     sample, mistakes, test_sample, test_mistakes = drawn["prediction_grid"]
     assert sample[3].startswith("PublicTest after epoch 0: ")
+    assert "of 14 correct in a fixed sample" in sample[3]
     assert f"mistakes in {N_TEST}" in test_mistakes[3]
     faces = data.faces
     for (images, labels, probabilities, _), usage in ((sample, VAL), (test_sample, TEST)):
@@ -281,7 +282,7 @@ def test_kaggle_folder_draws_both_splits_together(tmp_path, drawn):
     assert (counts.sum(), title) == (N_VAL + N_TEST, "Confusion on PublicTest+PrivateTest")
 
 
-def test_every_second_epoch(tmp_path):
+def test_every_n_epochs_skips_the_others(tmp_path):
     callbacks = PredictionGrid(n_faces=7, every_n_epochs=2), ConfusionMatrix(every_n_epochs=3)
     trainer(tmp_path, *callbacks, epochs=5).fit(classifier(), datamodule=data_module())
     steps = image_steps(events(tmp_path))
@@ -300,7 +301,7 @@ def test_without_a_logger_the_figures_are_still_written(tmp_path):
 
 
 def test_only_the_first_process_draws_and_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "_predictions", lambda *_: pytest.fail("drew"))
+    monkeypatch.setattr(drawing, "_predictions", lambda *_: pytest.fail("drew a figure"))
     second = SimpleNamespace(is_global_zero=False, sanity_checking=False, current_epoch=0, loggers=[None])
     second.state = SimpleNamespace(fn="fit")
     for callback in (PredictionGrid(), ConfusionMatrix()):
@@ -312,7 +313,7 @@ def test_only_the_first_process_draws_and_writes(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_resumed_run_says_its_texts_again_at_its_epoch(tmp_path):
+def test_resumed_run_writes_its_texts_again_at_its_epoch(tmp_path):
     checkpoints = ModelCheckpoint(tmp_path / "checkpoints", save_last=True)
     options = {"enable_checkpointing": True}
     first = trainer(tmp_path, Dashboard(TEXTS, HPARAMS), checkpoints, epochs=2, **options)
@@ -322,14 +323,14 @@ def test_a_resumed_run_says_its_texts_again_at_its_epoch(tmp_path):
     second.fit(classifier(), datamodule=data_module(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
     second.test(classifier(), datamodule=data_module(), verbose=False)
 
-    # By step: two files of the same second and process are read in the alphabetical order of a counter.
+    # Sorted by step, because files of the same second and process are read in the alphabetical order of a counter.
     texts = sorted(
         (text.step, *text.tensor_proto.string_val) for text in events(tmp_path).Tensors("run/command/text_summary")
     )
     assert texts == [(0, f"`{TEXTS['command']}`".encode()), (2, b"`python train.py resume=true`")]
 
 
-def test_a_run_that_only_tests_has_its_texts_too(tmp_path):
+def test_run_without_a_fit_has_its_texts_too(tmp_path):
     run = trainer(tmp_path, Dashboard(TEXTS, HPARAMS))
     run.test(classifier(), datamodule=data_module(), verbose=False)
     run.loggers[0].finalize("success")

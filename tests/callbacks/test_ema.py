@@ -1,4 +1,4 @@
-"""The moving average by hand, and that it is what is validated, tested and saved."""
+"""The moving average: computed by hand, and used in validation, test and checkpoints."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ MODEL = {"name": "fer_model0", "channels": [4, 8]}
 
 
 class Weights(Callback):
-    """The bias of the last layer after each step and in each validation."""
+    """Callback that records the bias of the last layer after each step and in each validation."""
 
     def __init__(self):
         self.after_step = []
@@ -55,7 +55,7 @@ def fit(tmp_path, ema, epochs=2):
 
 
 def averages(steps, decay):
-    """The average after each step: the first is the weights themselves."""
+    """Compute the average after each step; the first is a copy of the weights."""
     mean, means = None, []
     for n, weight in enumerate(steps):
         kept = min(decay, (1 + n) / (10 + n))
@@ -64,7 +64,7 @@ def averages(steps, decay):
     return means
 
 
-def test_the_average_by_hand_is_validated_saved_and_tested(tmp_path):
+def test_average_is_as_computed_by_hand_and_is_validated_saved_and_tested(tmp_path):
     trainer, module, data, weights = fit(tmp_path, EMA(decay=0.3))
     expected = averages(weights.after_step, 0.3)
     assert len(expected) == 6
@@ -76,7 +76,7 @@ def test_the_average_by_hand_is_validated_saved_and_tested(tmp_path):
     torch.testing.assert_close(module.net.classifier.bias.data, expected[-1])
 
 
-def test_every_n_steps_averages_as_much(tmp_path):
+def test_every_n_steps_adjusts_the_decay(tmp_path):
     *_, weights = fit(tmp_path, EMA(decay=0.3, every_n_steps=3))
     torch.testing.assert_close(weights.in_validation[0], weights.after_step[2])
     kept = min(0.3**3, 2 / 11)
@@ -84,7 +84,13 @@ def test_every_n_steps_averages_as_much(tmp_path):
     torch.testing.assert_close(weights.in_validation[1], expected)
 
 
-@pytest.mark.parametrize(("options", "said"), [({"decay": 1.0}, "decay=1.0"), ({"every_n_steps": 0}, "=0")])
-def test_values_out_of_range(options, said):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": 1.0}, r"callbacks\.ema\.decay=1\.0: expected at least 0 and below 1\."),
+        ({"every_n_steps": 0}, r"callbacks\.ema\.every_n_steps=0: expected at least 1\."),
+    ],
+)
+def test_values_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
         EMA(**options)

@@ -1,4 +1,4 @@
-"""Grad-CAM of the fixed sample and the projector's files, in a real fit and test."""
+"""Grad-CAM figures and projector files of a real fit and test."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def trainer(run_dir, *callbacks, tensorboard=True) -> Trainer:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run's folder, its module, its data, and what was drawn in it."""
+    """The folder, module and data of a finished run, and the arguments of all its figures."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     trained = module()
     data = FaceDataModule(
@@ -68,31 +68,31 @@ def finished(tmp_path_factory):
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
         for drawer in (prediction_grid_module, grad_cam_module):
-            patch.setattr(drawer, "prediction_grid", lambda *given: drawn.append(given) or prediction_grid(*given))
+            patch.setattr(drawer, "prediction_grid", lambda *args: drawn.append(args) or prediction_grid(*args))
         run = trainer(run_dir, PredictionGrid(n_faces=14), GradCAM(n_faces=14), Projector(n_faces=35))
         run.fit(trained, datamodule=data)
         run.test(trained, datamodule=data, verbose=False)
     return run_dir, trained, data, drawn
 
 
-def test_grad_cam_is_of_the_prediction_grids_sample(finished):
+def test_grad_cam_shows_the_sample_of_the_prediction_grid(finished):
     run_dir, trained, _, drawn = finished
-    for grid, cam, when in ((drawn[0], drawn[2], "validation after epoch 0"), (drawn[3], drawn[5], "test")):
-        assert cam[3] == f"{when}: what speaks for the predicted emotion (Grad-CAM)"
+    for grid, cam, title in ((drawn[0], drawn[2], "validation after epoch 0"), (drawn[3], drawn[5], "test")):
+        assert cam[3] == f"{title}: evidence for the predicted emotion (Grad-CAM)"
         assert cam[0].shape == (14, 48, 48, 3)
-        for mine, theirs in zip(cam[1:3], grid[1:3], strict=True):
-            np.testing.assert_array_equal(mine, theirs)
+        for of_cam, of_grid in zip(cam[1:3], grid[1:3], strict=True):
+            np.testing.assert_array_equal(of_cam, of_grid)
         difference = np.abs(cam[0].astype(int) - grid[0][..., None]).max(axis=(1, 2, 3))
         assert (difference > 0).any()
         cold = (cam[0] == grid[0][..., None]).all(axis=3)
-        assert cold.any()  # what is cold shows the same face
+        assert cold.any()  # pixels without evidence show the face unchanged
     tags = EventAccumulator(str(run_dir)).Reload().Tags()["images"]
     assert {"predictions/grad_cam", "predictions_test/grad_cam"} <= set(tags)
     assert {"grad_cam_val.png", "grad_cam_test.png"} <= {path.name for path in (run_dir / "figures").iterdir()}
     assert all(parameter.requires_grad for parameter in trained.net.parameters())
 
 
-def test_the_projector_gets_the_test_faces_with_their_features(finished):
+def test_projector_gets_the_test_faces_with_their_features(finished):
     run_dir, trained, data, _ = finished
     [config] = run_dir.glob("projector_config.pbtxt")
     [folder] = (path for path in (run_dir / "00001").iterdir())
@@ -102,7 +102,7 @@ def test_the_projector_gets_the_test_faces_with_their_features(finished):
     assert header == ["emotion", "predicted", "confidence"]
     assert [row[0] for row in rows] == list(EMOTIONS) * 5
     features = np.loadtxt(folder / "tensors.tsv")
-    assert features.shape == (35, 35)  # of 288 features, as many components as faces
+    assert features.shape == (35, 35)  # 288 features reduced to as many components as faces
     with Image.open(folder / "sprite.png") as sprite:
         pixels = np.asarray(sprite.convert("L"))
     assert pixels.shape == (6 * 48, 6 * 48)
@@ -112,45 +112,45 @@ def test_the_projector_gets_the_test_faces_with_their_features(finished):
         face = pixels[top : top + 48, left : left + 48]
         [row] = np.flatnonzero((data.faces.images == face).all(axis=(1, 2)))
         assert EMOTIONS[data.faces.labels[row]] == rows[number][0]
-        answer = clf.predict(face)
-        assert answer.names == [rows[number][1]]
-        assert answer.probabilities.max() == pytest.approx(float(rows[number][2]), abs=1e-3)
+        prediction = clf.predict(face)
+        assert prediction.names == [rows[number][1]]
+        assert prediction.probabilities.max() == pytest.approx(float(rows[number][2]), abs=1e-3)
 
 
-def test_features_are_what_the_last_layer_gets():
+def test_features_are_the_input_of_the_last_layer():
     clf = Classifier(module().net, INPUTS, "cpu")
     faces = synthetic_faces(n_train=0, n_val=0, n_test=9).images
     features = penultimate_features(clf, faces, batch_size=4)
     assert (features.dtype, features.shape) == (np.float32, (9, 8 * 6 * 6))
     with torch.no_grad():
-        answer = clf.net.classifier(torch.from_numpy(features)).softmax(dim=1)
-    np.testing.assert_allclose(answer, clf.predict(faces).probabilities, atol=1e-6)
+        probabilities = clf.net.classifier(torch.from_numpy(features)).softmax(dim=1)
+    np.testing.assert_allclose(probabilities, clf.predict(faces).probabilities, atol=1e-6)
     with pytest.raises(UserError, match="does not end in a linear layer"):
         penultimate_features(Classifier(nn.Conv2d(1, 7, 24), INPUTS, "cpu"), faces)
 
 
 def test_principal_components_keep_the_distances():
     features = np.random.default_rng(0).standard_normal((6, 40)).astype(np.float32)
-    few = principal_components(features, 6)
-    assert few.shape == (6, 6)
-    for of in (features, few):
-        of -= of[0].copy()
-    np.testing.assert_allclose(few @ few.T, features @ features.T, atol=1e-4)
+    components = principal_components(features, 6)
+    assert components.shape == (6, 6)
+    for points in (features, components):
+        points -= points[0].copy()
+    np.testing.assert_allclose(components @ components.T, features @ features.T, atol=1e-4)
     assert principal_components(features, 40) is features
     variance = principal_components(features, 3).var(axis=0)
     assert (np.diff(variance) < 0).all()
 
 
-def test_a_run_without_tensorboard_is_told_before_it_starts(tmp_path):
+def test_projector_without_tensorboard_is_an_error_before_the_run_starts(tmp_path):
     data = FaceDataModule(synthetic_faces(n_train=7, n_val=7, n_test=7), NoAugment(), 7, 24)
-    with pytest.raises(UserError, match="logger=tensorboard"):
+    with pytest.raises(UserError, match=r"callbacks=projector needs TensorBoard\. Set logger=tensorboard\."):
         trainer(tmp_path / "run", Projector(), tensorboard=False).fit(module(), datamodule=data)
     assert not (tmp_path / "run").exists()
 
 
 def test_values_out_of_range():
-    with pytest.raises(UserError, match="n_faces=1 is out of range"):
+    with pytest.raises(UserError, match=r"callbacks\.projector\.n_faces=1: expected 2 to 5000\."):
         Projector(n_faces=1)
     for name in ("n_faces", "every_n_epochs"):
-        with pytest.raises(UserError, match=rf"callbacks\.grad_cam\.{name}=0 must be at least 1"):
+        with pytest.raises(UserError, match=rf"callbacks\.grad_cam\.{name}=0: expected at least 1"):
             GradCAM(**{name: 0})

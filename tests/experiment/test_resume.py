@@ -115,7 +115,7 @@ def test_an_epoch_goes_on_with_its_own_batches_only(monkeypatch, capsys):
     with pytest.raises(Killed):
         run("name=a", "checkpoint.every_n_minutes=1e-9")
     resume("runs/default/a", "data.batch_size=8", code=1)
-    assert "was stopped in an epoch of 7 batches, and now it has 14" in capsys.readouterr().err
+    assert "was stopped in an epoch of 7 batches, but the epoch now has 14" in capsys.readouterr().err
     run("name=whole", "trainer.max_epochs=1", "stages=[fit]")
     resume("runs/default/whole", "data.batch_size=8", "trainer.max_epochs=2")
 

@@ -1,4 +1,4 @@
-"""Views of a face, and the mean of the answers to them."""
+"""Views of test-time augmentation, and the mean of their predictions."""
 
 import math
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fer_lightning.errors import UserError
-from fer_lightning.models.tta import VIEWS, answer, check_tta, mean_answer
+from fer_lightning.models.tta import VIEWS, check_tta, log_mean_probabilities, predict_logits
 
 
-def test_views_of_a_numbered_image():
+def test_views_of_an_image_with_numbered_pixels():
     image = torch.arange(48.0 * 48).view(1, 1, 48, 48)
     assert [view is image for view in VIEWS["none"](image)] == [True]
     plain, mirrored = VIEWS["mirror"](image)
@@ -27,29 +27,31 @@ def test_views_of_a_numbered_image():
 
 
 def test_ten_crop_takes_44_of_48_pixels():
-    # On a ramp the enlarged crop's middle column is the middle of its 44 pixels.
+    # On a ramp, the middle column of a resized crop has the mean value of its 44 pixels.
     ramp = torch.arange(48.0).expand(1, 1, 48, 48)
     middles = [crop[0, 0, 0, 23:25].mean().item() for crop in VIEWS["ten_crop"](ramp)[:5]]
     assert middles == pytest.approx([21.5, 25.5, 21.5, 25.5, 23.5], abs=1e-4)
 
 
-def test_the_answer_is_the_mean_of_the_probabilities():
-    def net(images):  # sees only the left half
+def test_softmax_of_the_logits_is_the_mean_of_the_probabilities():
+    def net(images):  # uses only the left half
         left = images[..., :24].mean(dim=(1, 2, 3))
         return torch.stack([left, *[torch.zeros_like(left)] * 6], dim=1)
 
     images = torch.zeros(1, 1, 48, 48)
     images[..., :24] = 2.0
     expected = (net(images).softmax(1) + net(images.flip(-1)).softmax(1)) / 2
-    torch.testing.assert_close(answer(net, images, "mirror").softmax(1), expected)
-    assert torch.equal(answer(net, images, "none"), net(images))
+    torch.testing.assert_close(predict_logits(net, images, "mirror").softmax(1), expected)
+    assert torch.equal(predict_logits(net, images, "none"), net(images))
 
 
-def test_a_mean_of_vanishing_probabilities_is_finite():
+def test_mean_of_underflowing_probabilities_is_finite():
     logits = torch.tensor([[[0.0, -200.0]], [[0.0, -300.0]]])
-    torch.testing.assert_close(mean_answer(logits), torch.tensor([[0.0, -200.0 - math.log(2)]]))
+    torch.testing.assert_close(log_mean_probabilities(logits), torch.tensor([[0.0, -200.0 - math.log(2)]]))
 
 
-def test_a_wrong_name_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match="Did you mean mirror"):
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(
+        UserError, match=r"tta=miror does not exist\. Did you mean mirror\? Choose from none, mirror, "
+    ):
         check_tta("miror")

@@ -217,7 +217,7 @@ def test_a_hopeless_run_is_given_up(capsys):
     assert states(study_of()) == ["COMPLETE", "PRUNED"]
     reported = study_of().trials[1].intermediate_values
     assert reported == {epoch["epoch"]: epoch["val_accuracy"] for epoch in results["history"]}
-    assert "given up: accuracy/val" in capsys.readouterr().out
+    assert "pruned: accuracy/val is worse than the median" in capsys.readouterr().out
     assert [run.status for run in runs.rank_runs(FOLDER)] == ["pruned", "finished"]
 
 

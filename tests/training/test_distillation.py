@@ -1,5 +1,6 @@
-"""Distillation: the loss by hand, and a teacher that stays out of the checkpoint and unchanged."""
+"""Distillation: the loss computed by hand, and a frozen teacher that stays out of the checkpoint."""
 
+import re
 import sys
 
 import pytest
@@ -12,14 +13,14 @@ from fer_lightning.config.cli import main
 from fer_lightning.data.augment import normalise
 from fer_lightning.errors import UserError
 from fer_lightning.models.checkpoint import InputSpec, read_checkpoint
-from fer_lightning.training.distillation import OtherInput, Teacher
+from fer_lightning.training.distillation import InputAdapter, Teacher
 
 IMAGES = torch.zeros(2, 1, 4, 4)
 INDEX = torch.tensor([3, 1])
 
 
-class Says(nn.Module):
-    """Answers every batch with the same logits."""
+class Constant(nn.Module):
+    """A network that returns the same logits for every batch."""
 
     def __init__(self, logits):
         super().__init__()
@@ -29,83 +30,94 @@ class Says(nn.Module):
         return self.logits
 
 
-def test_the_loss_by_hand():
+def test_loss_matches_a_computation_by_hand():
     torch.manual_seed(0)
     first, second, student = (torch.randn(2, 7) for _ in range(3))
-    teacher = Teacher([Says(first), Says(second)], weight=0.25)
-    loss = teacher.loss(teacher.answer(IMAGES, INDEX, 0), student, torch.tensor(3.0))
+    teacher = Teacher([Constant(first), Constant(second)], weight=0.25)
+    loss = teacher.loss(teacher.soft_targets(IMAGES, INDEX, 0), student, torch.tensor(3.0))
     target = (first.softmax(1) + second.softmax(1)) / 2
     divergence = (target * (target.log() - student.log_softmax(1))).sum(1).mean()
     torch.testing.assert_close(loss, 0.75 * 3.0 + 0.25 * divergence)
 
 
-def test_the_temperature_softens_and_keeps_the_gradients_size():
+def test_temperature_softens_and_keeps_the_scale_of_gradients():
     torch.manual_seed(0)
-    says, student = torch.randn(2, 7), torch.randn(2, 7)
-    loss = Teacher([Says(says)], weight=1.0, temperature=4.0).loss(says, student, torch.tensor(3.0))
-    target = (says / 4).softmax(1)
+    logits, student = torch.randn(2, 7), torch.randn(2, 7)
+    loss = Teacher([Constant(logits)], weight=1.0, temperature=4.0).loss(logits, student, torch.tensor(3.0))
+    target = (logits / 4).softmax(1)
     torch.testing.assert_close(loss, 16 * (target * (target.log() - (student / 4).log_softmax(1))).sum(1).mean())
 
 
-def test_a_perfect_student_has_nothing_to_learn_and_the_teacher_never_does():
-    says = torch.randn(2, 7)
-    student = says.clone().requires_grad_()
-    teacher = Teacher([Says(says)], weight=1.0)
-    loss = teacher.loss(teacher.answer(IMAGES, INDEX, 0), student, F.cross_entropy(student, torch.tensor([0, 1])))
+def test_perfect_student_gets_no_gradient_and_the_teacher_never_does():
+    logits = torch.randn(2, 7)
+    student = logits.clone().requires_grad_()
+    teacher = Teacher([Constant(logits)], weight=1.0)
+    loss = teacher.loss(
+        teacher.soft_targets(IMAGES, INDEX, 0), student, F.cross_entropy(student, torch.tensor([0, 1]))
+    )
     loss.backward()
     torch.testing.assert_close((loss.detach(), student.grad), (torch.tensor(0.0), torch.zeros(2, 7)))
     assert not any(parameter.requires_grad or parameter.grad for parameter in teacher.nets[0].parameters())
 
 
-@pytest.mark.parametrize(("weight", "temperature"), [(0.0, 1.0), (1.1, 1.0), (0.5, 0.0)])
-def test_values_out_of_range(weight, temperature):
-    with pytest.raises(UserError, match="distill"):
-        Teacher([Says(torch.zeros(1, 7))], weight, temperature)
+@pytest.mark.parametrize(
+    ("weight", "temperature", "message"),
+    [
+        (0.0, 1.0, "distill.weight=0.0: expected above 0 and at most 1."),
+        (1.1, 1.0, "distill.weight=1.1: expected above 0 and at most 1."),
+        (0.5, 0.0, "distill.temperature=0.0: expected a number above 0."),
+    ],
+)
+def test_values_out_of_range(weight, temperature, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        Teacher([Constant(torch.zeros(1, 7))], weight, temperature)
 
 
-class Counts(nn.Module):
-    """Answers with the image's own first pixels, and counts how often it is asked."""
+class Counting(nn.Module):
+    """A network that returns the first pixels of each image as logits, and counts its calls."""
 
     def __init__(self):
         super().__init__()
-        self.asked = 0
+        self.calls = 0
 
     def forward(self, images):
-        self.asked += 1
+        self.calls += 1
         return images.flatten(1)[:, :7]
 
 
-def test_answers_that_come_again_are_remembered():
+def test_soft_targets_of_repeated_images_are_cached():
     images = torch.randn(5, 1, 4, 4)
-    net = Counts()
+    net = Counting()
     teacher = Teacher([net], augment_epochs=2, n_images=5, n_train=5)
     first, second = torch.tensor([4, 0, 2]), torch.tensor([3, 1])
     for epoch in (0, 1):
         for index in (first, second):
-            says = teacher.answer(images[index] + epoch, index, epoch)
-            torch.testing.assert_close(says, (images[index] + epoch).flatten(1)[:, :7].log_softmax(1))
-    assert net.asked == 4
-    mixed = torch.tensor([0, 1, 2, 3, 4])  # in another order, and of batches that never were
-    torch.testing.assert_close(teacher.answer(IMAGES, mixed, 3), (images + 1).flatten(1)[:, :7].log_softmax(1))
-    assert net.asked == 4
+            targets = teacher.soft_targets(images[index] + epoch, index, epoch)
+            torch.testing.assert_close(targets, (images[index] + epoch).flatten(1)[:, :7].log_softmax(1))
+    assert net.calls == 4
+    mixed = torch.tensor([0, 1, 2, 3, 4])  # another order, and a batch that was never predicted
+    torch.testing.assert_close(
+        teacher.soft_targets(IMAGES, mixed, 3), (images + 1).flatten(1)[:, :7].log_softmax(1)
+    )
+    assert net.calls == 4
 
 
-def test_an_epoch_that_was_cut_short_is_asked_again_whole():
+def test_incomplete_epoch_is_not_served_from_the_cache():
     images = torch.randn(5, 1, 4, 4)
-    net = Counts()
+    net = Counting()
     teacher = Teacher([net], augment_epochs=1, n_images=5, n_train=5)
-    # Three images in the first epoch and three in the second: six answers, but the last image has none.
+    # Three images in each of the first two epochs: six predictions, but none of the last image.
     for epoch, index in enumerate((torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3]), torch.arange(5))):
-        says = teacher.answer(images[index], index, epoch)
-        torch.testing.assert_close(says, images[index].flatten(1)[:, :7].log_softmax(1))
-    assert net.asked == 3
+        targets = teacher.soft_targets(images[index], index, epoch)
+        torch.testing.assert_close(targets, images[index].flatten(1)[:, :7].log_softmax(1))
+    assert net.calls == 3
 
 
-def test_a_teacher_may_look_at_the_mirror_image_too():
+def test_teacher_can_average_over_the_mirror_image():
     images = torch.randn(2, 1, 4, 4)
-    says = Teacher([Counts()], tta="mirror").answer(images, INDEX, 0)
+    targets = Teacher([Counting()], tta="mirror").soft_targets(images, INDEX, 0)
     both = [view.flatten(1)[:, :7].softmax(1) for view in (images, images.flip(-1))]
-    torch.testing.assert_close(says.exp(), (both[0] + both[1]) / 2)
+    torch.testing.assert_close(targets.exp(), (both[0] + both[1]) / 2)
 
 
 SMALL = (
@@ -123,27 +135,31 @@ SMALL = (
 
 
 @pytest.fixture
-def taught(monkeypatch, tmp_path):
+def teacher_checkpoint(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     assert main(job, ["name=teacher", "model.channels=[4,8]", *SMALL]) == 0
     return "runs/default/teacher/checkpoints/best.ckpt"
 
 
-def test_a_run_with_teachers(taught):
-    options = (f"distill.ckpt=[{taught},{taught}]", "distill.temperature=2", "model.channels=[3]")
+def test_run_with_two_teachers(teacher_checkpoint):
+    options = (
+        f"distill.ckpt=[{teacher_checkpoint},{teacher_checkpoint}]",
+        "distill.temperature=2",
+        "model.channels=[3]",
+    )
     assert main(job, ["name=student", *options, *SMALL]) == 0
     assert main(job, ["name=alone", "model.channels=[3]", *SMALL]) == 0
     student, alone = (
         read_checkpoint(f"runs/default/{name}/checkpoints/best.ckpt").state_dict for name in ("student", "alone")
     )
-    assert student.keys() == alone.keys()  # no weight of a teacher's
+    assert student.keys() == alone.keys()  # no teacher weights
     assert not torch.equal(student["net.classifier.weight"], alone["net.classifier.weight"])
 
 
-def test_a_teacher_of_another_input_gets_its_own_images(taught):
+def test_teacher_with_another_input_format(teacher_checkpoint):
     options = (
-        f"distill.ckpt={taught}",
+        f"distill.ckpt={teacher_checkpoint}",
         "data.image_size=32",
         "data.mean=0.4",
         "data.std=0.2",
@@ -152,18 +168,18 @@ def test_a_teacher_of_another_input_gets_its_own_images(taught):
     assert main(job, ["name=student", *options, *SMALL]) == 0
 
 
-def test_another_input_is_the_same_pixels():
+def test_adapter_feeds_the_same_pixels_in_the_other_format():
     pixels = torch.rand(3, 1, 24, 24)
-    seen = []
+    inputs = []
 
-    class Sees(nn.Module):
+    class Recorder(nn.Module):
         def forward(self, images):
-            seen.append(images)
+            inputs.append(images)
             return images.flatten(1)[:, :7]
 
-    given = InputSpec(24, 0.5, 0.25)
+    source = InputSpec(24, 0.5, 0.25)
     for size, mean, std in ((24, 0.3, 0.5), (32, 0.3, 0.5), (12, 0.5, 0.25)):
-        own = InputSpec(size, mean, std)
-        OtherInput(Sees(), own, given)(normalise(pixels, given.mean, given.std))
+        target = InputSpec(size, mean, std)
+        InputAdapter(Recorder(), target, source)(normalise(pixels, source.mean, source.std))
         resized = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-        torch.testing.assert_close(seen[-1], normalise(resized, mean, std))
+        torch.testing.assert_close(inputs[-1], normalise(resized, mean, std))

@@ -1,4 +1,4 @@
-"""The module's metrics by hand, the optimizer step by step, and a network that can learn."""
+"""Networks and the module: metrics computed by hand, the learning rate of each step, and a fit that learns."""
 
 import math
 
@@ -50,7 +50,7 @@ def faces() -> Faces:
     return synthetic_faces(n_train=70, n_val=21, n_test=14)
 
 
-def test_fer_model0_is_the_known_network():
+def test_fer_model0_has_the_layers_of_the_original():
     net = build_model("fer_model0", image_size=128, channels=[16, 32, 64])
     assert net(torch.zeros(2, 1, 128, 128)).shape == (2, 7)
     names = [type(layer).__name__ for layer in net.features]
@@ -61,13 +61,13 @@ def test_fer_model0_is_the_known_network():
     assert sum(p.numel() for p in net.parameters()) == convolutions + norms + 64 * 16 * 16 * 7 + 7
 
 
-def test_small_vgg_halves_the_image_and_takes_any_size():
+def test_small_vgg_halves_the_image_at_every_stage_and_accepts_any_size():
     net = build_model("small_vgg", image_size=48, channels=[16, 32, 64, 128])
-    seen = []
+    shapes = []
     for layer in net.features:
-        layer.register_forward_hook(lambda layer, inputs, output: seen.append(tuple(output.shape[1:])))
+        layer.register_forward_hook(lambda layer, inputs, output: shapes.append(tuple(output.shape[1:])))
     assert net(torch.zeros(2, 1, 48, 48)).shape == (2, 7)
-    assert [shape for n, shape in enumerate(seen) if n in (2, 9, 16, 23)] == [
+    assert [shape for n, shape in enumerate(shapes) if n in (2, 9, 16, 23)] == [
         (16, 24, 24),
         (32, 12, 12),
         (64, 6, 6),
@@ -77,17 +77,17 @@ def test_small_vgg_halves_the_image_and_takes_any_size():
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_mirrored_filters_halve_the_parameters_and_see_no_difference_between_a_face_and_its_mirror_image(
+def test_mirrored_filters_halve_the_parameters_and_give_a_face_and_its_mirror_image_the_same_logits(
     memory_format,
 ):
     options = {"image_size": 48, "channels": [8, 8, 12, 16], "residual": True}
     plain, mirrored = (build_model("small_vgg", **options, mirrored=value) for value in (False, True))
     for of_plain, of_mirrored in zip(plain.modules(), mirrored.modules(), strict=True):
-        own = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in (of_plain, of_mirrored)]
-        assert own == [own[0], own[0] // 2] or isinstance(of_plain, torch.nn.Linear)
+        sizes = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in (of_plain, of_mirrored)]
+        assert sizes == [sizes[0], sizes[0] // 2] or isinstance(of_plain, torch.nn.Linear)
     for norm in mirrored.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.momentum = 1.0  # evaluation goes by the statistics of the last batch
+            norm.momentum = 1.0  # evaluation uses the statistics of the last batch
             torch.nn.init.uniform_(norm.weight)
             torch.nn.init.uniform_(norm.bias)
     mirrored.to(memory_format=memory_format)
@@ -96,11 +96,11 @@ def test_mirrored_filters_halve_the_parameters_and_see_no_difference_between_a_f
     evaluated = mirrored.eval()(faces)
     assert torch.allclose(mirror_image, trained, atol=1e-5)
     assert torch.allclose(mirrored(faces.flip(3)), evaluated, atol=1e-5)
-    assert torch.allclose(evaluated, trained, atol=1e-2)  # its variance is the unbiased one
+    assert torch.allclose(evaluated, trained, atol=1e-2)  # running variance is unbiased
     assert not torch.allclose(upside_down, trained, atol=2e-2)
 
 
-def test_resnet_halves_the_image_stage_by_stage_and_begins_as_its_shortcuts():
+def test_resnet_halves_the_image_at_each_stage_and_starts_as_its_shortcuts():
     net = build_model("resnet", image_size=48, channels=[4, 6, 8], blocks=2).eval()
     images = torch.randn(2, 1, 48, 48)
     x, sides = images, []
@@ -116,7 +116,7 @@ def test_resnet_halves_the_image_stage_by_stage_and_begins_as_its_shortcuts():
     assert strided.features(images).shape == (2, 6, 12, 12)
 
 
-def test_resnet_leaves_features_out_in_training_only():
+def test_resnet_drops_features_only_in_training():
     net = build_model("resnet", image_size=12, channels=[8], blocks=1, dropout=0.5)
     assert net.eval()(torch.ones(1, 1, 12, 12)).equal(net(torch.ones(1, 1, 12, 12)))
     net.features.eval()
@@ -127,31 +127,31 @@ def test_resnet_leaves_features_out_in_training_only():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"name": "resnet", "channels": [4], "blocks": 0}, "blocks=0 is out of range: it goes from 1 to 100"),
-        ({"name": "resnet", "channels": [4] * 9}, "leave nothing of 128 px"),
-        ({"name": "small_vgg", "channels": []}, "at least one width"),
-        ({"name": "small_vgg", "channels": [4] * 8}, "leave nothing of 128 px"),
-        ({"name": "small_vgg", "channels": [4, 3], "mirrored": True}, "needs even channels"),
+        ({"name": "resnet", "channels": [4], "blocks": 0}, "blocks=0: expected 1 to 100"),
+        ({"name": "resnet", "channels": [4] * 9}, "channels: 128 px cannot be halved 8 times"),
+        ({"name": "small_vgg", "channels": []}, "channels: expected at least one width"),
+        ({"name": "small_vgg", "channels": [4] * 8}, "channels: 128 px cannot be halved 8 times"),
+        ({"name": "small_vgg", "channels": [4, 3], "mirrored": True}, "mirrored=true: expected even channels"),
         (
             {"name": "small_vgg", "channels": [4, 4], "mirrored": True, "image_size": 46},
-            "that can be halved 2 times",
+            "mirrored=true: expected even channels and an image_size divisible by 4",
         ),
-        ({"name": "fer_modle0"}, "Did you mean fer_model0?"),
+        ({"name": "fer_modle0"}, "model=fer_modle0: unknown network. Did you mean fer_model0?"),
         ({"name": "fer_model0", "widths": [3]}, "widths"),
-        ({"name": "fer_model0", "channels": []}, "at least one width"),
-        ({"name": "fer_model0", "channels": [4] * 9}, "leave nothing of 128 px"),
+        ({"name": "fer_model0", "channels": []}, "channels: expected at least one width"),
+        ({"name": "fer_model0", "channels": [4] * 9}, "channels: 128 px cannot be halved 9 times"),
     ],
 )
-def test_a_network_that_cannot_be_built_says_why(options, said):
+def test_invalid_options_of_a_network_are_an_error_with_the_reason(options, message):
     with pytest.raises(UserError) as error:
         build_model(**({"image_size": 128} | options))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_training_metrics_are_exact(faces):
-    """The epoch's loss and accuracy are means over images, though its last batch is smaller."""
+    """The epoch's loss is a mean over images, although its last batch is smaller."""
     record = {}
 
     class Recorder(Callback):
@@ -166,7 +166,7 @@ def test_training_metrics_are_exact(faces):
     assert trainer.callback_metrics["loss/train"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_step_is_written_when_asked(faces, tmp_path):
+def test_log_every_n_steps_1_logs_every_step(faces, tmp_path):
     from lightning.pytorch.loggers import CSVLogger
 
     logger = CSVLogger(tmp_path)
@@ -187,11 +187,11 @@ def test_every_step_is_written_when_asked(faces, tmp_path):
     epoch = next(metrics for _, metrics in written if "loss/train" in metrics)
     mean = sum(metrics["step/loss"] * n for (_, metrics), n in zip(steps, (32, 32, 6), strict=True)) / 70
     assert epoch["loss/train"] == pytest.approx(mean, rel=1e-5)
-    right = sum(metrics["step/accuracy"] * n for (_, metrics), n in zip(steps, (32, 32, 6), strict=True))
-    assert epoch["accuracy/train"] == pytest.approx(right / 70)
+    correct = sum(metrics["step/accuracy"] * n for (_, metrics), n in zip(steps, (32, 32, 6), strict=True))
+    assert epoch["accuracy/train"] == pytest.approx(correct / 70)
 
 
-def test_validation_metrics_by_hand(faces):
+def test_validation_metrics_match_a_computation_by_hand(faces):
     module = classifier()
     data = FaceDataModule(faces, NoAugment(), batch_size=32, image_size=48, eval_batch_size=8)
     trainer = fit(module, data)
@@ -225,7 +225,7 @@ def test_overfits_14_images(faces):
     assert trainer.callback_metrics["loss/train"] < 0.1
 
 
-def test_channels_last_computes_the_same(faces):
+def test_channels_last_gives_the_same_logits(faces):
     torch.manual_seed(0)
     net = build_model(image_size=48, **MODEL)
     images = torch.randn(4, 1, 48, 48)
@@ -247,7 +247,7 @@ def test_channels_last_computes_the_same(faces):
         ("cosine", 99, 0.5 * (1 + math.cos(math.pi * 79 / 80))),
     ],
 )
-def test_the_learning_rate_at_a_step(schedule, step, expected):
+def test_learning_rate_at_a_step(schedule, step, expected):
     assert lr_factor(step, total_steps=100, warmup_steps=20, schedule=schedule) == pytest.approx(expected)
     optimizer, scheduler = build_optimizer(
         [torch.nn.Parameter(torch.zeros(1))], 100, 10, lr=0.5, schedule=schedule, warmup_epochs=2
@@ -259,18 +259,18 @@ def test_the_learning_rate_at_a_step(schedule, step, expected):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"name": "adamm"}, "optim.name=adamm"),
-        ({"schedule": "linear"}, "optim.schedule=linear"),
-        ({"lr": 0}, "optim.lr=0"),
+        ({"name": "adamm"}, "optim.name=adamm: unknown optimizer. Choose from adam, adamw, sgd."),
+        ({"schedule": "linear"}, "optim.schedule=linear: unknown schedule. Choose from constant, cosine."),
+        ({"lr": 0}, "optim.lr=0 must be above 0"),
         ({"weight_decay": -1}, "optim.weight_decay=-1"),
     ],
 )
-def test_an_optimizer_that_cannot_be_says_why(options, said):
+def test_invalid_options_of_an_optimizer_are_an_error_with_the_reason(options, message):
     with pytest.raises(UserError) as error:
         build_optimizer([torch.nn.Parameter(torch.zeros(1))], 10, 1, **options)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_gradients_are_clipped_with_a_fused_optimizer_in_bf16(faces):

@@ -1,4 +1,4 @@
-"""Private APIs of Lightning, torch and TensorBoard do what they are used for: a failure names which does not."""
+"""Private APIs of Lightning, torch and TensorBoard still work as used; each test covers one of them."""
 
 import signal
 
@@ -15,16 +15,16 @@ from fer_lightning.training import compat
 
 
 class Linear(LightningModule):
-    """A network of one weight."""
+    """A module with a single linear layer, which records the hooks it is in."""
 
-    def __init__(self, seen: list[str] | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(1, 1)
-        self.seen = [] if seen is None else seen
+        self.hooks: list[str] = []
 
     def __setattr__(self, name, value):
         if name == compat.HOOK_NAME and value:
-            self.seen.append(value)
+            self.hooks.append(value)
         super().__setattr__(name, value)
 
     def training_step(self, batch, batch_idx):
@@ -42,34 +42,34 @@ def trainer(**options):
     return Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet, **options)
 
 
-def test_lightning_notes_its_hooks_in_this_attribute():
+def test_lightning_stores_the_current_hook_in_this_attribute():
     module = Linear()
     trainer().fit(module)
-    assert "training_step" in module.seen
+    assert "training_step" in module.hooks
 
 
-def test_which_trainer_starts_processes():
+def test_only_a_trainer_of_several_processes_starts_some():
     assert compat.starts_processes(trainer(devices=2, strategy="ddp"))
     assert not compat.starts_processes(trainer(devices=1))
 
 
-@pytest.mark.parametrize("left_alone", [True, False])
-def test_signals_are_left_alone(left_alone):
+@pytest.mark.parametrize("keep", [True, False])
+def test_signal_handlers_are_kept(keep):
     run = trainer()
-    if left_alone:
-        compat.leave_signals_alone(run)
-    inside = []
+    if keep:
+        compat.keep_signal_handlers(run)
+    during_fit = []
 
     class Module(Linear):
         def on_train_start(self):
-            inside.append(signal.getsignal(signal.SIGTERM))
+            during_fit.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)
     run.fit(Module())
-    assert (inside == [before]) == left_alone
+    assert (during_fit == [before]) == keep
 
 
-def test_the_average_that_lightning_keeps():
+def test_average_of_lightnings_callback():
     averaging, module = WeightAveraging(), Linear()
     assert compat.averaged_model(averaging) is None
     run = trainer(callbacks=[averaging])
@@ -83,32 +83,32 @@ def test_the_average_that_lightning_keeps():
     assert averaging.state_dict()["latest_update_step"] == 7
 
 
-def test_tensors_are_moved_and_copied_together():
+def test_tensors_are_interpolated_and_copied_together():
     averages, current = [torch.zeros(2), torch.ones(1)], [torch.ones(2), torch.full((1,), 3.0)]
     compat.lerp_all_(averages, current, 0.25)
-    assert [one.tolist() for one in averages] == [[0.25, 0.25], [1.5]]
+    assert [tensor.tolist() for tensor in averages] == [[0.25, 0.25], [1.5]]
     compat.copy_all_(averages, current)
-    assert [one.tolist() for one in averages] == [[1.0, 1.0], [3.0]]
+    assert [tensor.tolist() for tensor in averages] == [[1.0, 1.0], [3.0]]
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_lightning_clips_the_gradients_of_a_fused_optimizer_once_told(told):
+@pytest.mark.parametrize("patched", [True, False])
+def test_lightning_clips_the_gradients_of_a_fused_optimizer_only_when_patched(patched):
     class Fused(Linear):
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1, fused=True)
-            if told:
-                compat.let_lightning_scale(optimizer)
+            if patched:
+                compat.let_lightning_unscale(optimizer)
             return optimizer
 
     run = trainer(gradient_clip_val=0.1, precision="bf16-mixed")
-    if told:
+    if patched:
         run.fit(Fused())
     else:
         with pytest.raises(RuntimeError, match="gradient clipping"):
             run.fit(Fused())
 
 
-def test_hyperparameters_alone_reach_tensorboard(tmp_path):
+def test_hyperparameters_reach_tensorboard_without_columns(tmp_path):
     writer = SummaryWriter(str(tmp_path))
     compat.write_hparams(writer, {"optim.lr": 0.5, "model": "resnet"})
     writer.close()
