@@ -1,7 +1,7 @@
 """Subcommands of ``fer-lightning``, one module each.
 
-A module's docstring is the command's help, its first line the summary. ``configure`` adds the arguments to a parser
-and ``run`` does the work; all that is slow to import is imported in ``run``.
+A module's docstring is the command's help text, and its first line the summary. ``configure`` adds the arguments to
+a parser; ``run`` does the work and returns the exit code. Modules that are slow to import are imported in ``run``.
 """
 
 import argparse
@@ -17,23 +17,29 @@ if TYPE_CHECKING:
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = False, device: bool = True) -> None:
-    """Which network a command works with: a shipped one or a checkpoint, and where it runs.
+    """Add the arguments that select a network and its device.
 
-    With `positional` the checkpoint can also stand alone: ``COMMAND CKPT`` is ``COMMAND --ckpt CKPT``. Without
-    `device` it is always the CPU.
+    Args:
+        parser: parser of the command.
+        positional: also accept the checkpoint without its option: ``COMMAND CKPT`` for ``COMMAND --ckpt CKPT``.
+        device: add ``--device``; without it the network runs on the CPU.
     """
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", default="best", metavar="NAME", help="a network that ships; default %(default)s")
-    source.add_argument("--ckpt", metavar="PATH", help="a run's checkpoints/best.ckpt instead")
+    source.add_argument(
+        "--model", default="best", metavar="NAME", help="pretrained network to use (default: %(default)s)"
+    )
+    source.add_argument(
+        "--ckpt", metavar="PATH", help="checkpoint to use instead, e.g. a run's checkpoints/best.ckpt"
+    )
     if positional:
-        # Without SUPPRESS its absence would overwrite what --ckpt has set.
+        # Without SUPPRESS, an omitted CKPT would overwrite the value of --ckpt with its default.
         parser.add_argument(
             "ckpt",
             nargs="?",
             default=argparse.SUPPRESS,
-            action=_Checkpoint,
+            action=_PositionalCheckpoint,
             metavar="CKPT",
-            help="the same as --ckpt",
+            help="same as --ckpt",
         )
     if not device:
         parser.set_defaults(device="cpu")
@@ -42,12 +48,15 @@ def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = Fa
         "--device",
         default="auto",
         metavar="NAME",
-        help="cpu, cuda, cuda:1 or mps; by default the GPU if any",
+        help="cpu, cuda, cuda:1 or mps (default: the GPU if there is one)",
     )
 
 
-class _Checkpoint(argparse.Action):
-    """CKPT without its option: argparse lets nothing that may stand among options exclude one of them."""
+class _PositionalCheckpoint(argparse.Action):
+    """The positional CKPT, exclusive with --ckpt and --model.
+
+    argparse's mutually exclusive groups do not support positional arguments mixed with options.
+    """
 
     def __call__(
         self,
@@ -62,10 +71,10 @@ class _Checkpoint(argparse.Action):
 
 
 def load_network(args: argparse.Namespace) -> "Classifier":
-    """The classifier that `add_network_arguments`' options name.
+    """Load the classifier selected by the arguments of `add_network_arguments`.
 
     Raises:
-        UserError: no such network, checkpoint or device.
+        UserError: the network, checkpoint or device does not exist or cannot be used.
     """
     import fer_lightning
     from fer_lightning.inference.classifier import checkpoint_path
@@ -75,8 +84,8 @@ def load_network(args: argparse.Namespace) -> "Classifier":
     return fer_lightning.load_pretrained(args.model, args.device)
 
 
-def untaken(stem: str, taken: set[str]) -> str:
-    """The stem, numbered from the second file of that name on; taken from now on."""
+def unique_name(stem: str, taken: set[str]) -> str:
+    """Return the stem, with a number appended if it is already in `taken`, and add the result to `taken`."""
     name, number = stem, 1
     while name in taken:
         number += 1
@@ -86,25 +95,30 @@ def untaken(stem: str, taken: set[str]) -> str:
 
 
 def add_tta_argument(parser: argparse.ArgumentParser) -> None:
-    """Which views of a face are averaged."""
+    """Add the argument that selects the test-time augmentation."""
     parser.add_argument(
         "--tta",
         default="none",
         metavar="NAME",
-        help="test-time augmentation: none, mirror, shifts or ten_crop; default %(default)s",
+        help="test-time augmentation: none, mirror, shifts or ten_crop (default: %(default)s)",
     )
 
 
-def tell(line: str) -> None:
-    """How far a command is, on stderr, so that stdout holds only its result."""
+def log(line: str) -> None:
+    """Print a progress line on stderr, because stdout is for the command's result alone."""
     print(line, file=sys.stderr, flush=True)
 
 
 def write_file(path: Path, write: Callable[[Path, Any], None], content: Any) -> None:
-    """Writes a file that was asked for, by one of the functions of files.py, and says so.
+    """Write a file that the user requested and print its path.
+
+    Args:
+        path: path of the file.
+        write: function of files.py that writes `content` to `path`.
+        content: content of the file.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     try:
         write(path, content)

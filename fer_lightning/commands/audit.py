@@ -1,7 +1,8 @@
-"""What is wrong with a copy of FER-2013, or with a folder of class folders.
+"""Check a dataset for duplicates, leaks between splits and wrong labels.
 
-Counts by split and class, images that occur twice (exactly or nearly) within and across splits, equal images with
-different labels, constant images and, on demand, labels in doubt. Nothing is downloaded or changed.
+The dataset is a copy of FER-2013 or a folder of class folders. The report lists image counts by split and class,
+exact and near duplicates within and across splits, identical images with different labels, constant images and, on
+request, suspicious labels. Nothing is downloaded or changed.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_lightning.commands import tell, write_file
+from fer_lightning.commands import log, write_file
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,47 +18,51 @@ if TYPE_CHECKING:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``fer-lightning audit``."""
+    """Add the arguments of ``fer-lightning audit``."""
     parser.add_argument(
-        "path", nargs="?", metavar="PATH", help="zip, CSV or folder; by default FER2013_PATH's, then ./data"
+        "path", nargs="?", metavar="PATH", help="zip, CSV or folder (default: $FER2013_PATH, then ./data)"
     )
-    parser.add_argument("--report", type=Path, metavar="HTML", help="a page with examples of each finding")
-    parser.add_argument("--json", type=Path, metavar="JSON", help="every finding with all its images")
+    parser.add_argument("--report", type=Path, metavar="HTML", help="write a page with examples of each finding")
+    parser.add_argument("--json", type=Path, metavar="JSON", help="write all findings with all their images")
     parser.add_argument(
-        "--exclude", type=Path, metavar="TXT", help="training images to leave out, for data.exclude=TXT of train.py"
+        "--exclude",
+        type=Path,
+        metavar="TXT",
+        help="write a list of training images to leave out, for data.exclude=TXT of train.py",
     )
     parser.add_argument(
         "--kinds",
         default="leaks,conflicts,copies,constant",
-        help="which training images --exclude lists: leaks (same pixels in a held-out split), conflicts (same "
-        "pixels, different labels: all of them), copies (of an earlier training image), constant, near (nearly a "
-        "leak or a copy), mislabels; default %(default)s",
+        help="kinds of training images that --exclude lists, separated by commas: leaks (same pixels as a held-out "
+        "image), conflicts (all images with the same pixels but different labels), copies (same pixels as an "
+        "earlier training image), constant (all pixels equal), near (near-duplicate leaks and copies), mislabels "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--near",
         type=int,
         metavar="BITS",
-        help="images are near duplicates when their 64-bit perceptual hashes differ in at most so many bits, 0 to "
-        "12; default 4, where nearly all show one photo; at 8 a quarter are different faces",
+        help="largest difference between the 64-bit perceptual hashes of near duplicates, 0 to 12 (default: 4, "
+        "where nearly all pairs show the same photo; at 8, a quarter show different faces)",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--mislabels",
         action="store_true",
-        help="look for labels in doubt with the out-of-fold predictions of a small network that is trained for it: "
-        "two to three minutes of a CPU core for FER-2013",
+        help="look for suspicious labels with out-of-fold predictions of a small network, which is trained first: "
+        "two to three minutes on one CPU core for FER-2013",
     )
     source.add_argument(
         "--probabilities",
         type=Path,
         metavar="NPZ",
-        help="look for labels in doubt with your own out-of-fold predictions: arrays ids (N,) and "
+        help="look for suspicious labels with your own out-of-fold predictions: arrays ids (N,) and "
         "probabilities (N, 7) in the order angry, disgust, fear, happy, sad, surprise, neutral",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Audits, prints the findings and writes the files that were asked for."""
+    """Audit the dataset, print the findings and write the requested files."""
     from fer_lightning.audit.audit import NEAR_BITS, audit, suspect_labels
     from fer_lightning.audit.findings import check_kinds, exclusions
     from fer_lightning.audit.mislabels import out_of_fold_probabilities, read_probabilities
@@ -68,28 +73,28 @@ def run(args: argparse.Namespace) -> int:
     kinds = args.kinds.split(",")
     check_kinds(kinds)
     faces = _load(args.path)
-    found = audit(faces, NEAR_BITS if args.near is None else args.near)
+    result = audit(faces, NEAR_BITS if args.near is None else args.near)
     if args.mislabels:
-        found = suspect_labels(found, out_of_fold_probabilities(faces.images, faces.labels, found.near, tell))
+        result = suspect_labels(result, out_of_fold_probabilities(faces.images, faces.labels, result.near, log))
     elif args.probabilities:
-        found = suspect_labels(found, read_probabilities(args.probabilities, faces.ids))
-    listed = exclusions(found, kinds)
-    print(format_audit(found))
+        result = suspect_labels(result, read_probabilities(args.probabilities, faces.ids))
+    excluded = exclusions(result, kinds)
+    print(format_audit(result))
     if args.report:
-        write_file(args.report, write_atomically, audit_page(found))
+        write_file(args.report, write_atomically, audit_page(result))
     if args.json:
-        write_file(args.json, write_json, to_json(found))
+        write_file(args.json, write_json, to_json(result))
     if args.exclude:
-        write_file(args.exclude, write_atomically, exclusion_list(faces, listed))
+        write_file(args.exclude, write_atomically, exclusion_list(faces, excluded))
     return 0
 
 
 def _load(path: str | None) -> "Faces":
-    """The faces; unreadable images are listed in a note, for an audit must not end at the first fault."""
+    """Load the faces; list unreadable images in a note, because an audit must not stop at the first one."""
     from fer_lightning.data.fer2013 import load_faces
 
     try:
         return load_faces(path, download=False)
     except UserError as error:
-        faces = load_faces(path, download=False, skip_bad=True)  # raises again what skipping does not cure
+        faces = load_faces(path, download=False, skip_bad=True)  # raises again for other errors
         return replace(faces, notes=(str(error), *faces.notes))

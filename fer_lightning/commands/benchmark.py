@@ -1,8 +1,8 @@
-"""The speed, side by side with what one would write instead and with what the hardware allows.
+"""Compare the speed with a plain PyTorch script and with the limit of the hardware.
 
-Contenders take turns (A B C A B C), each in a process of its own, and a ratio is taken within one turn, so that a
-slow minute of the machine hits both sides. Every number is a median over the turns, with the lowest and highest.
-Settings are those of train.py, on top of experiment=baseline. Linux and macOS only.
+The contenders run in turns (A B C A B C), each in its own process, and ratios are taken within a turn, so that a
+slow minute of the machine affects both sides. Each number is a median over the turns, with the lowest and highest.
+Settings are those of train.py, applied to experiment=baseline. Linux and macOS only.
 """
 
 import argparse
@@ -19,27 +19,41 @@ from fer_lightning.files import write_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``fer-lightning benchmark``."""
+    """Add the arguments of ``fer-lightning benchmark``."""
     parser.add_argument(
         "sections",
         nargs="*",
         metavar="SECTION",
-        help=f"{', '.join(SECTIONS)}; all by default. SETTING=VALUE here is one of train.py's",
+        help=f"{', '.join(SECTIONS)} (default: all); SETTING=VALUE changes a setting of train.py",
     )
-    parser.add_argument("--data", metavar="PATH", help="zip, folder or CSV; else $FER2013_PATH, else drawn faces")
-    parser.add_argument("--repeats", metavar="N", type=int, default=5, help="turns of every contender")
-    parser.add_argument("--steps", metavar="N", type=int, help="training steps an epoch: 50, on a GPU all")
-    parser.add_argument("--threads", metavar="N", type=int, help="of every contender; as torch chooses by default")
-    parser.add_argument("--compile", action="store_true", help="the floor tries torch.compile too")
-    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("benchmark.json"))
+    parser.add_argument(
+        "--data", metavar="PATH", help="zip, CSV or folder (default: $FER2013_PATH, else synthetic faces)"
+    )
+    parser.add_argument(
+        "--repeats", metavar="N", type=int, default=5, help="turns of each contender (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", metavar="N", type=int, help="training steps per epoch (default: 50; the whole epoch on a GPU)"
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="CPU threads of each contender (default: PyTorch's choice)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="also try torch.compile when measuring the limit of the hardware"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("benchmark.json"), help="report (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints the tables and writes the file."""
+    """Run the benchmark, print the tables and write the report."""
     _check(args)
-    path = args.data if args.data is not None else os.environ.get("FER2013_PATH")
+    source, path = (
+        ("--data", args.data) if args.data is not None else ("FER2013_PATH", os.environ.get("FER2013_PATH"))
+    )
     if path is not None and not (path and Path(path).exists()):
-        raise UserError(f"the data {path!r} do not exist. Give a zip, a folder or a CSV, or leave it out.")
+        raise UserError(f"{source}={path!r} does not exist. Pass a zip, CSV or folder, or leave it out.")
     with tempfile.TemporaryDirectory(prefix="fer-benchmark-") as work:
         bench = Bench(
             work=Path(work),
@@ -59,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             for name in args.sections:
                 print(name, file=sys.stderr, flush=True)
                 report["sections"][name] = measure(name, bench)
-        finally:  # what was measured before something failed is kept
+        finally:  # keep the sections measured before a failure
             write_json(args.out, report)
             print(format_report(report))
     print(f"\nresults: {args.out}")
@@ -67,20 +81,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Tells sections from settings; UserError for what cannot be."""
+    """Separate sections from settings in `args`, and raise UserError for invalid arguments."""
     args.settings = [word for word in args.sections if "=" in word]
     args.sections = [word for word in args.sections if "=" not in word] or list(SECTIONS)
     for name in args.sections:
         if name not in SECTIONS:
             near = did_you_mean(name, SECTIONS)
-            raise UserError(f"there is no section {name!r}.{near} There are: {', '.join(SECTIONS)}.")
+            raise UserError(f"unknown section {name!r}.{near} Choose from {', '.join(SECTIONS)}.")
     for setting in args.settings:
         key, _, path = setting.partition("=")
         if key in ("data.path", "data.source.path"):
-            raise UserError(f"{setting}: the plain script needs the data too; give --data {path} instead.")
+            raise UserError(f"{setting}: the plain script needs the data, too. Use --data {path} instead.")
     for name in ("repeats", "steps", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name}={value} must be at least 1.")
+            raise UserError(f"--{name}={value}: expected at least 1.")
     if not hasattr(os, "wait4"):
-        raise UserError("the benchmark asks the system for the memory of processes, which Windows does not tell.")
+        raise UserError("the benchmark measures memory with os.wait4, which is not available on Windows.")

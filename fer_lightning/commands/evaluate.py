@@ -1,8 +1,8 @@
-"""How good a network is: a report on the held-out images, with intervals.
+"""Evaluate a network on the held-out images of FER-2013.
 
-Accuracy with its 95% interval and its leak-free twin, each class, calibration before and after temperature
-scaling, robustness under seven corruptions at five strengths each, and on demand a paired test against another
-checkpoint. The page also has the curves, the confusion matrix and the most confident mistakes.
+Prints accuracy with its 95% interval, the same without leaked images, scores of each class, calibration before and
+after temperature scaling, robustness to seven corruptions at five strengths each and, with --against, a paired test
+against another network. The HTML report adds curves, the confusion matrix and the most confident mistakes.
 """
 
 import argparse
@@ -12,27 +12,29 @@ from fer_lightning.commands import (
     add_network_arguments,
     add_tta_argument,
     load_network,
-    tell,
+    log,
     write_file,
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``fer-lightning evaluate``."""
+    """Add the arguments of ``fer-lightning evaluate``."""
     add_network_arguments(parser, positional=True)
-    parser.add_argument("--data", metavar="PATH", help="zip, CSV or folder; by default FER2013_PATH's, then ./data")
-    parser.add_argument("--report", type=Path, metavar="HTML", help="a page with curves, matrix and mistakes")
-    parser.add_argument("--json", type=Path, metavar="JSON", help="every number")
+    parser.add_argument("--data", metavar="PATH", help="zip, CSV or folder (default: $FER2013_PATH, then ./data)")
+    parser.add_argument(
+        "--report", type=Path, metavar="HTML", help="write a page with curves, confusion matrix and mistakes"
+    )
+    parser.add_argument("--json", type=Path, metavar="JSON", help="write all numbers")
     parser.add_argument(
         "--against",
         metavar="CKPT",
-        help="another checkpoint, or a network that ships: whether the two differ by more than chance",
+        help="test whether accuracy differs significantly from that of another checkpoint or pretrained network",
     )
     add_tta_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates, prints the numbers and writes the files that were asked for."""
+    """Evaluate the network, print the numbers and write the requested files."""
     from fer_lightning.data.fer2013 import load_faces
     from fer_lightning.evaluation.evaluate import evaluate, to_json
     from fer_lightning.evaluation.page import evaluation_page
@@ -45,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     clf = load_network(args)
     against = (args.against, load_checkpoint(checkpoint_path(args.against), args.device)) if args.against else None
     faces = load_faces(args.data, download=False)
-    found = evaluate(args.ckpt or args.model, clf, faces, tell, args.tta, against)
-    told = to_json(found)
-    print(format_evaluation(told))
+    evaluation = evaluate(args.ckpt or args.model, clf, faces, log, args.tta, against)
+    report = to_json(evaluation)
+    print(format_evaluation(report))
     if args.report:
-        write_file(args.report, write_atomically, evaluation_page(found, told))
+        write_file(args.report, write_atomically, evaluation_page(evaluation, report))
     if args.json:
-        write_file(args.json, write_json, told)
+        write_file(args.json, write_json, report)
     return 0

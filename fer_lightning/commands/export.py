@@ -1,8 +1,8 @@
-"""A network as a file for other programs: ONNX, pt2 or TorchScript.
+"""Export a network for other programs as ONNX, pt2 or TorchScript.
 
-The graph takes grey faces as uint8 (N, 1, H, W), any number of any size, and gives probabilities as float32 (N, 7):
-resizing, normalising and the softmax are inside, and the class names in its metadata. What is written has been run
-and compared with the network in PyTorch. ONNX needs pip install -e ".[export]".
+The exported graph maps grey faces, uint8 (N, 1, H, W), any number of any size, to probabilities, float32 (N, 7). It
+includes resizing, normalisation and softmax; its metadata contains the class names. The file is written only if its
+probabilities agree with those of the network in PyTorch. ONNX needs pip install -e ".[export]".
 """
 
 import argparse
@@ -10,7 +10,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_lightning.commands import add_network_arguments, load_network, tell, write_file
+from fer_lightning.commands import add_network_arguments, load_network, log, write_file
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,28 +21,33 @@ _CALIBRATION_FACES = 512
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``fer-lightning export``."""
+    """Add the arguments of ``fer-lightning export``."""
     add_network_arguments(parser, positional=True, device=False)
     parser.add_argument(
-        "--format", choices=("onnx", "pt2", "torchscript"), default="onnx", help="default %(default)s"
+        "--format",
+        choices=("onnx", "pt2", "torchscript"),
+        default="onnx",
+        help="file format (default: %(default)s)",
     )
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="convolutions and linear layers of an ONNX file in 8 bits, with their ranges from training images; "
-        "tells the accuracy that is left",
+        help="quantise the convolutions and linear layers of an ONNX file to 8 bits, calibrated on training "
+        "images, and print the accuracy before and after",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="by default the network's name, here")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write (default: named after the network, in this folder)"
+    )
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help="FER-2013 to check with, a zip, CSV or folder; by default FER2013_PATH's, then ./data, and drawn "
-        "faces where there is none",
+        help="FER-2013 for the check: zip, CSV or folder (default: $FER2013_PATH, then ./data, else synthetic "
+        "faces)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exports, checks, and writes the file."""
+    """Export the network, compare it with PyTorch and write the file."""
     import numpy as np
 
     from fer_lightning.data.faces import TEST, TRAIN
@@ -59,42 +64,41 @@ def run(args: argparse.Namespace) -> int:
     from fer_lightning.text import format_table
 
     if args.int8 and args.format != "onnx":
-        raise UserError(f"--int8 is for --format onnx, not for {args.format}.")
+        raise UserError(f"--int8 needs --format onnx, got --format {args.format}.")
     clf = load_network(args)
-    faces = _faces(args.data, drawn=not args.int8)
+    faces = _load_faces(args.data, allow_synthetic=not args.int8)
     tested = faces.usage == TEST
     split = faces.split_names[TEST]
 
     if not tested.any() or (args.int8 and not (faces.usage == TRAIN).any()):
         raise UserError(f"{faces.source} lacks test images for the check, or training images for --int8.")
 
-    tell(f"exporting to {args.format}, which takes seconds for a small network and minutes for a large one")
+    log(f"exporting to {args.format} (seconds for a small network, minutes for a large one)")
     content = export(clf, args.format)
     exported = load_exported(content, args.format)
     checked = faces.images[tested][:: ceil(tested.sum() / _CHECKED_FACES)]
     difference = largest_difference(exported, clf, checked)
-    if not difference <= TOLERANCE:
+    if not difference <= TOLERANCE:  # also true for NaN
         raise UserError(
-            f"The exported network's probabilities differ from PyTorch's by up to {difference:.1e}, more than "
-            f"{TOLERANCE:.0e}: nothing was written. Try another --format."
+            f"the exported probabilities differ from PyTorch's by up to {difference:.1e}, more than "
+            f"{TOLERANCE:.0e}. Nothing was written. Try another --format."
         )
     print(f"largest difference from PyTorch: {difference:.1e}, on {len(checked)} faces of {faces.dataset}, {split}")
 
     if args.int8:
         training = faces.images[faces.usage == TRAIN]
         small = quantise(content, training[:: ceil(len(training) / _CALIBRATION_FACES)])
-        answers = {
+        variants = {
             "float32": (content, probabilities(exported, faces.images[tested])),
             "int8": (small, probabilities(load_exported(small, "onnx"), faces.images[tested])),
         }
-        labels, whole = faces.labels[tested], answers["float32"][1].argmax(axis=1)
+        labels, reference = faces.labels[tested], variants["float32"][1].argmax(axis=1)
         rows = []
-        for name, (file, answer) in answers.items():
-            said = answer.argmax(axis=1)
-            rows.append(
-                [name, f"{np.mean(said == labels):.2%}", f"{np.mean(said == whole):.2%}", f"{_kib(file)} KiB"]
-            )
-        print(format_table([f"{split} (n = {len(labels):,})", "accuracy", "same answer", "file"], rows))
+        for name, (file, predicted) in variants.items():
+            classes = predicted.argmax(axis=1)
+            accuracy, agreement = np.mean(classes == labels), np.mean(classes == reference)
+            rows.append([name, f"{accuracy:.2%}", f"{agreement:.2%}", f"{_kib(file)} KiB"])
+        print(format_table([f"{split} (n = {len(labels):,})", "accuracy", "agreement", "file"], rows))
         content = small
 
     name = Path(args.ckpt).stem if args.ckpt else args.model
@@ -105,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _faces(path: str | None, drawn: bool) -> "Faces":
-    """FER-2013, or drawn faces where it is nowhere to be found and they will do."""
+def _load_faces(path: str | None, allow_synthetic: bool) -> "Faces":
+    """Load FER-2013, or generate synthetic faces if it is not found and they are allowed."""
     from fer_lightning.data.fer2013 import load_faces
     from fer_lightning.data.lookup import FacesNotFound
     from fer_lightning.data.synthetic import synthetic_faces
@@ -114,7 +118,7 @@ def _faces(path: str | None, drawn: bool) -> "Faces":
     try:
         return load_faces(path, download=False)
     except FacesNotFound:
-        if not drawn:
+        if not allow_synthetic:
             raise
         return synthetic_faces(n_train=0, n_val=0, n_test=_CHECKED_FACES)
 

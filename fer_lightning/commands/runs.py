@@ -1,7 +1,7 @@
-"""All runs below a folder, ranked, with what differs between them.
+"""Rank the runs below a folder and show the settings in which they differ.
 
-The best on its validation split comes first; the test number stands beside and ranks nothing. A run is running,
-finished, failed (with its error below the table), interrupted, which killed ones are too, or pruned by a search.
+Runs are ranked by their score on the validation split; the test score is shown but not used. The status of a run is
+running, finished, failed (with its error below the table), interrupted (or killed), or pruned by a search.
 """
 
 import argparse
@@ -11,20 +11,27 @@ from fer_lightning.errors import UserError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``fer-lightning runs``."""
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help="default runs")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    form.add_argument("--csv", action="store_true", help="print a line of CSV for each run instead of the table")
+    """Add the arguments of ``fer-lightning runs``."""
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder of a run, of a sweep, or above them (default: runs)",
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    output.add_argument("--csv", action="store_true", help="print CSV, one row per run, instead of a table")
     parser.add_argument(
         "--plots",
         action="store_true",
-        help="draw histories, parallel coordinates and the settings' importance into DIR/figures",
+        help="plot histories, parallel coordinates and the importance of settings into DIR/figures",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ranks the runs, prints them and draws what was asked for."""
+    """Rank the runs, print them and draw the requested plots."""
     import csv
     import json
     import sys
@@ -33,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     runs = rank_runs(args.folder)
     if not runs:
-        raise UserError(f"there is no run below {args.folder}: give the folder of a run or sweep, or one above.")
+        raise UserError(f"no runs below {args.folder}. Pass the folder of a run or sweep, or one above it.")
     if args.json:
         print(json.dumps([run.to_json() for run in runs], indent=2, allow_nan=False))
     elif args.csv:

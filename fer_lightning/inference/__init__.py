@@ -1,1 +1,1 @@
-"""A trained network on faces, photos and videos of one's own."""
+"""Run trained networks on faces, photos and videos, explain their predictions, and export them."""

@@ -1,7 +1,7 @@
-"""A page on this machine that shows what a network says of a photo, or of what a camera sees.
+"""Serve a local web page that shows a network's predictions for a photo or a camera.
 
-The browser sends each picture to this process, which answers with the faces; nothing is stored and nothing leaves
-the machine. Only the standard library serves it.
+The browser sends each image to this process, which responds with the faces. Nothing is stored and nothing leaves
+the machine. The server needs only the standard library.
 """
 
 import io
@@ -21,10 +21,10 @@ from fer_lightning.inference.photos import read_photo
 if TYPE_CHECKING:
     from fer_lightning.inference.classifier import Classifier
 
-HOST = "127.0.0.1"  # this machine alone
+HOST = "127.0.0.1"  # not reachable from other machines
 
-_MAX_BYTES = 100_000_000  # of a photo
-# The page may load nothing from anywhere, and no other page may frame it.
+_MAX_BYTES = 100_000_000  # size limit of an uploaded photo
+# The page may not load anything from other hosts, and no other page may frame it.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
     "media-src blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -32,45 +32,51 @@ _POLICY = (
 
 
 def server(clf: "Classifier", port: int, tta: str = "none") -> ThreadingHTTPServer:
-    """The page's server, bound to the port of 127.0.0.1; `serve_forever` runs it.
+    """Build the server of the demo page, bound to a port of 127.0.0.1; call `serve_forever` to run it.
 
-    ``GET /`` answers the page. ``POST /predict`` takes the bytes of a photo and answers
-    ``{"width", "height", "faces": [{"box", "emotion", "confidence", "probabilities"}]}``, or ``{"error"}``.
+    ``GET /`` returns the page. ``POST /predict`` accepts the bytes of a photo and returns
+    ``{"width", "height", "faces": [{"box", "emotion", "confidence", "probabilities"}]}`` or ``{"error"}``.
+
+    Args:
+        clf: the network that predicts.
+        port: port number; 0 selects a free one.
+        tta: test-time augmentation, a key of tta.VIEWS.
 
     Raises:
-        UserError: the port is taken or not allowed.
+        UserError: the port is in use, not permitted or out of range.
     """
     page = resources.files("fer_lightning.inference").joinpath("demo.html").read_text(encoding="utf-8")
     page = page.replace("__COLOURS__", json.dumps(COLOURS)).replace("__MAX_BYTES__", str(_MAX_BYTES))
 
-    def answer(photo: bytes) -> dict[str, Any]:
-        with serving.answering:
-            ((_, picture, faces),) = clf.predict_stream([(None, read_photo(io.BytesIO(photo)))], tta=tta)
-        return {"width": picture.width, "height": picture.height, "faces": [face.to_json() for face in faces]}
+    def predict_bytes(content: bytes) -> dict[str, Any]:
+        with page_server.predicting:
+            ((_, photo, faces),) = clf.predict_stream([(None, read_photo(io.BytesIO(content)))], tta=tta)
+        return {"width": photo.width, "height": photo.height, "faces": [face.to_json() for face in faces]}
 
     class Handler(_Handler):
         content = page.encode()
-        predict = staticmethod(answer)
+        predict = staticmethod(predict_bytes)
 
     try:
-        serving = _Server((HOST, port), Handler)
+        page_server = _Server((HOST, port), Handler)
     except (OSError, OverflowError) as error:
-        raise UserError(f"port {port} of {HOST} cannot be used ({error}); choose one with --port.") from error
-    Handler.port = serving.server_port  # chosen by the system if it was 0
-    return serving
+        raise UserError(f"--port={port}: cannot listen on {HOST} ({error}). Choose another port.") from error
+    Handler.port = page_server.server_port  # differs from `port` if that is 0
+    return page_server
 
 
 class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self.answering = Lock()  # one picture at a time: a second would only slow down the first
+        self.predicting = Lock()  # one image at a time, because two would only slow each other down
         super().__init__(address, handler)
 
     def server_close(self) -> None:
         super().server_close()
-        # For good: a process that ends while one of its threads is inside torch or dlib is aborted.
-        self.answering.acquire()
+        # Wait for a running prediction and allow no other: a process that exits while one of its threads is inside
+        # torch or dlib is aborted.
+        self.predicting.acquire()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -79,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
     predict: Callable[[bytes], dict[str, Any]]
 
     def do_GET(self) -> None:
-        if not self._is_own():
+        if not self._check_origin():
             return
         if self.path == "/":
             self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.content)
@@ -87,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.NOT_FOUND)
 
     def do_POST(self) -> None:
-        if not self._is_own():
+        if not self._check_origin():
             return
         length = self.headers.get("Content-Length", "")
         n = int(length) if length.isdecimal() and len(length) < 20 else None
@@ -101,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             photo = b""
             with suppress(ConnectionError):
                 photo = self.rfile.read(n)
-            if len(photo) < n:  # the page was closed meanwhile
+            if len(photo) < n:  # the page was closed during the upload
                 return
             try:
                 status, answer = HTTPStatus.OK, self.predict(photo)
@@ -109,24 +115,27 @@ class _Handler(BaseHTTPRequestHandler):
                 status, answer = HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)}
             self._send(status, "application/json", json.dumps(answer).encode())
 
-    def _is_own(self) -> bool:
-        """Whether the page itself asks, and not another site, or one whose name was made to lead here."""
-        own = {f"{name}:{self.port}" for name in (HOST, "localhost")}
+    def _check_origin(self) -> bool:
+        """Return whether the page itself sent the request; if not, send 403 Forbidden.
+
+        Checking Host as well as Origin also stops DNS rebinding: a foreign name that resolves to 127.0.0.1.
+        """
+        allowed = {f"{name}:{self.port}" for name in (HOST, "localhost")}
         origin = self.headers.get("Origin")
-        if self.headers.get("Host") in own and (origin is None or origin.removeprefix("http://") in own):
+        if self.headers.get("Host") in allowed and (origin is None or origin.removeprefix("http://") in allowed):
             return True
         self.send_error(HTTPStatus.FORBIDDEN)
         return False
 
-    def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
+    def _send(self, status: HTTPStatus, content_type: str, content: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Content-Security-Policy", _POLICY)
         self.send_header("Cache-Control", "no-store")
-        with suppress(ConnectionError):  # the page was closed meanwhile
+        with suppress(ConnectionError):  # the page was closed before the response
             self.end_headers()
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a line for every picture of a camera helps nobody."""
+        """Suppress the request log: a camera would fill the terminal with one line per frame."""

@@ -1,6 +1,6 @@
-"""A trained network as a file for other programs: ONNX, torch.export's pt2 or TorchScript.
+"""Export a trained network to ONNX, torch.export's pt2 or TorchScript.
 
-The graph takes uint8 faces of any size and gives probabilities: resizing, normalising and the softmax are inside.
+The exported graph maps uint8 faces of any size to probabilities; it includes resizing, normalisation and softmax.
 """
 
 import json
@@ -28,19 +28,19 @@ from fer_lightning.models.small_vgg import MirroredBatchNorm2d, MirroredConv2d
 Pixels = npt.NDArray[np.uint8]
 Exported = Callable[[Pixels], npt.NDArray[np.float32]]  # (N, 1, H, W) -> (N, 7)
 
-# The largest difference of a probability that another order of float32 sums explains.
+# The largest difference of a probability that a different summation order in float32 can explain.
 TOLERANCE = 1e-4
 
 _METADATA_FILE = "metadata.json"  # inside a pt2 or TorchScript archive
-_QUANTISED_OPERATORS = ["Conv", "Gemm", "MatMul"]  # where nearly all weights and work are
+_QUANTISED_OPERATORS = ["Conv", "Gemm", "MatMul"]  # these hold nearly all weights and computation
 
 
 class FaceGraph(nn.Module):
-    """What is exported: the same numbers as Classifier.predict's, from pixels to probabilities.
+    """The module to export: computes the same probabilities as Classifier.predict, from pixels on.
 
     Args:
         net: float (B, 1, image_size, image_size), normalised -> logits (B, 7).
-        inputs: what `net` expects.
+        inputs: image size and normalisation that `net` expects.
     """
 
     def __init__(self, net: nn.Module, inputs: InputSpec) -> None:
@@ -48,9 +48,10 @@ class FaceGraph(nn.Module):
         self.net = net
         self.inputs = inputs
 
-    def forward(self, faces: Tensor) -> Tensor:  # uint8 (N, 1, H, W) -> float32 (N, 7)
+    def forward(self, faces: Tensor) -> Tensor:
+        """Compute the probabilities, float32 (N, 7), of faces, uint8 (N, 1, H, W)."""
         # data.augment.resize without its shortcut for faces of the right size, which would fix that size in the
-        # graph. Resizing to the size that they have changes nothing.
+        # graph. Resizing an image to its own size does not change it.
         size = (self.inputs.image_size, self.inputs.image_size)
         images = F.interpolate(faces.float() / 255, size=size, mode="bilinear", antialias=True)
         logits: Tensor = self.net(normalise(images, self.inputs.mean, self.inputs.std))
@@ -58,7 +59,7 @@ class FaceGraph(nn.Module):
 
 
 def metadata(inputs: InputSpec) -> dict[str, str]:
-    """What an exported file says of itself: in ONNX its metadata_props, else a JSON file in the archive."""
+    """Return the metadata of an exported file: metadata_props in ONNX, a JSON file in the archive otherwise."""
     return {
         "classes": ",".join(inputs.classes),  # in the order of the probabilities
         "input": "faces: uint8 (N, 1, H, W), grey, upright and cropped; resized inside",
@@ -70,27 +71,27 @@ def metadata(inputs: InputSpec) -> dict[str, str]:
 
 
 def export(clf: Classifier, file_format: str) -> bytes:
-    """The classifier as the content of a file; number and size of the faces stay free.
+    """Return the content of the exported file; the graph accepts any number of faces of any size.
 
     Args:
-        clf: on any device; the graph is for the CPU and up.
-        file_format: a key of FORMATS.
+        clf: classifier on any device; the graph is exported from the CPU.
+        file_format: one of FORMATS.
 
     Raises:
-        UserError: ONNX without the extra packages that it takes.
+        UserError: `file_format` is "onnx" and the packages it needs are not installed.
     """
-    graph = FaceGraph(_plain(deepcopy(clf.net).cpu()), clf.inputs).eval().requires_grad_(False)
-    # At least two of all that is to stay free: torch.export takes a 1 for a constant.
+    graph = FaceGraph(_with_plain_layers(deepcopy(clf.net).cpu()), clf.inputs).eval().requires_grad_(False)
+    # Dynamic dimensions need an example size of at least 2, because torch.export treats 1 as a constant.
     example = torch.zeros(2, 1, 48, 48, dtype=torch.uint8)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what becomes of TorchScript, and of the exporters' own insides
+        warnings.simplefilter("ignore")  # TorchScript's deprecation, and warnings from inside the exporters
         return _WRITERS[file_format](graph, example, metadata(clf.inputs))
 
 
-def _plain(net: nn.Module) -> nn.Module:
-    """Has ordinary layers in place of those that make their weights from fewer parameters at every call.
+def _with_plain_layers(net: nn.Module) -> nn.Module:
+    """Replace, in place, layers that build their weights from fewer parameters on every call by ordinary ones.
 
-    Exporters would take that work into the file, and quantisation does not see such weights.
+    Otherwise the exported graph would repeat that work, and quantisation would not recognise the weights.
     """
     for parent in list(net.modules()):
         for name, layer in parent.named_children():
@@ -99,7 +100,7 @@ def _plain(net: nn.Module) -> nn.Module:
     return net
 
 
-def _onnx(graph: FaceGraph, example: Tensor, about: dict[str, str]) -> bytes:
+def _onnx(graph: FaceGraph, example: Tensor, properties: dict[str, str]) -> bytes:
     require_onnx()
     program = torch.onnx.export(
         graph,
@@ -111,23 +112,23 @@ def _onnx(graph: FaceGraph, example: Tensor, about: dict[str, str]) -> bytes:
         verbose=False,
     )
     assert program is not None
-    program.model.metadata_props.update(about)
+    program.model.metadata_props.update(properties)
     content: bytes = program.model_proto.SerializeToString()
     return content
 
 
-def _pt2(graph: FaceGraph, example: Tensor, about: dict[str, str]) -> bytes:
-    free = torch.export.Dim.DYNAMIC
-    program = torch.export.export(graph, (example,), dynamic_shapes=({0: free, 2: free, 3: free},))
+def _pt2(graph: FaceGraph, example: Tensor, properties: dict[str, str]) -> bytes:
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.export.export(graph, (example,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},))
     file = BytesIO()
-    torch.export.save(program, file, extra_files={_METADATA_FILE: json.dumps(about)})
+    torch.export.save(program, file, extra_files={_METADATA_FILE: json.dumps(properties)})
     return file.getvalue()
 
 
-def _torchscript(graph: FaceGraph, example: Tensor, about: dict[str, str]) -> bytes:
+def _torchscript(graph: FaceGraph, example: Tensor, properties: dict[str, str]) -> bytes:
     traced = torch.jit.trace(graph, example)  # type: ignore[no-untyped-call]
     file = BytesIO()
-    torch.jit.save(traced, file, _extra_files={_METADATA_FILE: json.dumps(about)})
+    torch.jit.save(traced, file, _extra_files={_METADATA_FILE: json.dumps(properties)})
     return file.getvalue()
 
 
@@ -136,10 +137,14 @@ FORMATS = tuple(_WRITERS)
 
 
 def load_exported(content: bytes, file_format: str) -> Exported:
-    """The file's own network, run as another program would run it, on the CPU.
+    """Load an exported file the way another program would, and return its network as a function on the CPU.
+
+    Args:
+        content: content of the file.
+        file_format: one of FORMATS.
 
     Raises:
-        UserError: ONNX without the extra packages that it takes.
+        UserError: `file_format` is "onnx" and the packages it needs are not installed.
     """
     if file_format == "onnx":
         require_onnx()
@@ -156,12 +161,12 @@ def load_exported(content: bytes, file_format: str) -> Exported:
 
 
 def largest_difference(exported: Exported, clf: Classifier, faces: Pixels) -> float:
-    """How far a probability is from the classifier's, at most.
+    """Return the largest absolute difference between an exported network's probabilities and the classifier's.
 
-    The faces (N, H, W) are asked for in their own size, in another one (100 x 80) and one alone.
+    The faces (N, H, W) are compared at their own size, enlarged to 100 x 80, and with the first one alone.
     """
     enlarged = np.stack([np.asarray(Image.fromarray(face).resize((80, 100))) for face in faces])
-    n = 32  # at once: more would take gigabytes of a large network
+    n = 32  # faces per batch: more would need gigabytes with a large network
     return max(
         float(np.abs(probabilities(exported, batch, n) - clf.predict(batch, batch_size=n).probabilities).max())
         for batch in (faces, enlarged, faces[:1])
@@ -169,27 +174,30 @@ def largest_difference(exported: Exported, clf: Classifier, faces: Pixels) -> fl
 
 
 def probabilities(exported: Exported, faces: Pixels, batch_size: int = 256) -> npt.NDArray[np.float32]:
-    """What an exported network says of faces (N, H, W): (N, 7)."""
+    """Return an exported network's probabilities for faces (N, H, W): float32 (N, 7)."""
     return np.concatenate([exported(batch) for batch in _batches(faces, batch_size)])
 
 
 def _batches(faces: Pixels, size: int) -> Iterator[Pixels]:
-    """(N, H, W) in parts of (B, 1, H, W)."""
+    """Split faces (N, H, W) into batches (B, 1, H, W)."""
     return (faces[start : start + size, None] for start in range(0, len(faces), size))
 
 
 def quantise(onnx_file: bytes, calibration: Pixels) -> bytes:
-    """An exported ONNX file with the weights and activations of its convolutions and linear layers in int8.
+    """Quantise the weights and activations of an ONNX file's convolutions and linear layers to int8.
 
-    Weights are scaled channel by channel, activations by the range that they take on the calibration faces
-    (onnxruntime's static quantisation). Resizing, normalising and the softmax stay as they are.
+    Weights are scaled per channel, activations by their range on the calibration faces (onnxruntime's static
+    quantisation). Resizing, normalisation and softmax are not quantised.
 
     Args:
-        onnx_file: what `export` gave.
+        onnx_file: content of a file from `export`.
         calibration: (N, H, W), training faces; 500 are enough.
 
+    Returns:
+        Content of the quantised ONNX file.
+
     Raises:
-        UserError: the extra packages are missing.
+        UserError: the packages that ONNX needs are not installed.
     """
     require_onnx()
     import onnx
@@ -202,8 +210,10 @@ def quantise(onnx_file: bytes, calibration: Pixels) -> bytes:
         def get_next(self) -> dict[str, Pixels] | None:
             return next(({"faces": batch} for batch in self.batches), None)
 
-    before = logging.root.level
-    logging.root.setLevel(logging.ERROR)  # it recommends a preparation that torch's exporter has done already
+    level = logging.root.level
+    logging.root.setLevel(
+        logging.ERROR
+    )  # onnxruntime warns to preprocess the model, which torch's exporter has done
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "int8.onnx"
@@ -219,16 +229,15 @@ def quantise(onnx_file: bytes, calibration: Pixels) -> bytes:
             )
             return path.read_bytes()
     finally:
-        logging.root.setLevel(before)
+        logging.root.setLevel(level)
 
 
 def require_onnx() -> None:
-    """Raises UserError unless what ONNX takes is installed."""
+    """Raise UserError if a package that ONNX needs is not installed."""
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"ONNX needs packages that are not installed ({error.name}): "
-            'pip install -e ".[export]", or take --format pt2.'
+            f'ONNX needs {error.name}, which is not installed: pip install -e ".[export]", or use --format pt2.'
         ) from error

@@ -1,4 +1,4 @@
-"""A face that was found in a photo, and what a network predicts for it."""
+"""Faces detected in photos, with their predictions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,15 @@ Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the upright 
 
 @dataclass(frozen=True)
 class DetectedFace:
-    """A face in a photo and what a network says of it."""
+    """A face in a photo, with the network's prediction.
 
-    box: Box  # the square that the network saw, or the whole picture
-    probabilities: dict[str, float]  # by emotion, in the order of emotions.EMOTIONS
+    Attributes:
+        box: the square passed to the network, or the whole image.
+        probabilities: probability of each emotion, in the order of emotions.EMOTIONS.
+    """
+
+    box: Box
+    probabilities: dict[str, float]
 
     @property
     def emotion(self) -> str:
@@ -20,11 +25,11 @@ class DetectedFace:
 
     @property
     def confidence(self) -> float:
-        """Its probability."""
+        """The probability of the most probable emotion."""
         return self.probabilities[self.emotion]
 
     def to_json(self) -> dict[str, Any]:
-        """As in the output of ``predict --json``."""
+        """Return the face as an entry of ``predict --json``."""
         return {
             "box": list(self.box),
             "emotion": self.emotion,

@@ -1,8 +1,8 @@
-"""Grad-CAM: where in a face the network finds what speaks for an emotion.
+"""Grad-CAM: heat maps of the parts of a face that raise the score of an emotion.
 
 R. R. Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based localization", ICCV
-2017.
-Hooks instead of a library, for those bring OpenCV, SciPy or scikit-learn and ask for the layer.
+2017. Implemented with hooks, because the available libraries depend on OpenCV, SciPy or scikit-learn and need to be
+told the layer.
 """
 
 from collections import Counter
@@ -18,31 +18,31 @@ from torch.utils.hooks import RemovableHandle
 from fer_lightning.errors import UserError
 from fer_lightning.inference.classifier import Classifier, FaceImages
 
-# The paper's maps have 7 to 14 positions a side. On 48 px a network's last layers can be down to 3, too coarse to
-# tell an eye from a mouth.
+# The paper's maps have 7 to 14 positions a side. With 48 px images, a network's last layers may have only 3, too
+# few to tell an eye from a mouth.
 MIN_SIDE = 6
 
 
 def grad_cam(clf: Classifier, faces: FaceImages, emotions: Sequence[int]) -> npt.NDArray[np.float32]:
-    """What parts of each face raise the score of an emotion.
+    """Compute which parts of each face raise the score of an emotion.
 
-    The feature maps of the last layer with at least MIN_SIDE positions a side are added up, each weighted with the
-    mean gradient of the emotion's logit (equations 1 and 2), and what remains above zero is kept. In a vision
-    transformer that layer is the patches' embedding, whose maps tell less.
+    Sums the feature maps of the last layer with at least MIN_SIDE positions a side, each weighted by the mean
+    gradient of the emotion's logit, and clips the sum at zero (equations 1 and 2). In a vision transformer that
+    layer is the patch embedding, whose maps are less informative.
 
     Args:
         clf: any network with a convolution.
-        faces: N faces, as Classifier.predict takes them.
+        faces: N faces, in any form that Classifier.predict accepts.
         emotions: N indices into emotions.EMOTIONS.
 
     Returns:
-        float32 (N, h, w), the positions of that layer: 1 where a face's map is highest, all 0 where nothing in the
-        face speaks for the emotion.
+        float32 (N, h, w) in [0, 1] at the resolution of that layer. Each map is scaled to a maximum of 1; it is all
+        0 if no part of the face raises the score.
 
     Raises:
         UserError: the network has no feature maps.
     """
-    # A callback is called with gradients off, and in inference mode their tensors could not be used here.
+    # Callbacks run with gradients disabled, and autograd cannot use tensors created in inference mode.
     with torch.inference_mode(False), torch.enable_grad():
         images = clf.net_input(faces)
         layer = _last_spatial_layer(clf.net, images[:1])
@@ -50,10 +50,10 @@ def grad_cam(clf: Classifier, faces: FaceImages, emotions: Sequence[int]) -> npt
 
         def keep(module: nn.Module, given: object, out: Tensor) -> Tensor:
             maps.append(out.detach().requires_grad_())
-            return maps[0].clone()  # for an activation that works in place may follow
+            return maps[0].clone()  # an in-place activation may follow
 
         with layer.register_forward_hook(keep):
-            # Not clf.net(images): a network compiled for the fit would not run the hooks.
+            # Not clf.net(images), because a compiled network would not run the hooks.
             logits = clf.net.forward(images)
         scores = logits[range(len(images)), list(emotions)]
         (gradients,) = torch.autograd.grad(scores.sum(), maps)
@@ -64,25 +64,28 @@ def grad_cam(clf: Classifier, faces: FaceImages, emotions: Sequence[int]) -> npt
 
 
 def _last_spatial_layer(net: nn.Module, image: Tensor) -> nn.Module:
-    """The last module to finish whose output (1, C, h, w) has MIN_SIDE positions a side, or the most there are."""
-    found: list[tuple[int, nn.Module]] = []
+    """Return the last module to run whose output (1, C, h, w) has at least MIN_SIDE positions a side.
 
-    def note(module: nn.Module, given: object, out: object) -> None:
-        # Square as the image is; Swin transformers also have (1, h, w, C).
+    If no output is that large, return the last module with the largest output.
+    """
+    candidates: list[tuple[int, nn.Module]] = []
+
+    def record(module: nn.Module, given: object, out: object) -> None:
+        # Feature maps are square, like the image. This rules out (1, h, w, C) in Swin transformers.
         if isinstance(out, Tensor) and out.ndim == 4 and out.shape[2] == out.shape[3]:
-            found.append((out.shape[3], module))
+            candidates.append((out.shape[3], module))
 
-    hooks: list[RemovableHandle] = [module.register_forward_hook(note) for module in net.modules()]
+    hooks: list[RemovableHandle] = [module.register_forward_hook(record) for module in net.modules()]
     try:
         with torch.no_grad():
             net.forward(image)
     finally:
         for hook in hooks:
             hook.remove()
-    # A module that is called several times, as an activation may be, has several outputs.
-    calls = Counter(module for _, module in found)
-    found = [(side, module) for side, module in found if calls[module] == 1]
-    if not found:
-        raise UserError("This network has no feature maps, which Grad-CAM is about.")
-    needed = min(MIN_SIDE, max(side for side, _ in found))
-    return [module for side, module in found if side >= needed][-1]
+    # Skip modules that are called several times, such as a shared activation: their output is ambiguous.
+    calls = Counter(module for _, module in candidates)
+    candidates = [(side, module) for side, module in candidates if calls[module] == 1]
+    if not candidates:
+        raise UserError("Grad-CAM needs a network with convolutions: this one has no feature maps.")
+    min_side = min(MIN_SIDE, max(side for side, _ in candidates))
+    return [module for side, module in candidates if side >= min_side][-1]

@@ -1,4 +1,4 @@
-"""Whole photos: read them, find their faces, and cut these out as in FER-2013."""
+"""Read whole photos, detect their faces, and crop these as in FER-2013."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -17,82 +17,87 @@ from fer_lightning.inference.faces import Box, DetectedFace
 
 Key = TypeVar("Key")
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-FACE_SIZE = 48  # of FER-2013: a sharper face would be one that no network here was trained on
-WHOLE = 96  # pixels of the longer side: a picture up to this is a face already, for there is no room for more
-# The detector looks for faces of 80 pixels or more; on a photo enlarged or reduced to this, for a sixteenth of it.
+FACE_SIZE = 48  # FER-2013's: no network here was trained on sharper faces
+MAX_CROP_SIDE = (
+    96  # pixels: an image whose longer side is at most this is treated as a face that is already cropped
+)
+# The detector finds faces from 80 pixels upwards. Photos are resized so that their longer side has 1280 pixels, of
+# which 80 are a sixteenth.
 _DETECTION_SIDE = 1280
-# Of the detector's scores, chosen on two portraits in 60 sizes, tilts and exposures, at 1,200 pixels: it found 59
-# of the 60 faces, and 4 that were none; at its own threshold of 0 it found 60, and 8.
+# Lowest accepted detector score, chosen on two portraits in 60 sizes, tilts and exposures, at 1,200 pixels: 59 of
+# the 60 faces are found, with 4 false positives. The detector's own threshold of 0 finds all 60, with 8 false
+# positives.
 _DETECTION_SCORE = 0.1
-# Mean over 200 images of PrivateTest and their mirror images, of which it found 79%: the detector's box is this
-# part of a FER-2013 image, and its centre lies this part of the image's side below that of the image.
+# The detector's box relative to a FER-2013 image: its side, and how far its centre lies below the image's centre,
+# as fractions of the image's side. Means over 200 images of PrivateTest and their mirror images; it found 79% of
+# them.
 _BOX_IN_FACE = 0.87
 _BOX_BELOW = 0.05
-_PATIENCE_SECONDS = 1.0  # that a photo waits for others, so that little is lost when someone stops
-_BATCH_PIXELS = 64_000_000  # of photos held until their faces have gone through the network: 192 MB
+_PATIENCE_SECONDS = 1.0  # how long a photo waits for its batch to fill, so that an interruption loses little
+_BATCH_PIXELS = 64_000_000  # pixels of photos held while waiting for their batch: 192 MB
 
 
 def read_photo(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
-    """Return the upright photo in RGB, decoded as training images are.
+    """Read a photo upright and in RGB, with the decoder used for training images.
 
     Raises:
-        UserError: it cannot be read; the message is the cause alone, without the file's name.
+        UserError: the photo cannot be read; the message gives the cause without the file's name.
     """
     return decode(file).convert("RGB")
 
 
 def require_detector() -> None:
-    """Raises UserError if the detector is not installed."""
+    """Raise UserError if the face detector is not installed."""
     _detector()
 
 
 @functools.cache
 def _detector() -> Callable[..., Any]:
-    """dlib's detector of upright faces: its weights lie in the library itself.
+    """Load dlib's detector of upright faces, whose weights are part of the library.
 
-    King, "Max-Margin Object Detection" (arXiv:1502.00046), on histograms of oriented gradients; five templates, for
-    faces to the front, turned to the sides and tilted.
+    King, "Max-Margin Object Detection" (arXiv:1502.00046), on histograms of oriented gradients, with five
+    templates: frontal faces, faces turned to either side, and tilted faces.
     """
     try:
         import dlib
     except ImportError as error:
         raise UserError(
-            'Finding faces needs dlib: pip install -e ".[photo]". Pictures of one face each need no detector: '
-            "--no-detect, or detect=False."
+            'Detecting faces needs dlib: pip install -e ".[photo]". For images of one cropped face, use '
+            "--no-detect or detect=False."
         ) from error
-    find: Callable[..., Any] = dlib.get_frontal_face_detector().run
-    return find
+    detect: Callable[..., Any] = dlib.get_frontal_face_detector().run
+    return detect
 
 
 def find_faces(photo: Image.Image) -> list[Box]:
-    """The faces of an upright photo, from left to right.
+    """Detect the faces in an upright photo.
 
-    Faces are found from a sixteenth of the photo's longer side upwards, tilted by up to 30 degrees or so.
+    Finds faces that measure at least a sixteenth of the photo's longer side, tilted by up to about 30 degrees.
 
     Returns:
-        A square for each face, with the margin that faces of FER-2013 have, inside the photo.
+        A square box for each face, from left to right, inside the photo and with the margin of FER-2013's faces.
 
     Raises:
         UserError: the detector is not installed.
     """
-    find = _detector()
+    detect = _detector()
     scale = _DETECTION_SIDE / max(photo.size)
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     grey = np.asarray(photo.convert("L").resize(size, Image.Resampling.BILINEAR))
-    found, _, _ = find(grey, 0, _DETECTION_SCORE)
+    rectangles, _, _ = detect(grey, 0, _DETECTION_SCORE)
     return sorted(
         _square(
-            (box.left() + box.right() + 1) / 2 / scale,
-            (box.top() + box.bottom() + 1) / 2 / scale,
-            max(box.width(), box.height()) / scale,
+            (rectangle.left() + rectangle.right() + 1) / 2 / scale,
+            (rectangle.top() + rectangle.bottom() + 1) / 2 / scale,
+            max(rectangle.width(), rectangle.height()) / scale,
             photo.size,
         )
-        for box in found
+        for rectangle in rectangles
     )
 
 
 def _square(x: float, y: float, side: float, photo_size: tuple[int, int]) -> Box:
-    """The face around a detector's box with the centre (x, y): moved, and if need be reduced, into the photo."""
+    """Return the face's box around a detector's box with centre (x, y), moved and if necessary shrunk to fit."""
     width, height = photo_size
     face = min(round(side / _BOX_IN_FACE), width, height)
     left = round(x - face / 2)
@@ -101,28 +106,31 @@ def _square(x: float, y: float, side: float, photo_size: tuple[int, int]) -> Box
 
 
 def face_boxes(photo: Image.Image, detect: bool = True) -> list[Box]:
-    """Where the faces of an upright photo are: all of it, without `detect` or if it is a face already by its size.
+    """Return the boxes of the faces in an upright photo.
+
+    If `detect` is false or the photo is no larger than MAX_CROP_SIDE, the only box is the whole photo.
 
     Raises:
         UserError: the detector is needed and not installed.
     """
-    return find_faces(photo) if detect and max(photo.size) > WHOLE else [(0, 0, *photo.size)]
+    return find_faces(photo) if detect and max(photo.size) > MAX_CROP_SIDE else [(0, 0, *photo.size)]
 
 
 def predict_faces(
     predict: Predict, photos: Iterable[tuple[Key, Image.Image]], detect: bool = True, batch_size: int = 64
 ) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
-    """Find the faces of photos and predict their emotions, many at a time.
+    """Detect the faces in photos and predict their emotions in batches.
 
     Args:
-        predict: faces, uint8 (N, 48, 48), to probabilities, float32 (N, 7).
+        predict: function from faces, uint8 (N, 48, 48), to probabilities, float32 (N, 7).
         photos: upright RGB photos, each with a key of the caller's choice.
-        detect: look for faces; otherwise each photo is one face. A photo of up to WHOLE pixels always is.
-        batch_size: photos or faces after which results are yielded, at the latest after a second; 1 for a camera,
-            whose results should not wait.
+        detect: detect faces; otherwise treat each photo as one face. Photos of up to MAX_CROP_SIDE pixels are
+            always treated as one.
+        batch_size: photos or faces to collect before yielding their results, for a second at most; use 1 for a
+            camera, whose results should not wait.
 
     Yields:
-        Key, photo and faces of each photo, in the order in which they came.
+        The key, photo and faces of each photo, in input order.
 
     Raises:
         UserError: the detector is not installed.
@@ -133,30 +141,30 @@ def predict_faces(
     for key, photo in photos:
         try:
             boxes = face_boxes(photo, detect)
-        except UserError:  # without the detector: those that need none are answered all the same
-            yield from _predicted(predict, waiting)
+        except UserError:  # no detector: photos before this one did not need it and still get their results
+            yield from _predict_batch(predict, waiting)
             raise
         waiting.append((key, photo, boxes))
         faces += len(boxes)
         pixels += photo.width * photo.height
         full = max(faces, len(waiting)) >= batch_size or pixels >= _BATCH_PIXELS
         if full or perf_counter() - since > _PATIENCE_SECONDS:
-            yield from _predicted(predict, waiting)
+            yield from _predict_batch(predict, waiting)
             waiting, faces, pixels, since = [], 0, 0, perf_counter()
-    yield from _predicted(predict, waiting)
+    yield from _predict_batch(predict, waiting)
 
 
-def _predicted(
+def _predict_batch(
     predict: Predict, waiting: list[tuple[Key, Image.Image, list[Box]]]
 ) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
     crops = [crop_face(photo, box) for _, photo, boxes in waiting for box in boxes]
-    answers = iter(predict(np.stack(crops)).tolist() if crops else [])
+    rows = iter(predict(np.stack(crops)).tolist() if crops else [])
     for key, photo, boxes in waiting:
-        yield key, photo, [DetectedFace(box, dict(zip(EMOTIONS, next(answers), strict=True))) for box in boxes]
+        yield key, photo, [DetectedFace(box, dict(zip(EMOTIONS, next(rows), strict=True))) for box in boxes]
 
 
 def crop_face(photo: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
-    """The face in a box as a network gets it: uint8 (FACE_SIZE, FACE_SIZE), grey."""
+    """Crop the face in a box for the network: uint8 (FACE_SIZE, FACE_SIZE), grey."""
     x, y, width, height = box
     face = photo.crop((x, y, x + width, y + height)).convert("L")
     return np.asarray(face.resize((FACE_SIZE, FACE_SIZE), Image.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""Videos and cameras: frames with their times in, annotated videos out. OpenCV is imported when it is needed."""
+"""Read frames with timestamps from videos and cameras, and write annotated videos. Imports OpenCV lazily."""
 
 import os
 import sys
@@ -16,20 +16,20 @@ from PIL import Image
 
 from fer_lightning.errors import UserError
 
-Pixels = npt.NDArray[np.uint8]  # (H, W, 3), blue first as in OpenCV
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3), BGR as in OpenCV
 
 SUFFIXES = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
-_CAMERA_FPS = 15  # of the video written from a camera, whose frames come when the network is ready for them
+_CAMERA_FPS = 15  # for videos written from a camera, which is read only as fast as the network predicts
 
 
 def opencv() -> ModuleType:
-    """OpenCV, told to be silent.
+    """Import OpenCV with its logging silenced.
 
     Raises:
-        UserError: it is not installed.
+        UserError: OpenCV is not installed.
     """
-    # OpenCV and its FFmpeg would write to stderr what becomes a UserError here.
+    # OpenCV and its FFmpeg would also print to stderr what is raised as a UserError here.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
@@ -40,13 +40,13 @@ def opencv() -> ModuleType:
 
 
 class Video:
-    """The frames of a video file, or of a camera until one stops asking.
+    """The frames of a video file, or the endless frames of a camera.
 
     Args:
-        source: the file's path, or the camera's index.
+        source: path of a file, or index of a camera.
 
     Raises:
-        UserError: it cannot be opened (the message is the cause alone), or OpenCV is missing.
+        UserError: the source cannot be opened (the message gives the cause alone), or OpenCV is not installed.
     """
 
     def __init__(self, source: str | Path | int) -> None:
@@ -55,26 +55,26 @@ class Video:
         _check_name(source)
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
-            why = "no camera of this index answers" if self.is_camera else "not a video that OpenCV can read"
-            raise UserError(why)
+            raise UserError("no camera with this index" if self.is_camera else "not a video that OpenCV can read")
         self._milliseconds = cv2.CAP_PROP_POS_MSEC
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = _CAMERA_FPS if self.is_camera or not 1 <= fps <= 240 else fps  # 1000 is WebM's clock
+        # OpenCV may report a WebM file's clock rate, 1000, as its frame rate.
+        self.fps = _CAMERA_FPS if self.is_camera or not 1 <= fps <= 240 else fps
         frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.frames = frames if frames > 0 and not self.is_camera else None  # as the file says, if it does
+        self.frames = frames if frames > 0 and not self.is_camera else None  # the file's own count, if it has one
 
     def __iter__(self) -> Iterator[tuple[float, Image.Image]]:
-        """Each frame's time in seconds and the frame, upright in RGB.
+        """Yield each frame's time in seconds and the frame, upright and in RGB.
 
         Raises:
-            UserError: the file ends, damaged, more than a tenth before the end that it states.
+            UserError: no frame can be read, or more than a tenth of the frames that the file states are missing.
         """
         started = perf_counter()
         read = 0
         try:
             while True:
-                there, bgr = self._capture.read()
-                if not there:
+                ok, bgr = self._capture.read()
+                if not ok:
                     break
                 seconds = (
                     perf_counter() - started if self.is_camera else self._capture.get(self._milliseconds) / 1000
@@ -84,17 +84,19 @@ class Video:
         finally:
             self._capture.release()
         if read == 0:
-            raise UserError("no frame of it can be read")
+            raise UserError("no frame can be read")
         if self.frames and read < 0.9 * self.frames:
-            raise UserError(f"damaged: only {read} of its {self.frames} frames can be read")
+            raise UserError(f"damaged: only {read} of {self.frames} frames can be read")
 
 
 class VideoWriter:
-    """Writes a WebM video (VP8, which browsers play); it takes its place when the writer is closed, Ctrl-C or not.
+    """A context manager that writes a WebM video (VP8, which browsers play).
+
+    The file appears at `path` when the context exits, even after an exception or Ctrl-C.
 
     Args:
-        path: ending in .webm.
-        fps: frames a second. A frame is repeated, or left out, for the next to come at its time.
+        path: path of the video, ending in .webm.
+        fps: frames per second. Frames are repeated or dropped so that each appears at its own time.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -112,11 +114,11 @@ class VideoWriter:
         return self
 
     def write(self, seconds: float, frame: Image.Image) -> None:
-        """Appends a frame of RGB.
+        """Append an RGB frame.
 
         Args:
-            seconds: its time since the first frame.
-            frame: of the first one's size.
+            seconds: time since the first frame.
+            frame: image of the same size as the first frame.
         """
         bgr: Pixels = np.ascontiguousarray(np.asarray(frame)[:, :, ::-1])
         if self._writer is None:
@@ -126,7 +128,7 @@ class VideoWriter:
             if not self._writer.isOpened():
                 raise UserError(f"{self.path} cannot be written: this build of OpenCV has no VP8 encoder.")
         due = round(seconds * self.fps)
-        while self._last is not None and self._written < due:  # the one before is shown until this one's time
+        while self._last is not None and self._written < due:  # show the previous frame until this one is due
             self._writer.write(self._last)
             self._written += 1
         if self._written <= due:
@@ -145,22 +147,22 @@ class VideoWriter:
 
 
 def _check_name(source: str | Path | int) -> None:
-    """OpenCV takes the process down with it where a name is no text."""
+    """Raise UserError for a path that is not valid UTF-8, which would crash the process inside OpenCV."""
     try:
         str(source).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the path {source} is not UTF-8, which OpenCV needs: rename it") from error
+        raise UserError(f"the path {source} is not valid UTF-8, which OpenCV needs: rename it") from error
 
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """For a warning about WebM's codecs that OpenCV prints past all its log levels, and that means nothing."""
+    """Silence stderr for a harmless warning about WebM codecs that OpenCV prints regardless of its log level."""
     sys.stderr.flush()
-    before = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(before, 2)
-        os.close(before)
+        os.dup2(stderr, 2)
+        os.close(stderr)

@@ -328,11 +328,11 @@ def test_what_was_measured_is_kept_when_a_later_section_fails(in_no_process, mon
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["trainnig"], "there is no section 'trainnig'. Did you mean training?"),
-        (["--repeats=0"], "--repeats=0 must be at least 1"),
+        (["trainnig"], "unknown section 'trainnig'. Did you mean training?"),
+        (["--repeats=0"], "--repeats=0: expected at least 1"),
         (["--repeats=x"], "--repeats: invalid int value"),
-        (["--data=nowhere.zip"], "'nowhere.zip' do not exist"),
-        (["data.path=fer2013.zip"], "give --data fer2013.zip instead"),
+        (["--data=nowhere.zip"], "--data='nowhere.zip' does not exist"),
+        (["data.path=fer2013.zip"], "Use --data fer2013.zip instead"),
     ],
 )
 def test_a_persons_mistake_ends_in_one_message(arguments, said, monkeypatch, tmp_path, capsys):

@@ -136,8 +136,8 @@ def test_audit_help_names_kinds_and_defaults(capsys: pytest.CaptureFixture[str])
     text = " ".join(capsys.readouterr().out.split())
     for kind in KINDS:
         assert kind in text
-    assert f"default {','.join(DEFAULT_KINDS)}" in text.replace("- ", "")
-    assert f"0 to {MAX_NEAR_BITS}; default {NEAR_BITS}" in text
+    assert f"default: {','.join(DEFAULT_KINDS)}" in text.replace("- ", "")
+    assert f"0 to {MAX_NEAR_BITS} (default: {NEAR_BITS}," in text
 
 
 def test_audit_writes_what_it_is_asked_for(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

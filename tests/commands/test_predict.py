@@ -18,7 +18,7 @@ from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import Stopped
 from fer_lightning.inference import photos
 from fer_lightning.inference.classifier import Classifier
-from fer_lightning.inference.video import VideoWriter
+from fer_lightning.inference.video import VideoWriter, opencv
 from fer_lightning.models.checkpoint import InputSpec
 
 
@@ -75,7 +75,7 @@ def test_files_folders_patterns_and_stdin_in_the_order_given(capsys, monkeypatch
         "x2.png",
     ]
     assert answers[4]["faces"][0]["emotion"] == "sad"
-    assert err == "note: b: left out what is no photo by its name, or drawn by --save (1)\n"
+    assert err == "note: b: skipped files that are not photos or were written by --save (1)\n"
 
 
 def test_what_fails_is_named_and_stops_nothing(capsys):
@@ -101,7 +101,7 @@ def test_names_that_fit_no_file(argument, capsys):
     answers, code, err = printed(capsys, argument, "a.png")
     assert code == 1
     assert [bool(answer["error"]) for answer in answers] == [True, False]
-    assert err == f"error: {argument}: no such file or folder, and no pattern that fits any file\n"
+    assert err == f"error: {argument}: no such file or folder, and no file matches it as a pattern\n"
 
 
 def test_a_folder_that_cannot_be_written(capsys, monkeypatch):
@@ -118,7 +118,8 @@ def test_a_folder_that_cannot_be_written(capsys, monkeypatch):
 
 
 def test_a_late_frame_shows_from_its_own_time_on():
-    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("cv2")
+    cv2 = opencv()  # before FFmpeg's first use, when it reads its log level from the environment
     with VideoWriter(Path("v.webm"), 10) as writer:
         for seconds, shade in ((0.0, 0), (1.0, 255), (1.02, 0), (1.1, 255)):
             writer.write(seconds, Image.new("RGB", (64, 64), (shade,) * 3))
@@ -220,8 +221,8 @@ def test_a_second_run_says_what_it_replaces_and_does_not_look_at_what_it_drew(ca
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()[2:]] == ["in/a.png"]
     assert err == (
-        "note: in: left out what is no photo by its name, or drawn by --save (1)\n"
-        "pictures: in, 1 of an earlier run replaced\n"
+        "note: in: skipped files that are not photos or were written by --save (1)\n"
+        "pictures: in (replaced 1 from an earlier run)\n"
     )
 
 
@@ -272,21 +273,23 @@ def test_a_pipe_is_read_and_a_closed_stdin_named(capsys, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [["v\udce9.mp4"], ["a$1_$2.mp4", "--save", "out\udce9"]])
 def test_a_video_whose_path_is_no_text(arguments, capsys):
-    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("cv2")
+    cv2 = opencv()  # before FFmpeg's first use, when it reads its log level from the environment
     writer = cv2.VideoWriter("a$1_$2.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 10, (48, 48))
     writer.write(np.zeros((48, 48, 3), np.uint8))
     writer.release()
     os.link("a$1_$2.mp4", "v\udce9.mp4")
     answers, code, _ = printed(capsys, *arguments, face("a.png"))
     assert code == 1
-    assert "is not UTF-8, which OpenCV needs" in answers[0]["error"]
+    assert "is not valid UTF-8, which OpenCV needs" in answers[0]["error"]
     assert answers[1]["faces"]
     assert main(["predict", "a$1_$2.mp4", "--save", "out"]) == 0  # whose title is no formula
     assert Path("out/a$1_$2.timeline.png").exists()
 
 
 def test_a_video_frame_by_frame(capfd, monkeypatch):
-    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("cv2")
+    cv2 = opencv()  # before FFmpeg's first use, when it reads its log level from the environment
     monkeypatch.setattr(
         photos, "find_faces", lambda photo: [] if photo.getpixel((2, 2))[2] > 200 else [(0, 0, 90, 90)]
     )
@@ -310,7 +313,7 @@ def test_a_video_frame_by_frame(capfd, monkeypatch):
     assert sum(capture.read()[0] for _ in range(20)) == 12
     assert main(["predict", "clip.mp4"]) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines[0] == "clip.mp4: 12 frames in 1.1 s, a face in 10"
+    assert lines[0] == "clip.mp4: 12 frames in 1.1 s, faces in 10"
     assert [line.split() for line in lines[3:]] == [["happy", "60%"], ["sad", "40%"]]
 
 

@@ -124,19 +124,19 @@ def test_a_turned_photo_is_turned_back(clf, faces, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (np.zeros((2, 48, 48), np.float32), "float32: give pixels from 0 to 255 as uint8"),
-        (torch.zeros(2, 48, 48), "float32: give pixels from 0 to 255 as uint8"),
-        (np.zeros((2, 48, 48), np.int64), "int64"),
-        (np.zeros(48, np.uint8), r"shape \(48,\)"),
-        (np.zeros((2, 1, 48, 48), np.uint8), r"shape \(2, 1, 48, 48\)"),
-        (np.zeros((48, 48, 3), np.uint8), "colour images as PIL"),
-        (np.zeros((0, 48, 48), np.uint8), "no face"),
-        (torch.zeros(3, 0, 48, dtype=torch.uint8), "no face"),
-        ([], "no face"),
-        (["face.png"], r"faces\[0\] is str"),
-        ([np.zeros((48, 48), np.uint8)], "numpy.stack"),
-        ("face.png", "The faces are str"),
-        (None, "The faces are NoneType"),
+        (np.zeros((2, 48, 48), np.float32), "expected uint8 pixels from 0 to 255, got float32"),
+        (torch.zeros(2, 48, 48), "expected uint8 pixels from 0 to 255, got float32"),
+        (np.zeros((2, 48, 48), np.int64), "got int64"),
+        (np.zeros(48, np.uint8), r"got shape \(48,\)"),
+        (np.zeros((2, 1, 48, 48), np.uint8), r"got shape \(2, 1, 48, 48\)"),
+        (np.zeros((48, 48, 3), np.uint8), "Pass colour images as PIL"),
+        (np.zeros((0, 48, 48), np.uint8), "expected at least one face"),
+        (torch.zeros(3, 0, 48, dtype=torch.uint8), "expected at least one face"),
+        ([], "expected at least one face"),
+        (["face.png"], r"faces\[0\]: expected a PIL image, got str"),
+        ([np.zeros((48, 48), np.uint8)], "combine arrays with numpy.stack"),
+        ("face.png", "PIL images, got str"),
+        (None, "PIL images, got NoneType"),
     ],
 )
 def test_what_is_not_faces_is_named(clf, wrong, said):
@@ -147,12 +147,12 @@ def test_what_is_not_faces_is_named(clf, wrong, said):
 def test_wrong_options_are_named(clf, faces, tested_run):
     with pytest.raises(UserError, match="Did you mean mirror"):
         clf.predict(faces, tta="miror")
-    with pytest.raises(UserError, match="batch_size=0"):
+    with pytest.raises(UserError, match="batch_size=0: expected at least 1"):
         clf.predict(faces, batch_size=0)
     for device in ("meta", "hpu:1"):
-        with pytest.raises(UserError, match=f"device={device} does not exist: give auto, cpu"):
+        with pytest.raises(UserError, match=f"device={device}: expected auto, cpu, cuda, cuda:1 or mps"):
             fer_lightning.load_pretrained("tiny", device)
-    with pytest.raises(UserError, match="device=quantum"):
+    with pytest.raises(UserError, match="device=quantum: expected auto"):
         fer_lightning.load_checkpoint(tested_run / "checkpoints/best.ckpt", device="quantum")
     with pytest.raises(UserError, match="No such file"):
         fer_lightning.load_checkpoint("nowhere.ckpt")

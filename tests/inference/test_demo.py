@@ -55,9 +55,9 @@ def photo(shade=255):
 
 def test_it_listens_to_this_machine_alone(serving):
     assert serving.server_address[0] == "127.0.0.1"
-    with pytest.raises(UserError, match=f"port {serving.server_port} of 127.0.0.1 cannot be used"):
+    with pytest.raises(UserError, match=f"--port={serving.server_port}: cannot listen on 127.0.0.1"):
         demo.server(None, serving.server_port)
-    with pytest.raises(UserError, match="port 70000"):
+    with pytest.raises(UserError, match="--port=70000: cannot listen"):
         demo.server(None, 70000)
 
 

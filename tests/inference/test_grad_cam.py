@@ -95,7 +95,7 @@ def test_a_network_compiled_for_the_fit_is_explained_too(faces):
 
 def test_a_network_without_maps_is_told():
     clf = classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)))
-    with pytest.raises(UserError, match="no feature maps"):
+    with pytest.raises(UserError, match="this one has no feature maps"):
         grad_cam(clf, np.zeros((1, 8, 8), np.uint8), [0])
 
 
@@ -169,14 +169,14 @@ def test_each_face_of_a_photo_has_a_picture(ckpt, monkeypatch, capsys):
     assert main(["explain", *boxes, "--ckpt", ckpt]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()[2:4]] == ["two.png", "two-2.png"]
-    assert err == "note: none.png: no face was found; --no-detect takes the whole picture for one.\n"
+    assert err == "note: none.png: no face found. Use --no-detect to treat the whole image as one.\n"
     assert main(["explain", "none.png", "--no-detect", "--ckpt", ckpt]) == 0
     assert "written: 1 in explanations" in capsys.readouterr().out
 
 
 def test_mistakes_are_answered(ckpt, capsys):
     assert main(["explain", "c.png", "--ckpt", ckpt, "--emotion", "bored"]) == 1
-    assert "--emotion bored is not one of angry, disgust" in capsys.readouterr().err
+    assert "--emotion=bored: expected one of angry, disgust" in capsys.readouterr().err
     assert main(["explain", "c.png", "--ckpt", ckpt, "--save", "c.png"]) == 1
     assert "c.png/c.png cannot be written" in capsys.readouterr().err
 

@@ -174,12 +174,15 @@ def test_predict_photos(clf, tmp_path):
     ((found,),) = clf.predict_photos([face.convert("RGBA")])
     assert (found.box, found.emotion) == ((0, 0, 48, 48), "happy")
     for one in ("a.png", Path("a.png")):
-        with pytest.raises(UserError, match=r"a\.png is a single path: give a list"):
+        with pytest.raises(UserError, match=r"photos=a\.png: expected a list of paths"):
             clf.predict_photos(one)
-    with pytest.raises(UserError, match="A photo is ndarray: give paths"):
+    with pytest.raises(UserError, match=r"photos: expected paths, .*, got ndarray"):
         clf.predict_photos([np.zeros((48, 48), np.uint8)])
     (tmp_path / "c.jpg").write_bytes(GRACE.read_bytes()[:20_000])
-    with Image.open(tmp_path / "c.jpg") as halved, pytest.raises(UserError, match="cannot be read: damaged"):
+    with (
+        Image.open(tmp_path / "c.jpg") as halved,
+        pytest.raises(UserError, match="The image cannot be read: damaged"),
+    ):
         clf.predict(halved)
 
 

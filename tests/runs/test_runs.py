@@ -285,7 +285,7 @@ def test_the_command_prints_the_table_json_and_csv_and_draws(tmp_path, capsys):
     assert pictures.keys() == {"history.png", "parallel.png", "importance.png"}
     assert min(min(size) for size in pictures.values()) > 200
     assert command(["runs", str(tmp_path / "s/11/nothing")]) == 1
-    assert "there is no run below" in capsys.readouterr().err
+    assert "no runs below" in capsys.readouterr().err
 
 
 def test_importance_by_hand():
