@@ -227,7 +227,7 @@ def test_the_page_is_one_file_with_everything_in_it(found, told, faces):
     text = evaluation_page(found, told)
     assert re.findall(r"(?:src|href)=\"(?!data:|#)", text) == []
     assert "<script" not in text
-    for said in ("92.86%</b> of 14 images of PrivateTest", "McNemar", "Guo et al. 2017", "Wilson"):
+    for said in ("Accuracy on PrivateTest: <b>92.86%</b> of 14 images", "McNemar", "Guo et al. 2017", "Wilson"):
         assert said in text
     assert text.count('<img class="chart') == 4
     pictures = [
@@ -254,8 +254,8 @@ def test_classes_that_do_not_occur_have_no_precision(faces, clf):
     [
         (None, None),
         ("validation", None),
-        ("PublicTest", "selected on PublicTest score"),
-        ("PublicTest+PrivateTest", "selected on PublicTest+PrivateTest score too well"),
+        ("PublicTest", "selected on PublicTest have optimistic scores"),
+        ("PublicTest+PrivateTest", "selected on PublicTest+PrivateTest have optimistic scores"),
     ],
 )
 def test_what_has_chosen_the_weights_is_told(faces, val_split, said):
@@ -274,9 +274,9 @@ def test_without_validation_there_is_no_temperature(faces, clf):
     )
     told = json.loads(json.dumps(to_json(found), allow_nan=False))
     assert (told["calibration"]["temperature"], told["calibration"]["after"]) == (None, None)
-    assert "Without a validation split" in format_evaluation(told)
-    assert "Without a validation split" in evaluation_page(found, told)
-    with pytest.raises(UserError, match="no images to test on"):
+    assert "No validation split" in format_evaluation(told)
+    assert "No validation split" in evaluation_page(found, told)
+    with pytest.raises(UserError, match="no test images"):
         evaluate("corner", clf, replace(faces, usage=np.zeros_like(faces.usage)), lambda line: None)
 
 
