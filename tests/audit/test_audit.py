@@ -161,7 +161,7 @@ def test_chains_of_near_duplicates_are_one_group_and_take_their_copies_along() -
 
 @pytest.mark.parametrize("bits", [-1, 13])
 def test_bits_out_of_range(bits: int) -> None:
-    with pytest.raises(UserError, match=f"--near {bits} is out of range: 0 to 12 bits"):
+    with pytest.raises(UserError, match=f"--near {bits}: expected 0 to 12 bits"):
         audit(faces_of(DRAWN), bits)
 
 
@@ -201,7 +201,7 @@ def test_exclusions_by_labels_in_doubt() -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(UserError, match=r"'copie' is not a kind\. Did you mean copies\? There are: leaks, "):
+    with pytest.raises(UserError, match=r"unknown kind 'copie'\. Did you mean copies\? Choose from leaks, "):
         exclusions(audit(faces_of(DRAWN)), ["copie"])
 
 
@@ -235,7 +235,7 @@ def test_load_faces_takes_the_list_and_the_trouble_is_gone(write, tmp_path: Path
 def test_the_list_says_what_it_holds() -> None:
     found = audit(planted())
     assert exclusion_list(found.faces, exclusions(found, ["copies", "leaks"])).splitlines() == [
-        f"# FER-2013 {found.faces.fingerprint}: images of Training to leave out, by fer-lightning audit",
+        f"# FER-2013 {found.faces.fingerprint}: images of Training to exclude, by fer-lightning audit",
         "# leaks: pixels that also occur in a held-out split (2 images)",
         "1",
         "2",
@@ -249,7 +249,7 @@ def test_the_list_says_what_it_holds() -> None:
 @pytest.mark.parametrize("name", ["#1.jpg", " 1.jpg", "1\n.jpg", "1\u2028.jpg", "1\udcff.jpg"])
 def test_a_name_that_no_line_can_hold_is_refused(name: str) -> None:
     faces = faces_of(DRAWN[[0, 0]], ids=["0.jpg", name])
-    with pytest.raises(UserError, match="cannot stand in a list of one id a line: rename its file"):
+    with pytest.raises(UserError, match=r"does not fit in a list of one id per line\. Rename the file"):
         exclusion_list(faces, exclusions(audit(faces)))
 
 
@@ -263,7 +263,7 @@ def test_the_tables_fit_a_terminal_and_state_every_total() -> None:
     for line in (
         "12 images, 7 distinct; fingerprint " + planted().fingerprint,
         "Training 9 0 0 0 7 2 0 0",
-        "These are not the published counts: see the notes.",
+        "The counts differ from the published ones: see the notes.",
         "copies of an earlier image 5 4",
         "PrivateTest images also in Training 1 1",
         "PrivateTest images also in PublicTest 0 0",
@@ -305,7 +305,7 @@ def test_the_page_shows_some_and_states_how_many_there_are() -> None:
     text = audit_page(audit(faces_of(np.concatenate([images, images]))))
     copies = re.search(r'<h2 id="copies">.*?(?=<h2|$)', text, re.DOTALL)
     assert copies
-    assert "100 images, 100 groups; 36 are shown, evenly spread." in copies[0]
+    assert "100 images, 100 groups; showing 36, evenly spaced." in copies[0]
     assert copies[0].count("<figure>") == 36
 
 
@@ -323,7 +323,7 @@ def test_other_splits_go_by_their_own_names() -> None:
 def test_the_facts_about_fer2013(real_data: str, tmp_path: Path) -> None:
     found = audit(load_faces(real_data, download=False))
     told = {finding.key: finding for finding in findings(found)}
-    assert "These are the published counts." in format_audit(found)
+    assert "The counts match the published ones." in format_audit(found)
     assert (len(found.faces), found.n_distinct, len(told["copies"].rows)) == (35_887, 34_034, 1_853)
     assert len(told["PublicTest_in_Training"].rows) == 280
     assert len(told["PrivateTest_in_Training"].rows) == 288

@@ -63,12 +63,12 @@ def test_probabilities_are_put_into_the_order_of_the_images(tmp_path: Path) -> N
     ("arrays", "why"),
     [
         ({"probabilities": P}, "ids is not a file in the archive"),
-        ({"ids": "a", "probabilities": P}, "ids has the shape (), not (N,)"),
-        ({"ids": IDS, "probabilities": P[:2]}, "shape (2, 7) and type float64 for 3 ids: (3, 7) floats are needed"),
-        ({"ids": IDS, "probabilities": P.astype(int)}, "type int64"),
-        ({"ids": IDS, "probabilities": P * 7}, "3 rows are no probabilities, the first is that of 'a'"),
-        ({"ids": IDS, "probabilities": P + np.array([[0], [np.nan], [0]])}, "1 rows are no probabilities"),
-        ({"ids": ("a", "x", "c"), "probabilities": P}, "has none for 1 of 3 images, the first is 'b'"),
+        ({"ids": "a", "probabilities": P}, "expected ids of shape (N,), got ()"),
+        ({"ids": IDS, "probabilities": P[:2]}, "shape (3, 7) and a float dtype for 3 ids, got (2, 7) and float64"),
+        ({"ids": IDS, "probabilities": P.astype(int)}, "got (3, 7) and int64"),
+        ({"ids": IDS, "probabilities": P * 7}, "3 rows are not probabilities, the first is that of 'a'"),
+        ({"ids": IDS, "probabilities": P + np.array([[0], [np.nan], [0]])}, "1 rows are not probabilities"),
+        ({"ids": ("a", "x", "c"), "probabilities": P}, "no row for 1 of 3 images, the first is 'b'"),
         ({"ids": np.array(IDS, object), "probabilities": P}, "cannot be read (Object arrays cannot be loaded"),
     ],
 )
