@@ -109,7 +109,7 @@ def _axis(values: Sequence[str]) -> tuple[list[float], dict[str, float]]:
 
 
 def _numbers(texts: Sequence[str]) -> list[float]:
-    """Parse distinct finite numbers, as logarithms if they span a factor of 20; return [] for other texts."""
+    """Parse two or more finite numbers, as logarithms if they span a factor of 20; return [] for other texts."""
     try:
         numbers = [float(text) for text in texts]
     except ValueError:
