@@ -1,4 +1,7 @@
-"""Draws the README's curves and its frontier from the results files beside this script: python results/draw.py."""
+"""Draw the curves and the frontier of the README from the results files next to this script.
+
+Usage: python results/draw.py
+"""
 
 import json
 from pathlib import Path
@@ -16,10 +19,12 @@ OURS, THEIRS = ("#0072B2", "o"), ("#D55E00", "D")  # Okabe and Ito's blue and ve
 
 
 def read(name: str) -> dict[str, Any]:
+    """Read a JSON file of this folder."""
     return json.loads((HERE / name).read_text(encoding="utf-8"))
 
 
 def baseline() -> Figure:
+    """Plot the baseline's history and, dashed, the original's."""
     ours = read("baseline/results.json")
     return history_curves(
         ours["history"],
@@ -30,10 +35,10 @@ def baseline() -> Figure:
 
 
 def frontier() -> Figure:
-    """Accuracy on PrivateTest against size and speed of ours and of measured peers."""
+    """Plot accuracy on PrivateTest against size and speed, for our networks and the measured peers."""
     networks = read("peers/peers.json")["networks"]
     accuracies = {name: row["splits"]["PrivateTest"]["accuracy"] for name, row in networks.items() if row["splits"]}
-    # Those that do not ship were timed with fresh weights; their accuracy is that of their runs.
+    # Networks that are not shipped were timed with untrained weights; their accuracy comes from their runs.
     accuracies["fast"] = fmean(
         read(f"fast/seed{seed}.json")["without_tta"]["PrivateTest"]["accuracy"] for seed in range(5)
     )
@@ -50,7 +55,7 @@ def frontier() -> Figure:
             colour, marker = THEIRS if peer else OURS
             axes.plot(number(row), accuracies[name], marker, color=colour, markersize=9)
             text = f"{name} {accuracies[name]:.1%}"
-            # fer and tiny are of one size and nearly one accuracy.
+            # fer and tiny have the same size and nearly the same accuracy, so their labels would overlap.
             place = {"fer": (0, -8, "center", "top")}
             x, y, across, down = place.get(name if axes is left else "", (0, 8, "center", "bottom"))
             spot = (number(row), accuracies[name])

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# What this project wants a GPU for, as commands of less than ten minutes each:
+# The experiments of this project that need a GPU, in commands of less than ten minutes each:
 #
-#   results/gpu.sh check OUT       the tests' GPU part, the benchmark, the throughput of `best`, the speed run, `best`
+#   results/gpu.sh check OUT       the GPU tests, the benchmark, the throughput of `best`, the speed run and `best`
 #   results/gpu.sh teachers OUT    a wide VGG, and `best` at 64 px
-#   results/gpu.sh student OUT     `best` again, which learns the answers of these three
-#   results/gpu.sh rest OUT        the known recipe in two widths, seeds 1 and 2 of `best`, the benchmark's other parts
+#   results/gpu.sh student OUT     `best` again, distilled from these three
+#   results/gpu.sh rest OUT        the baseline in two widths, seeds 1 and 2 of `best`, the rest of the benchmark
 #
-# Words after OUT are settings for all that trains. FER2013_PATH names the data. Runs and what was measured lie in runs/;
-# the same command again skips what is finished and goes on with the rest. Everything worth keeping is copied to OUT
-# after each step: a log, the benchmark with the runs' results.json, config.yaml and command.txt in runs.tar.gz, the
-# best weights of what was trained in half precision, and a table, which is printed at the end.
+# Arguments after OUT are overrides for every training. FER2013_PATH is the path of the data. Runs and measurements are
+# written to runs/; running the same command again skips what is finished and resumes the rest. After each step,
+# everything worth keeping is copied to OUT: a log, runs.tar.gz with the benchmark and with results.json, config.yaml
+# and command.txt of each run, the best weights in half precision, and a table, which is also printed at the end.
 #
-#   BUDGET_S=540          seconds after which a training is interrupted, to go on the next time, and none begins
+#   BUDGET_S=540          seconds after which a running training is interrupted, to be resumed, and none is started
 #   STEPS=400             training steps that the benchmark times
-#   TEACHERS="A.pt B.pt"  the student's teachers besides those of the three that this machine has trained to the end
-#   PLAN=1                print the commands and run nothing
+#   TEACHERS="A.pt B.pt"  more teachers for the student, besides those of the three that finished on this machine
+#   PLAN=1                print the commands without running them
 #
-# Exit codes: 0 all is done, 1 something failed, 3 the time was up: the same command goes on. Ctrl-C stops it.
+# Exit codes: 0 finished, 1 a command failed, 3 out of time: run the same command again. Ctrl-C stops the script.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
@@ -31,7 +31,7 @@ settings=("$@")
 mkdir -p "$out" runs
 out=$(cd "$out" && pwd)
 
-# Print a command, or run it within what is left of the time. What fails is told; the others go on.
+# Print a command, or run it within the remaining time. A failure is logged and does not stop the other commands.
 failed=0 unfinished=0 stopped=
 trap 'stopped=1' INT
 run() {
@@ -55,16 +55,16 @@ run() {
     keep
 }
 
-# A training by its name, as a sweep of its seeds: those that are finished are skipped, the others go on.
+# Run a training as a sweep under a name: finished jobs are skipped, the others are resumed.
 train() { run python train.py -m "name=$1" "${@:2}" ${settings[@]+"${settings[@]}"}; }
 
-# A section of the benchmark, unless it was measured before, to its end.
+# Run a section of the benchmark unless it has been measured completely.
 benchmark() {
     grep -qs "\"$1\": {" "runs/gpu-$1.json" ||
         run python -m fer_lightning benchmark "$1" ${settings[@]+"${settings[@]}"} "${@:2}" --out "runs/gpu-$1.json"
 }
 
-# Copy what was found so far to OUT, and put it in a table.
+# Copy the results so far to OUT and update the table.
 begun=$(date +%s)
 keep() {
     python results/gpu_results.py "$out" --since "$begun" >"$out/table.txt" 2>&1 && return
@@ -99,7 +99,7 @@ student)
         if [ -n "${PLAN:-}" ] || grep -qs '"status": "finished"' "$results"; then teachers+=("$ckpt"); fi
     done
     if [ "${#teachers[@]}" -eq 0 ]; then
-        echo "error: no teachers: run $0 teachers OUT to its end, or name checkpoints in TEACHERS." >&2
+        echo "error: no teachers. Finish $0 teachers OUT, or set TEACHERS to checkpoints." >&2
         exit 1
     fi
     list="[$(IFS=, && echo "${teachers[*]}")]"
@@ -117,5 +117,5 @@ esac
 [ -z "${PLAN:-}" ] || exit 0
 echo
 [ ! -f "$out/table.txt" ] || cat "$out/table.txt"
-[ "$unfinished" -eq 0 ] || echo "The time was up: the same command goes on."
+[ "$unfinished" -eq 0 ] || echo "Out of time: run the same command again."
 if [ "$failed" -ne 0 ]; then exit 1; elif [ "$unfinished" -ne 0 ]; then exit 3; fi

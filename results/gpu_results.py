@@ -1,4 +1,4 @@
-"""What the runs of results/gpu.sh came to: a table on stdout, and files in a folder that can leave the machine.
+"""Summarise the runs of results/gpu.sh: print a table and collect the files worth keeping in a folder.
 
 python results/gpu_results.py FOLDER [--since SECONDS]
 """
@@ -14,11 +14,14 @@ from ship_weights import halved  # beside this file
 
 from fer_lightning.text import format_table, percent
 
-KEPT = ("results.json", "config.yaml", "command.txt")  # of each run
+KEPT = ("results.json", "config.yaml", "command.txt")  # files kept of each run
 
 
 def row(folder: Path, results: dict[str, Any]) -> list[str]:
-    """Name, state, epochs, accuracies with the run's views, and speed; of a run that failed early what there is."""
+    """Return a table row: name, status, epochs, accuracies with the run's test-time augmentation, time and speed.
+
+    Missing values of a run that failed early are "-".
+    """
     splits = list((results.get("splits") or {}).values())  # PublicTest, PrivateTest, both together
     seconds, rate = results.get("train_seconds"), results.get("images_per_second")
     return [
@@ -32,22 +35,23 @@ def row(folder: Path, results: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
+    """Archive the runs, export the best weights in half precision and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--since", type=float, default=0, help="only weights written since then, seconds of 1970")
+    parser.add_argument("--since", type=float, default=0, help="export only weights written since this Unix time")
     args = parser.parse_args()
-    found = sorted(Path("runs").glob("*/gpu*/**/results.json"))
+    results = sorted(Path("runs").glob("*/gpu*/**/results.json"))
     with tarfile.open(args.folder / "runs.tar.gz", "w:gz") as archive:
-        kept = [path.with_name(name) for path in found for name in KEPT]
+        kept = [path.with_name(name) for path in results for name in KEPT]
         for path in (*Path("runs").glob("gpu-*.json"), *(path for path in kept if path.exists())):
             archive.add(path)
-    for path in found:
+    for path in results:
         best = path.parent / "checkpoints" / "best.ckpt"
         if path.parts[1] in ("best", "best_cpu") and best.exists() and best.stat().st_mtime >= args.since:
             weights = halved(torch.load(best, map_location="cpu", weights_only=True))
             torch.save(weights, args.folder / f"{'-'.join(path.parts[1:-1])}.pt")
-    columns = ["run", "state", "epochs", "Public", "Private", "fit, s", "images/s"]
-    print(format_table(columns, [row(path.parent, json.loads(path.read_text())) for path in found]))
+    columns = ["run", "status", "epochs", "Public", "Private", "fit, s", "images/s"]
+    print(format_table(columns, [row(path.parent, json.loads(path.read_text())) for path in results]))
 
 
 if __name__ == "__main__":

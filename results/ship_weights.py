@@ -1,9 +1,9 @@
-"""How a run's checkpoint becomes a network that ships with the package.
+"""Turn a run's best checkpoint into a network that ships with the package.
 
     python results/ship_weights.py RUN_FOLDER NAME
 
-writes weights/NAME.pt, the run's best weights in half precision, and weights/NAME.json, what they score once
-loaded.
+writes weights/NAME.pt, the run's best weights in half precision, and weights/NAME.json, the scores of the weights
+loaded from that file.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from fer_lightning.exit import exit_code
 from fer_lightning.files import write_json
 from fer_lightning.inference.classifier import WEIGHTS, Classifier, load_checkpoint
 
-CARD_TTA = ("none", "mirror", "shifts")  # what the card gives the accuracy of
+CARD_TTA = ("none", "mirror", "shifts")  # test-time augmentations that the card has scores for
 
 
 def halved(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What of a run's checkpoint ships: no optimizer, and weights in float16.
+    """Reduce a checkpoint to what ships: no optimizer state, and weights in float16.
 
-    Batch norm's vectors stay as they are: together they are small, and a variance may be too large or too small.
+    The vectors of batch norm keep their dtype: they are small, and a variance may exceed float16's range.
     """
     weights = {
         name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor.clone()
@@ -40,21 +40,21 @@ def halved(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def card(clf: Classifier, faces: Faces) -> dict[str, Any]:
-    """What a network scores: by test-time augmentation and split, and by class on the test split without any."""
+    """Score a network by test-time augmentation and split, and by class on the test split without augmentation."""
     predictions = {tta: held_out_predictions(clf, faces, tta) for tta in CARD_TTA}
     logits, labels, _ = select(predictions["none"], faces, (TEST,))
     return {
         "parameters": sum(parameter.numel() for parameter in clf.net.parameters()),
         "data_fingerprint": faces.fingerprint,
-        "tta": {tta: score_splits(answers, faces) for tta, answers in predictions.items()},
+        "tta": {tta: score_splits(predicted, faces) for tta, predicted in predictions.items()},
         "per_class": score_classes(logits, labels),
     }
 
 
 def ship(run_dir: Path, name: str, faces: Faces) -> dict[str, Any]:
-    """Writes weights/NAME.pt and weights/NAME.json for a run's best checkpoint; returns what the latter holds."""
+    """Write weights/NAME.pt and weights/NAME.json for a run's best checkpoint; return the content of the latter."""
     source = run_dir / "checkpoints" / "best.ckpt"
-    load_checkpoint(source, "cpu")  # says what is wrong with a wrong one
+    load_checkpoint(source, "cpu")  # raises a clear error if the checkpoint is invalid
     path = WEIGHTS / f"{name}.pt"
     torch.save(halved(torch.load(source, map_location="cpu", weights_only=True)), path)
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
@@ -65,15 +65,15 @@ def ship(run_dir: Path, name: str, faces: Faces) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line, sys.argv's by default; returns the exit code."""
+    """Run the command line, by default that of sys.argv, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python results/ship_weights.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", metavar="RUN_FOLDER", type=Path)
-    parser.add_argument("name", metavar="NAME", help="what load_pretrained will call it")
-    parser.add_argument("--data", metavar="PATH", help="zip, folder or CSV; by default FER2013_PATH's, then ./data")
+    parser.add_argument("name", metavar="NAME", help="name for load_pretrained")
+    parser.add_argument("--data", metavar="PATH", help="zip, folder or CSV; default: FER2013_PATH, then ./data")
     return exit_code(lambda rest: _ship(parser.parse_args(rest)), sys.argv[1:] if arguments is None else arguments)
 
 

@@ -1,1 +1,1 @@
-"""What is wrong with a dataset: copies, leaks, contradictory and suspect labels."""
+"""Audit of a dataset: duplicates, leaks between splits, conflicting and suspect labels."""

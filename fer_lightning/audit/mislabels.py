@@ -1,4 +1,4 @@
-"""Labels in doubt, by confident learning from out-of-fold predictions.
+"""Find suspect labels by confident learning from out-of-fold predictions.
 
 C. Northcutt, L. Jiang and I. Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 70
 (2021), arXiv:1911.00068.
@@ -17,23 +17,23 @@ from fer_lightning.errors import UserError
 
 FOLDS = 4
 EPOCHS = 6
-_MAX_UNPACKED = 2**30  # bytes of an .npz; that of FER-2013 has 8 million
-_MAX_LR = 4e-3  # of Adam, in one cycle (Smith and Topin 2017)
+_MAX_UNPACKED = 2**30  # bytes of an .npz; FER-2013 takes 8 million
+_MAX_LR = 4e-3  # peak of Adam's one-cycle schedule (Smith and Topin 2017)
 
 
 def confident_labels(
     probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """The class that each image is confidently of; its label where it is of none.
+    """Return the class that each image confidently belongs to, or its label if there is none.
 
-    An image is confidently of class j when its probability of j reaches the mean probability of j over the images
-    that are labelled j; of several such classes the likeliest counts. So each class has its own threshold, and one
-    that the network underrates is not suspected wholesale. Where the result is not the label, the image is off the
-    diagonal of the confident joint (section 3.1 of the paper), and its label in doubt.
+    An image confidently belongs to class j if its probability of j reaches the mean probability of j over the
+    images labelled j. If several classes qualify, the most probable one counts. Because each class has its own
+    threshold, a class that the network underestimates is not suspected as a whole. Where the result differs from
+    the label, the image is off the diagonal of the confident joint (section 3.1), and the label is suspect.
 
     Args:
-        probabilities: (N, 7), each image's by a network that was not trained on it.
-        labels: (N,) as given.
+        probabilities: float (N, 7), predicted for each image by a network that was not trained on it.
+        labels: int64 (N,), the given labels.
 
     Returns:
         int64 (N,).
@@ -46,47 +46,62 @@ def confident_labels(
 
 
 def read_probabilities(path: Path, ids: Sequence[str]) -> npt.NDArray[np.floating[Any]]:
-    """Probabilities (N, 7) in the order of `ids`, from an .npz with the arrays ids (N,) and probabilities (N, 7).
+    """Read out-of-fold probabilities from an .npz file.
+
+    Args:
+        path: a file with the arrays ids, (N,), and probabilities, float (N, 7), in any order of images.
+        ids: ids of the images to return.
+
+    Returns:
+        float (len(ids), 7), in the order of `ids`.
 
     Raises:
-        UserError: the file cannot be read, or is not about these images, or holds no probabilities.
+        UserError: the file is unreadable, lacks some of the images, or its values are not probabilities.
     """
-    takes = "It takes what numpy.savez(FILE, ids=ids, probabilities=p) writes."
+    remedy = "Write it with numpy.savez(FILE, ids=ids, probabilities=p)."
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked <= _MAX_UNPACKED:
             with np.load(path, allow_pickle=False) as arrays:
                 names, probabilities = arrays["ids"], arrays["probabilities"]
-    except Exception as error:  # zipfile and NumPy raise nearly anything for what is damaged
-        raise UserError(f"--probabilities {path} cannot be read ({error}). {takes}") from error
+    except Exception as error:  # zipfile and NumPy raise almost any type for damaged files
+        raise UserError(f"--probabilities {path} cannot be read ({error}). {remedy}") from error
     if unpacked > _MAX_UNPACKED:
-        raise UserError(f"--probabilities {path} would unpack to {unpacked / 2**30:,.1f} GiB. {takes}")
+        raise UserError(f"--probabilities {path}: would unpack to {unpacked / 2**30:,.1f} GiB. {remedy}")
     if names.ndim != 1:
-        raise UserError(f"--probabilities {path}: ids has the shape {names.shape}, not (N,). {takes}")
+        raise UserError(f"--probabilities {path}: expected ids of shape (N,), got {names.shape}. {remedy}")
     if probabilities.shape != (len(names), NUM_CLASSES) or not np.issubdtype(probabilities.dtype, np.floating):
         raise UserError(
-            f"--probabilities {path} has probabilities of shape {probabilities.shape} and type "
-            f"{probabilities.dtype} for {len(names)} ids: ({len(names)}, {NUM_CLASSES}) floats are needed."
+            f"--probabilities {path}: expected probabilities of shape ({len(names)}, {NUM_CLASSES}) and a float "
+            f"dtype for {len(names)} ids, got {probabilities.shape} and {probabilities.dtype}."
         )
-    # Also false for NaN.
-    sound = (probabilities >= 0).all(axis=1) & (np.abs(probabilities.sum(axis=1) - 1) < 1e-2)
-    if not sound.all():
+    # False for NaN, too.
+    valid = (probabilities >= 0).all(axis=1) & (np.abs(probabilities.sum(axis=1) - 1) < 1e-2)
+    if not valid.all():
         raise UserError(
-            f"--probabilities {path}: {int((~sound).sum())} rows are no probabilities, the first is that of "
-            f"{str(names[~sound][0])!r}: numbers from 0 to 1 with the sum 1 are needed, e.g. a softmax."
+            f"--probabilities {path}: {int((~valid).sum())} rows are not probabilities, the first is that of "
+            f"{str(names[~valid][0])!r}. Each row needs values from 0 to 1 that sum to 1, e.g. a softmax."
         )
     row_of = {str(name): row for row, name in enumerate(names)}
     if missing := [name for name in ids if name not in row_of]:
         raise UserError(
-            f"--probabilities {path} has none for {len(missing)} of {len(ids)} images, the first is {missing[0]!r}."
+            f"--probabilities {path}: no row for {len(missing)} of {len(ids)} images, the first is {missing[0]!r}."
         )
     ordered: npt.NDArray[np.floating[Any]] = probabilities[[row_of[name] for name in ids]]
     return ordered
 
 
 def assign_folds(groups: npt.NDArray[np.int64], seed: int = 0) -> npt.NDArray[np.int64]:
-    """Folds of whole groups, by chance: int64 (N,), rows that name groups -> int64 (N,), 0 to FOLDS - 1."""
+    """Assign each group to a random fold.
+
+    Args:
+        groups: int64 (N,), for each image the row that identifies its group.
+        seed: seed of the assignment.
+
+    Returns:
+        int64 (N,), 0 to FOLDS - 1; equal for all images of a group.
+    """
     from fer_lightning.data.philox import permutation
 
     folds: npt.NDArray[np.int64] = permutation(seed, 0, len(groups)).numpy()[groups] % FOLDS
@@ -97,26 +112,27 @@ def out_of_fold_probabilities(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],
     groups: npt.NDArray[np.int64],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     seed: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """Probabilities of every image by a small network that was trained on the other folds, on the CPU.
+    """Predict every image with a small network trained on the other folds, on the CPU.
 
-    Three convolutions on 24x24 px, 27,000 parameters, trained for EPOCHS epochs in each of FOLDS folds. On all of
-    FER-2013 this takes 130 seconds of one core, and 52% of the predictions are right.
+    The network has three convolutions on 24x24 px and 27,000 parameters. Each of the FOLDS folds is trained for
+    EPOCHS epochs. On all of FER-2013, this takes 130 seconds on one core and reaches 52% accuracy.
 
     Args:
-        images: (N, 48, 48).
-        labels: (N,).
-        groups: (N,), rows; equal for images that must share a fold, for who has seen a copy is not impartial.
-        tell: called with a line after each fold.
-        seed: of the folds and the training.
+        images: uint8 (N, 48, 48).
+        labels: int64 (N,).
+        groups: int64 (N,), rows; equal for images that must share a fold, because a network that was trained on a
+            copy of an image has seen its label.
+        log: receives a progress line after each fold.
+        seed: seed of the folds and of the training.
 
     Returns:
-        float32 (N, 7), rows with the sum 1.
+        float32 (N, 7), rows that sum to 1.
 
     Raises:
-        UserError: too few images to train on.
+        UserError: there are fewer than 100 images.
     """
     import torch
     import torch.nn.functional as F
@@ -126,11 +142,11 @@ def out_of_fold_probabilities(
 
     n = len(labels)
     if n < 100:
-        raise UserError(f"{n} images are too few to train on: looking for wrong labels needs 100.")
+        raise UserError(f"{n} images are too few: searching for suspect labels needs at least 100.")
     x = F.avg_pool2d(torch.tensor(images)[:, None].float(), 2).sub_(128).div_(64)
     y = torch.tensor(labels)
     fold = torch.tensor(assign_folds(groups, seed))
-    batch_size = min(128, max(8, n // 256))  # so that few images make as many steps as all of FER-2013
+    batch_size = min(128, max(8, n // 256))  # small datasets get as many steps as FER-2013
     probabilities = np.empty((n, NUM_CLASSES), np.float32)
     for held_out in range(FOLDS):
         rows, tested = (fold != held_out).nonzero()[:, 0], (fold == held_out).nonzero()[:, 0]
@@ -160,8 +176,8 @@ def out_of_fold_probabilities(
                 schedule.step()
         net.eval()
         with torch.inference_mode():
-            answers = torch.cat([net(x[batch]).softmax(dim=1) for batch in torch.split(tested, 1024)])
-        probabilities[tested.numpy()] = answers.numpy()
-        accuracy = (answers.argmax(dim=1) == y[tested]).float().mean().item()
-        tell(f"fold {held_out + 1} of {FOLDS}: trained on {len(rows)}, {accuracy:.2%} of {len(tested)} right")
+            predicted = torch.cat([net(x[batch]).softmax(dim=1) for batch in torch.split(tested, 1024)])
+        probabilities[tested.numpy()] = predicted.numpy()
+        accuracy = (predicted.argmax(dim=1) == y[tested]).float().mean().item()
+        log(f"fold {held_out + 1}/{FOLDS}: trained on {len(rows)}, accuracy {accuracy:.2%} on {len(tested)}")
     return probabilities

@@ -1,4 +1,4 @@
-"""An audit as a web page: every count, and examples to look at."""
+"""HTML page of an audit: every count, and example images of each finding."""
 
 from collections.abc import Sequence
 
@@ -11,33 +11,33 @@ from fer_lightning.audit.report import compare_counts
 from fer_lightning.drawing.html import escape, figure, page, table
 from fer_lightning.emotions import EMOTIONS
 
-_EXAMPLES = 36  # groups or single images of a finding
-_PICTURES = 6  # different images of a group
-_COPIES = 4  # of one image
+_EXAMPLES = 36  # groups or single images per finding
+_PICTURES = 6  # distinct images per group
+_COPIES = 4  # captions per distinct image
 
 
-def audit_page(found: Audit) -> str:
-    """A self-contained HTML document with the counts, and up to 36 examples of each finding that has any."""
-    faces = found.faces
+def audit_page(audit: Audit) -> str:
+    """Render an audit as a self-contained HTML document, with up to 36 examples of each non-empty finding."""
+    faces = audit.faces
     counts = [
         [escape(name), f"{row.sum():,}", *(f"{count:,}" for count in row)]
         for name, row in zip(faces.split_names, count_classes(faces), strict=True)
     ]
-    told = findings(found)
+    results = findings(audit)
     overview = [
         [_link(finding), f"{len(finding.rows):,}", "" if finding.groups is None else f"{len(finding.groups):,}"]
-        for finding in told
+        for finding in results
     ]
     title = f"Audit of {faces.dataset}"
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="faint">{escape(faces.source)}<br>{len(faces):,} images, {found.n_distinct:,} distinct; '
+        f'<p class="faint">{escape(faces.source)}<br>{len(faces):,} images, {audit.n_distinct:,} distinct; '
         f"fingerprint {faces.fingerprint}</p>",
         *(f'<p class="note">{escape(note)}</p>' for note in faces.notes),
         table(["split", "images", *EMOTIONS], counts),
         f"<p>{compare_counts(faces)}</p>",
-        table(["found", "images", "groups"], overview),
-        *(_section(found, finding) for finding in told if len(finding.rows)),
+        table(["finding", "images", "groups"], overview),
+        *(_section(audit, finding) for finding in results if len(finding.rows)),
     ]
     return page(title, "\n".join(body))
 
@@ -48,7 +48,7 @@ def _link(finding: Finding) -> str:
     return indent + (f'<a href="#{finding.key}">{escape(name)}</a>' if len(finding.rows) else escape(name))
 
 
-def _section(found: Audit, finding: Finding) -> str:
+def _section(audit: Audit, finding: Finding) -> str:
     n = len(finding.rows)
     total = f"{n:,} {'image' if n == 1 else 'images'}"
     examples: Sequence[npt.NDArray[np.int64]] = finding.rows[:, None]  # type: ignore[assignment]
@@ -58,13 +58,13 @@ def _section(found: Audit, finding: Finding) -> str:
     if len(examples) > _EXAMPLES:
         if finding.key == "mislabels":
             chosen = np.arange(_EXAMPLES)
-            total += f"; the first {_EXAMPLES} are shown"
+            total += f"; showing the first {_EXAMPLES}"
         else:
             chosen = np.linspace(0, len(examples) - 1, _EXAMPLES).astype(int)
-            total += f"; {_EXAMPLES} are shown, evenly spread"
+            total += f"; showing {_EXAMPLES}, evenly spaced"
         examples = [examples[int(i)] for i in chosen]
     title = finding.title.strip()
-    cards = "\n".join(_card(found, rows, finding.key) for rows in examples)
+    cards = "\n".join(_card(audit, rows, finding.key) for rows in examples)
     return (
         f'<h2 id="{finding.key}">{escape(title[:1].upper() + title[1:])}</h2>\n'
         f'<p>{escape(finding.meaning)} <span class="faint">{total}.</span></p>\n'
@@ -72,15 +72,15 @@ def _section(found: Audit, finding: Finding) -> str:
     )
 
 
-def _card(found: Audit, rows: npt.NDArray[np.int64], key: str) -> str:
-    """The different images among the rows, each above the ids, splits and labels of all its copies."""
-    faces = found.faces
+def _card(audit: Audit, rows: npt.NDArray[np.int64], key: str) -> str:
+    """Show the distinct images among the rows, each above the labels, splits and ids of its copies."""
+    faces = audit.faces
     differ = len(set(faces.labels[rows].tolist())) > 1
-    pictures = list(dict.fromkeys(found.exact[rows].tolist()))
+    pictures = list(dict.fromkeys(audit.exact[rows].tolist()))
     parts = []
     for first in pictures[:_PICTURES]:
-        copies = rows[found.exact[rows] == first]
-        lines = [_caption(found, int(row), differ, key) for row in copies[:_COPIES]]
+        copies = rows[audit.exact[rows] == first]
+        lines = [_caption(audit, int(row), differ, key) for row in copies[:_COPIES]]
         if len(copies) > _COPIES:
             lines.append(f"and {len(copies) - _COPIES} more")
         parts.append(figure(faces.images[first], "<br>".join(lines)))
@@ -89,14 +89,16 @@ def _card(found: Audit, rows: npt.NDArray[np.int64], key: str) -> str:
     return f'<div class="card">{"".join(parts)}</div>'
 
 
-def _caption(found: Audit, row: int, differ: bool, key: str) -> str:
-    faces = found.faces
+def _caption(audit: Audit, row: int, differ: bool, key: str) -> str:
+    faces = audit.faces
     label = EMOTIONS[faces.labels[row]]
-    said = f'<span class="warn">{label}</span>' if differ else f"<b>{label}</b>"
-    if key == "mislabels" and found.probabilities is not None and found.suggested is not None:
-        other = found.suggested[row]
-        p = found.probabilities[row]
-        said += f' {p[faces.labels[row]]:.0%}, rather <span class="warn">{EMOTIONS[other]}</span> {p[other]:.0%}'
+    caption = f'<span class="warn">{label}</span>' if differ else f"<b>{label}</b>"
+    if key == "mislabels" and audit.probabilities is not None and audit.suggested is not None:
+        other = audit.suggested[row]
+        p = audit.probabilities[row]
+        caption += (
+            f' {p[faces.labels[row]]:.0%}, suggested <span class="warn">{EMOTIONS[other]}</span> {p[other]:.0%}'
+        )
     split = escape(faces.split_names[faces.usage[row]])
-    name = escape(faces.ids[row]).replace("/", "/<wbr>").replace("_", "_<wbr>")  # where a line may end
-    return f'{said} <span class="faint">{split}<br>{name}</span>'
+    name = escape(faces.ids[row]).replace("/", "/<wbr>").replace("_", "_<wbr>")  # allow line breaks
+    return f'{caption} <span class="faint">{split}<br>{name}</span>'

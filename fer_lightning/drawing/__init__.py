@@ -1,1 +1,1 @@
-"""Arrays become pictures and pages; nothing here knows Lightning."""
+"""Figures and HTML pages from plain arrays, independent of Lightning."""

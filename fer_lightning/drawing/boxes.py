@@ -1,4 +1,4 @@
-"""Photos with a box and a label for each face."""
+"""Draw a box and a label for each face of a photo."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -8,14 +8,14 @@ from PIL import Image, ImageDraw, ImageFont
 from fer_lightning.emotions import COLOURS
 from fer_lightning.inference.faces import Box, DetectedFace
 
-_LEGIBLE = 384  # pixels of the longer side from which a picture has room for writing
+_LEGIBLE = 384  # px; minimum longer side at which labels fit
 
 
 def annotate(photo: Image.Image, faces: Iterable[DetectedFace]) -> Image.Image:
-    """A copy of the photo with a box for each face, its emotion and confidence; small ones are enlarged for it.
+    """Return a copy of the photo with a box, an emotion and a confidence for each face; small photos are enlarged.
 
-    White lines edged in black and white text on black can be read on any photo; the emotion's colour comes beside
-    its name, never instead of it.
+    White lines edged in black and white text on black are legible on any photo. The emotion's colour always
+    accompanies its name.
     """
     zoom = max(1, _LEGIBLE // max(photo.size))
     drawn = photo.resize((photo.width * zoom, photo.height * zoom), Image.Resampling.NEAREST)
@@ -26,13 +26,13 @@ def annotate(photo: Image.Image, faces: Iterable[DetectedFace]) -> Image.Image:
     for face in sorted(faces, key=lambda face: face.box[1]):
         x, y, width, height = (zoom * pixels for pixels in face.box)
         corners = (x, y, x + width - 1, y + height - 1)
-        for colour, inset, wide in (
+        for colour, inset, thickness in (
             ("black", 0, line),
             (COLOURS[face.emotion], line, 2 * line),
             ("white", 3 * line, line),
             ("black", 4 * line, line),
         ):
-            _frame(canvas, corners, inset, colour, wide)
+            _frame(canvas, corners, inset, colour, thickness)
         font = ImageFont.load_default(min(max(width / 8, longer / 60, 11), longer / 20))
         taken.append(_label(canvas, face, (x, y, height), font, taken, drawn.size))
     return drawn
@@ -54,7 +54,7 @@ def _label(
     taken: list[Box],
     size: tuple[int, int],
 ) -> Box:
-    """Writes a face's label above its box at (x, y, height), or where there is room; returns the label's place."""
+    """Draw a face's label above its box at (x, y, height), or wherever there is room; return the label's box."""
     text = f"{face.emotion} {face.confidence:.0%}"
     x, y, face_height = at
     _, top, _, bottom = canvas.textbbox((0, 0), "happy 100%", font)

@@ -1,4 +1,4 @@
-"""Curves and matrices of training and evaluation."""
+"""Figures of training and evaluation: curves and the confusion matrix."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,16 +20,21 @@ from fer_lightning.drawing.style import (
     label_axes,
     luminance,
     make_panels,
-    plain_axes,
     series_of,
+    style_axes,
 )
 from fer_lightning.emotions import COLOURS, EMOTIONS, NUM_CLASSES
 
 
 def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str) -> Figure:
-    """counts[i, j]: how many faces (7, 7) of true class i were predicted as class j.
+    """Draw a confusion matrix with row percentages and counts.
 
-    Colours and percentages are of the row, so the diagonal is the recall; the precision is below its column.
+    Colours and percentages are relative to the row, so the diagonal shows the recall. The precision is below each
+    column.
+
+    Args:
+        counts: integer (7, 7); counts[i, j] is the number of faces of true class i that were predicted as class j.
+        title: title of the figure.
     """
     in_row, in_column, hits = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
     share = counts / np.maximum(in_row, 1)[:, None]
@@ -53,7 +58,7 @@ def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str) -> Figure
     axes.set_xticks(range(NUM_CLASSES), columns, size=13)
     axes.set_yticks(range(NUM_CLASSES), rows, size=13)
     axes.text(-0.6, 6.93, "precision", ha="right", va="center", size=13, color=FAINT)
-    # White lines between the cells instead of a box around them.
+    # Separate the cells by white lines instead of framing the matrix.
     axes.set_xticks(np.arange(-0.5, NUM_CLASSES), minor=True)
     axes.set_yticks(np.arange(-0.5, NUM_CLASSES), minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
@@ -62,7 +67,7 @@ def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str) -> Figure
     axes.set_xlabel("predicted", size=15, weight="bold", labelpad=8)
     axes.set_ylabel("true", size=15, weight="bold", labelpad=4)
     figure.text(0.02, 0.962, title, va="center", size=17, weight="bold", color=INK)
-    figure.text(0.02, 0.925, f"{accuracy}; the diagonal is the recall", va="center", size=13, color=FAINT)
+    figure.text(0.02, 0.925, f"{accuracy}; the diagonal shows the recall", va="center", size=13, color=FAINT)
     return figure
 
 
@@ -72,10 +77,13 @@ def history_curves(
     references: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     val_split: str = "validation",
 ) -> Figure:
-    """Loss and accuracy by epoch: each row of `history` is one epoch of results.json's "history".
+    """Plot loss and accuracy by epoch.
 
-    `references` maps a name, such as "original", to such rows of another run; they are drawn dashed, and may
-    lack columns. `val_split` names the validation split in the legend.
+    Args:
+        history: rows of "history" in results.json, one per epoch.
+        title: title of the figure.
+        references: name, such as "original" -> rows of another run, drawn dashed; they may lack columns.
+        val_split: name of the validation split in the legend.
     """
     figure = Figure(figsize=(12, 4.8), dpi=DPI, layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -89,11 +97,12 @@ def history_curves(
 def timeline(
     seconds: npt.NDArray[np.floating[Any]], probabilities: npt.NDArray[np.floating[Any]], title: str
 ) -> Figure:
-    """The seven probabilities of a face over time, a panel for each.
+    """Plot the seven probabilities of a face over time, one panel per emotion.
 
     Args:
-        seconds: times (T,), ascending.
-        probabilities: (T, 7) in canonical order; NaN where there was no face, which leaves a gap.
+        seconds: float (T,), times in ascending order.
+        probabilities: float (T, 7) in the order of EMOTIONS; NaN where there was no face, which leaves a gap.
+        title: title of the figure.
     """
     figure = Figure(figsize=(12, 7.2), dpi=DPI, layout="constrained")
     panels = figure.subplots(NUM_CLASSES, 1, sharex=True, sharey=True)
@@ -101,7 +110,7 @@ def timeline(
     values = np.where(missing[:, None], 0.0, probabilities)
     for axes, name, series in zip(panels, EMOTIONS, values.T, strict=True):
         axes.fill_between(seconds, series, where=~missing, color=COLOURS[name], linewidth=0)
-        # With dots, for a line through one frame between two gaps cannot be seen.
+        # Markers, because a line through a single frame between two gaps is invisible.
         axes.plot(seconds, np.where(missing, np.nan, series), ".-", color=INK, linewidth=0.8, markersize=2)
         axes.set_ylabel(name, rotation=0, ha="right", va="center", size=13, color=INK)
         axes.grid(color="#DDDDDD", linewidth=0.8)
@@ -111,7 +120,7 @@ def timeline(
     panels[0].set_ylim(0, 1)
     panels[0].set_yticks((0, 1), ("0%", "100%"))
     if seconds[0] < seconds[-1]:
-        panels[0].set_xlim(seconds[0], seconds[-1])  # not only where there is a face
+        panels[0].set_xlim(seconds[0], seconds[-1])  # the whole video, including parts without a face
     panels[-1].set_xlabel("seconds", size=12)
     add_title(figure, title)
     return figure
@@ -124,7 +133,7 @@ def _curves(
     references: Mapping[str, Sequence[Mapping[str, Any]]],
     val_split: str,
 ) -> None:
-    """One panel: `quantity` ("loss" or "accuracy") on the training and the validation split."""
+    """Plot `quantity` ("loss" or "accuracy") of the training and validation splits into one panel."""
     for part, split, colour in (("train", "train", TRAIN_COLOUR), ("val", val_split, VAL_COLOUR)):
         key = f"{part}_{quantity}"
         epochs, values = series_of(history, key)
@@ -133,7 +142,7 @@ def _curves(
             best = int(values.argmax())
             label = f"{split}: highest {values[best]:.1%}, epoch {epochs[best]:.0f}"
             axes.plot(epochs[best], values[best], "o", color=colour, markersize=7)
-        marker = "." if len(values) == 1 else ""  # a line through one point cannot be seen
+        marker = "." if len(values) == 1 else ""  # a line through a single point is invisible
         axes.plot(epochs, values, marker=marker, color=colour, linewidth=2, label=label)
         for name, rows in references.items():
             epochs, values = series_of(rows, key)
@@ -142,7 +151,7 @@ def _curves(
     axes.set_title(quantity, size=13, color=INK)
     axes.set_xlabel("epoch", size=12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plain_axes(axes)
+    style_axes(axes)
     axes.legend(frameon=False, fontsize=11)
 
 
@@ -151,10 +160,12 @@ def precision_recall_curves(
     average_precisions: Mapping[str, float],
     shares: Mapping[str, float],
 ) -> Figure:
-    """A panel for each emotion with its curve in front of the others'.
+    """Plot the precision-recall curve of each emotion in its own panel, in front of the other curves in grey.
 
-    `curves` has recalls and precisions, both (K,), of each emotion that occurs; `shares`, the precision of a guess,
-    is dotted.
+    Args:
+        curves: emotion -> recalls and precisions, both float (K,); only emotions that occur.
+        average_precisions: emotion -> average precision, for the panel titles.
+        shares: emotion -> its share of the images, the precision of random guessing, drawn dotted.
     """
     figure, panels = make_panels(len(curves))
     for axes, (name, (recall, precision)) in zip(panels, curves.items(), strict=True):
@@ -169,16 +180,18 @@ def precision_recall_curves(
 
 
 def reliability_diagram(calibrations: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Accuracy by confidence, a panel for each title; the share of the images in each bin is below.
+    """Plot accuracy by confidence and, below, the share of the images in each bin.
 
-    `calibrations` maps titles to what evaluation.calibration gives. A bar that ends below the diagonal is too
-    sure.
+    Bars that end below the diagonal mean overconfidence.
+
+    Args:
+        calibrations: panel title -> a result of evaluation.statistics.calibration.
     """
     figure = Figure(figsize=(5.6 * len(calibrations), 5.8), dpi=DPI, layout="constrained")
     grid = figure.subplots(2, len(calibrations), sharex=True, squeeze=False, height_ratios=(3, 1))
-    for (upper, lower), (title, told) in zip(grid.T, calibrations.items(), strict=True):
-        n = sum(row["n"] for row in told["bins"])
-        for row in told["bins"]:
+    for (upper, lower), (title, calibration) in zip(grid.T, calibrations.items(), strict=True):
+        n = sum(row["n"] for row in calibration["bins"])
+        for row in calibration["bins"]:
             if row["n"]:
                 place = {"x": row["from"], "width": row["to"] - row["from"], "align": "edge", "edgecolor": "white"}
                 upper.bar(height=row["accuracy"], color=TRAIN_COLOUR, **place)
@@ -187,27 +200,29 @@ def reliability_diagram(calibrations: Mapping[str, Mapping[str, Any]]) -> Figure
                 )
                 lower.bar(height=row["n"] / n, color=FAINT, **place)
         upper.plot([0, 1], [0, 1], "--", color=INK, linewidth=1.5)
-        upper.set_title(f"{title}: ECE {told['ece']:.1%}", size=13, color=INK)
+        upper.set_title(f"{title}: ECE {calibration['ece']:.1%}", size=13, color=INK)
         upper.set(xlim=(0, 1), ylim=(0, 1))
         upper.set_ylabel("accuracy", size=12)
         lower.set_ylabel("images", size=12)
         lower.set_xlabel("confidence", size=12)
         for axes in (upper, lower):
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-            plain_axes(axes)
+            style_axes(axes)
     return figure
 
 
 def robustness_curves(robustness: Mapping[str, Mapping[str, Any]], clean: float) -> Figure:
-    """Accuracy by strength, a panel for each corruption; dashed is that on the images as they are.
+    """Plot accuracy by strength, one panel per corruption.
 
-    `robustness` is that of evaluation.to_json.
+    Args:
+        robustness: the value of "robustness" from evaluation.evaluate.to_json.
+        clean: accuracy on the clean images, drawn dashed.
     """
     figure, panels = make_panels(len(robustness))
-    for axes, (name, told) in zip(panels, robustness.items(), strict=True):
+    for axes, (name, row) in zip(panels, robustness.items(), strict=True):
         axes.axhline(clean, color=INK, linestyle="--", linewidth=1.2)
-        axes.plot(range(5), told["accuracy"], "o-", color=TRAIN_COLOUR, linewidth=2.2)
-        axes.set_xticks(range(5), [f"{strength:g}" for strength in told["strengths"]])
+        axes.plot(range(5), row["accuracy"], "o-", color=TRAIN_COLOUR, linewidth=2.2)
+        axes.set_xticks(range(5), [f"{strength:g}" for strength in row["strengths"]])
         axes.set_title(name, size=13, color=INK)
         axes.set(ylim=(0, 1))
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))

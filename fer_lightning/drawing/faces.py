@@ -1,6 +1,7 @@
-"""Figures from arrays: faces with their predictions, confusion matrices, curves of training and evaluation.
+"""Figures of faces: grids of predictions, heat maps and explanations.
 
-Nothing here knows Lightning or TensorBoard, and nothing imports pyplot, which keeps every figure alive.
+Built from plain arrays, independent of Lightning and TensorBoard. pyplot is not imported, because it keeps every
+figure alive.
 """
 
 from typing import Any
@@ -14,18 +15,18 @@ from PIL import Image
 from fer_lightning.drawing.style import DPI, INK, TRAIN_COLOUR, VAL_COLOUR, add_title, points, rgb_of
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 
-# Okabe and Ito's bluish green and vermillion, darkened until text in them has a contrast of 5:1 on white.
+# Okabe and Ito's bluish green and vermillion, darkened until text has a contrast of 5:1 on white.
 RIGHT = "#007A5A"
 WRONG = "#C23B00"
 MARKS = {True: "✓", False: "✗"}  # so that colour is never the only cue
-# The grid is laid out in pixels, so that every pixel of a face becomes exactly _ZOOM x _ZOOM pixels.
+# The layout is in pixels, so that each pixel of a face becomes exactly _ZOOM x _ZOOM pixels.
 _ZOOM = 3
-_COLUMNS = 7  # one for each class when the faces come in turn from all seven
+_COLUMNS = 7  # one column per class when the faces cycle through all seven
 _FRAME = 5
 _GAP = 14
 _TITLE_HEIGHT = 62
 _NAME_HEIGHT = 54  # two lines above a face
-_NAME_PX = 19  # as large as "surprise 100%" allows: TensorBoard shrinks the picture to a card
+_NAME_PX = 19  # the largest size that fits "surprise 100%", because TensorBoard shrinks the image to a card
 
 
 def prediction_grid(
@@ -34,11 +35,16 @@ def prediction_grid(
     probabilities: npt.NDArray[np.floating[Any]],
     title: str,
 ) -> Figure:
-    """Faces (N, 48, 48) with their predictions, from probabilities (N, 7), and labels (N,) where they differ.
+    """Draw faces with their predictions, and with their labels where these differ.
 
-    The faces may be in colour: (N, 48, 48, 3).
+    The frame, caption and mark of each face show whether the prediction is right. Seven faces per row, in the given
+    order.
 
-    Frame, title and mark say whether it is right. Seven to a row, in the order given.
+    Args:
+        images: uint8 (N, 48, 48), or (N, 48, 48, 3) in colour.
+        labels: integer (N,).
+        probabilities: float (N, 7).
+        title: title of the figure.
     """
     n, height, width = images.shape[:3]
     tile = (height * _ZOOM + 2 * _FRAME, width * _ZOOM + 2 * _FRAME)
@@ -56,7 +62,7 @@ def prediction_grid(
         right = bool(predicted[i] == labels[i])
         colour = RIGHT if right else WRONG
         page[top : top + tile[0], left : left + tile[1]] = rgb_of(colour)
-        face = images[i].repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)  # nearest neighbour: the pixels themselves
+        face = images[i].repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)  # nearest neighbour, without smoothing
         rgb = face if face.ndim == 3 else face[..., None]
         page[top + _FRAME : top + tile[0] - _FRAME, left + _FRAME : left + tile[1] - _FRAME] = rgb
 
@@ -82,12 +88,19 @@ def prediction_grid(
 
 
 def heat_overlay(face: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-    """A grey face (H, W) under a heat map (h, w) in [0, 1]: uint8 (H, W, 3).
+    """Overlay a grey face with a heat map; the face is unchanged where the heat is 0.
 
-    Where there is no heat the face shows as it is.
+    Args:
+        face: uint8 (H, W).
+        heat: float (h, w) in [0, 1], resized to the face.
+
+    Returns:
+        uint8 (H, W, 3).
     """
     share = _enlarged(heat, face.shape)[..., None]
-    colour = 255 * colormaps["inferno"](0.25 + 0.65 * share[..., 0])[..., :3]  # its ends are black and white
+    colour = (
+        255 * colormaps["inferno"](0.25 + 0.65 * share[..., 0])[..., :3]
+    )  # skip the black and white ends of the colour map
     blend = 0.7 * share
     picture: npt.NDArray[np.uint8] = np.rint((1 - blend) * face[..., None] + blend * colour).astype(np.uint8)
     return picture
@@ -106,21 +119,28 @@ def explanation(
     emotion: int,
     title: str,
 ) -> Figure:
-    """A grey face (H, W), the heat map (h, w) of `emotion` over it, and the seven probabilities (7,) as bars.
+    """Draw a face, the heat map of `emotion` over it, and the seven probabilities as bars.
 
-    The line in the middle picture is at half of the map's highest value.
+    The contour in the middle panel is at half of the map's maximum.
+
+    Args:
+        face: uint8 (H, W), grey.
+        heat: float (h, w) in [0, 1].
+        probabilities: float (7,).
+        emotion: index of the explained emotion in EMOTIONS.
+        title: title of the figure.
     """
     figure = Figure(figsize=(13.2, 5), dpi=DPI, layout="constrained")
-    plain, warm, bars = figure.subplots(1, 3)
-    smooth = "nearest" if max(face.shape) < 200 else "antialiased"
-    plain.imshow(face, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
-    plain.set_title("the face", size=13, color=INK)
-    warm.imshow(heat_overlay(face, heat), interpolation=smooth)
+    input_axes, heat_axes, bars = figure.subplots(1, 3)
+    interpolation = "nearest" if max(face.shape) < 200 else "antialiased"
+    input_axes.imshow(face, cmap="gray", vmin=0, vmax=255, interpolation=interpolation)
+    input_axes.set_title("face", size=13, color=INK)
+    heat_axes.imshow(heat_overlay(face, heat), interpolation=interpolation)
     if heat.any():
-        for colour, width in (("black", 4), ("white", 2)):  # seen on light and dark skin
-            warm.contour(_enlarged(heat, face.shape), levels=[0.5], colors=colour, linewidths=width)
-    warm.set_title(f"what speaks for {EMOTIONS[emotion]}", size=13, color=INK, weight="bold")
-    for axes in (plain, warm):
+        for colour, width in (("black", 4), ("white", 2)):  # visible on light and dark skin
+            heat_axes.contour(_enlarged(heat, face.shape), levels=[0.5], colors=colour, linewidths=width)
+    heat_axes.set_title(f"evidence for {EMOTIONS[emotion]}", size=13, color=INK, weight="bold")
+    for axes in (input_axes, heat_axes):
         axes.axis("off")
     bars.barh(
         EMOTIONS, probabilities, color=[VAL_COLOUR if i == emotion else TRAIN_COLOUR for i in range(NUM_CLASSES)]

@@ -1,4 +1,4 @@
-"""Web pages of one file that open without a network: no script, images inside, light or dark as one likes."""
+"""Self-contained HTML pages: no scripts, embedded images, light and dark colour schemes."""
 
 import base64
 import html
@@ -46,7 +46,7 @@ figcaption { font-size: .8125rem; line-height: 1.35; overflow-wrap: anywhere; }
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML document; `body` is HTML, `title` text."""
+    """Build an HTML document from a title, as text, and a body, as HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -55,29 +55,30 @@ def page(title: str, body: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as HTML; file names that are not UTF-8 with question marks."""
+    """Escape text for HTML; bytes of file names that are not UTF-8 become question marks."""
     return html.escape(text.encode(errors="replace").decode())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML; the first column goes to the left, the others to the right."""
+    """Build a table from cells of HTML; the first column is left-aligned, the others right-aligned."""
     head = "".join(f"<th>{cell}</th>" for cell in header)
     body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
 
 
 def figure(pixels: npt.NDArray[np.uint8], caption: str) -> str:
-    """A picture of (H, W) or (H, W, 3) uint8 above its caption, which is HTML."""
+    """Embed an image, uint8 (H, W) or (H, W, 3), above a caption, which is HTML."""
     return f'<figure><img alt="" src="{_png(pixels)}"><figcaption>{caption}</figcaption></figure>'
 
 
 def chart(pixels: npt.NDArray[np.uint8], alt: str, inverts: bool = True) -> str:
-    """A drawing on white, (H, W, 3) uint8.
+    """Embed a chart that was drawn on white.
 
     Args:
-        pixels: the drawing.
-        alt: text that says what it shows.
-        inverts: light on dark where the page is; not for text on coloured ground, which would lose its contrast.
+        pixels: uint8 (H, W, 3).
+        alt: alternative text that describes the chart.
+        inverts: invert the chart when the page is dark; disable it for text on coloured cells, which would lose its
+            contrast.
     """
     size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
     kind = "chart inverts" if inverts else "chart"

@@ -1,6 +1,6 @@
-"""What all figures share: colours, sizes, axes, and how a figure becomes pixels and a file.
+"""Shared style of the figures: colours, sizes and axes, and the export to pixels and files.
 
-Nothing here imports pyplot, which keeps every figure alive.
+pyplot is not imported, because it keeps every figure alive.
 """
 
 import io
@@ -23,7 +23,7 @@ DPI = 100
 
 
 def add_title(figure: Figure, title: str) -> None:
-    """As it is: it may hold a file's name, with dollar signs that are no formula or bytes that are no text."""
+    """Add a title verbatim: it may hold a file name with dollar signs or with bytes that are not UTF-8."""
     text = title.encode(errors="backslashreplace").decode()
     figure.suptitle(text, size=15, weight="bold", color=INK, x=0.01, ha="left", parse_math=False)
 
@@ -31,30 +31,32 @@ def add_title(figure: Figure, title: str) -> None:
 def series_of(
     rows: Sequence[Mapping[str, Any]], key: str
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Epochs and values of `key`, both float64 (E,), from the rows that have it as a finite number."""
-    found = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None and np.isfinite(row[key])]
-    pairs = np.array(found, dtype=np.float64).reshape(-1, 2)
+    """Return the epochs and values of `key`, both float64 (E,), of the rows where it is finite."""
+    finite = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None and np.isfinite(row[key])]
+    pairs = np.array(finite, dtype=np.float64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
 
 def make_panels(n: int) -> tuple[Figure, list[Axes]]:
-    """n small panels, four to a row, with one scale."""
+    """Create n small panels, four per row, with a shared y axis."""
     rows = -(-n // 4)
     figure = Figure(figsize=(11.2, 2.9 * rows + 0.3), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, 4, sharey=True, squeeze=False).ravel()
     for axes in grid[n:]:
         axes.remove()
     for axes in grid[:n]:
-        plain_axes(axes)
+        style_axes(axes)
     return figure, list(grid[:n])
 
 
 def label_axes(figure: Figure, x: str, y: str) -> None:
+    """Label the x and y axes of all panels together."""
     figure.supxlabel(x, size=13, color=INK)
     figure.supylabel(y, size=13, color=INK)
 
 
-def plain_axes(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
+    """Add a light grid and remove the top and right spines."""
     axes.grid(color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -62,7 +64,7 @@ def plain_axes(axes: Axes) -> None:
 
 
 def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
-    """The figure as uint8 (H, W, 3), as TensorBoard's add_image takes it with dataformats="HWC"."""
+    """Render a figure to uint8 (H, W, 3), the format of TensorBoard's add_image with dataformats="HWC"."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     rgba = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
@@ -70,22 +72,22 @@ def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
 
 
 def write_png(picture: npt.NDArray[np.uint8], path: str | Path) -> None:
-    """Write uint8 (H, W, 3) so that a reader sees the old file or the whole new one, never half of it."""
+    """Write uint8 (H, W, 3) as a PNG atomically: readers see the old file or the new one, never a partial one."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="png")
     write_atomically(Path(path), file.getvalue())
 
 
 def points(px: float) -> float:
-    """Return pixels as the points that Matplotlib takes sizes in."""
+    """Convert pixels to points, the unit of Matplotlib's font sizes."""
     return px * 72 / DPI
 
 
 def rgb_of(colour: str) -> tuple[int, int, int]:
-    """Return a colour such as "#0072B2" as red, green and blue from 0 to 255."""
+    """Convert a hex colour such as "#0072B2" to red, green and blue, 0 to 255."""
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
 def luminance(rgba: Sequence[float]) -> float:
-    """How bright a colour looks, 0 to 1 (Rec. 709's weights)."""
+    """Return the luminance of a colour, 0 to 1 (weights of Rec. 709)."""
     return 0.2126 * rgba[0] + 0.7152 * rgba[1] + 0.0722 * rgba[2]

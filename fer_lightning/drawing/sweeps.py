@@ -1,4 +1,4 @@
-"""The runs of a sweep side by side."""
+"""Figures that compare the runs of a sweep."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fer_lightning.drawing.style import DPI, FAINT, INK, TRAIN_COLOUR, add_title, plain_axes, series_of
+from fer_lightning.drawing.style import DPI, FAINT, INK, TRAIN_COLOUR, add_title, series_of, style_axes
 
-# Okabe and Ito's, without the yellow, which cannot be seen on white; markers, so that colour is not the only cue.
+# Okabe and Ito's colours without the yellow, which is invisible on white. Markers are a second cue besides colour.
 _RANKED = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v")
 
@@ -19,9 +19,13 @@ _MARKERS = ("o", "s", "^", "D", "v")
 def run_histories(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, named: int = 5
 ) -> Figure:
-    """`key` ("val_accuracy" or "val_loss") of several runs by epoch; the first `named` in colour, the others grey.
+    """Plot the histories of several runs by epoch; the best in colour, the others in grey.
 
-    `histories` maps a run's name to rows of results.json's "history", in the order of the ranking.
+    Args:
+        histories: run name -> rows of "history" in results.json, best run first.
+        key: "val_accuracy" or "val_loss".
+        title: title of the figure.
+        named: number of runs to show in colour and in the legend.
     """
     figure = Figure(figsize=(12, 5.4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -36,7 +40,7 @@ def run_histories(
     axes.set_xlabel("epoch", size=12)
     axes.set_ylabel(key.replace("val_", "validation "), size=12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plain_axes(axes)
+    style_axes(axes)
     lines, labels = axes.get_legend_handles_labels()
     figure.legend(lines[::-1], labels[::-1], frameon=False, fontsize=11, loc="outside lower left")
     add_title(figure, title)
@@ -46,14 +50,14 @@ def run_histories(
 def parallel_coordinates(
     settings: Mapping[str, Sequence[str]], scores: Sequence[float], metric: str, title: str, highest: bool = True
 ) -> Figure:
-    """Each run as a line through its settings to its score; the best is thick.
+    """Draw each run as a line through its settings to its score; the best run is thick.
 
     Args:
-        settings: name of a setting -> its value in each of N runs, as text; "" where a run has none.
-        scores: of the N runs.
+        settings: setting -> its value in each of N runs, as text; "" if the run does not have it.
+        scores: scores of the N runs.
         metric: name of the score.
-        title: above the picture.
-        highest: whether the best score is the highest.
+        title: title of the figure.
+        highest: whether higher scores are better.
     """
     columns = [_axis(values) for values in settings.values()]
     span = (min(scores), max(scores))
@@ -87,14 +91,17 @@ def parallel_coordinates(
 
 
 def _axis(values: Sequence[str]) -> tuple[list[float], dict[str, float]]:
-    """Heights in [0, 1] of a setting's values, and labels at heights: numbers to scale, other values evenly."""
+    """Return the heights, in [0, 1], of a setting's values and of its tick labels.
+
+    Numbers are placed to scale, other values evenly spaced.
+    """
     distinct = list(dict.fromkeys(values))
     if numbers := _numbers(distinct):
         low, high = min(numbers), max(numbers)
         heights = {value: (number - low) / (high - low) for value, number in zip(distinct, numbers, strict=True)}
-        ends = sorted(heights, key=heights.__getitem__)
-        told = ends if len(ends) <= 6 else [ends[0], ends[-1]]
-        ticks = {f"{float(value):.4g}": heights[value] for value in told}
+        ascending = sorted(heights, key=heights.__getitem__)
+        labelled = ascending if len(ascending) <= 6 else [ascending[0], ascending[-1]]
+        ticks = {f"{float(value):.4g}": heights[value] for value in labelled}
     else:
         heights = {value: place / max(len(distinct) - 1, 1) for place, value in enumerate(sorted(distinct))}
         ticks = {value[:24] or "-": height for value, height in heights.items()}
@@ -102,7 +109,7 @@ def _axis(values: Sequence[str]) -> tuple[list[float], dict[str, float]]:
 
 
 def _numbers(texts: Sequence[str]) -> list[float]:
-    """Several distinct finite numbers, or their logarithms if they span a factor of 20; nothing for other texts."""
+    """Parse two or more finite numbers, as logarithms if they span a factor of 20; return [] for other texts."""
     try:
         numbers = [float(text) for text in texts]
     except ValueError:
@@ -115,7 +122,7 @@ def _numbers(texts: Sequence[str]) -> list[float]:
 
 
 def importances(shares: Mapping[str, float], title: str) -> Figure:
-    """How much of the differences between runs each setting explains, 0 to 1, the largest above."""
+    """Draw the share of the variance between runs, 0 to 1, that each setting explains, largest on top."""
     names = sorted(shares, key=shares.__getitem__)
     figure = Figure(figsize=(9, 1.6 + 0.5 * len(names)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -126,6 +133,6 @@ def importances(shares: Mapping[str, float], title: str) -> Figure:
     axes.set_xticks([])
     axes.tick_params(length=0, labelsize=13)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("share of the variance between runs that the setting alone explains", size=12)
+    axes.set_xlabel("share of the variance between runs explained by the setting alone", size=12)
     add_title(figure, title)
     return figure

@@ -1,1 +1,1 @@
-"""How good a network is: scores, intervals, calibration, robustness, and the report on them."""
+"""Scores, confidence intervals, calibration and robustness of a network, and the reports on them."""

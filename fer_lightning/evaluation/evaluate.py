@@ -1,4 +1,4 @@
-"""How good a trained network is: intervals, calibration, robustness, and a test against another network."""
+"""Evaluation of a trained network: intervals, calibration, robustness and a paired test against another network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +18,14 @@ from fer_lightning.evaluation.statistics import calibration, fit_temperature, mc
 from fer_lightning.files import Json
 from fer_lightning.inference.classifier import Classifier
 
-MISTAKES = 28  # listed, the most confident first
+MISTAKES = 28  # mistakes to list, most confident first
 
 
 def held_out_predictions(clf: Classifier, faces: Faces, tta: str = "none") -> Predictions:
-    """The classifier's answers on every image of both held-out splits."""
+    """Predict every image of both held-out splits.
+
+    The logits of the result are the logarithms of the predicted probabilities.
+    """
     rows = np.flatnonzero(np.isin(faces.usage, (VAL, TEST)))
     logits = torch.from_numpy(np.log(clf.predict(faces.images[rows], tta=tta).probabilities + 1e-30))
     return Predictions(torch.from_numpy(rows), logits, torch.from_numpy(faces.labels[rows]))
@@ -30,26 +33,26 @@ def held_out_predictions(clf: Classifier, faces: Faces, tta: str = "none") -> Pr
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A network's answers; `to_json` has what follows from them."""
+    """Predictions of a network on the held-out splits; `to_json` computes the scores."""
 
-    network: str  # for people to read: a name or a path
+    network: str  # display name or path
     parameters: int
-    val_split: str | None  # that the network's run selected it on, where that is known
+    val_split: str | None  # split that the training run selected the weights on, if known
     faces: Faces
     tta: str
-    predictions: Predictions  # of both held-out splits
-    robustness: dict[str, list[float]]  # accuracy on the test split by corruption, one for each strength
-    other: str | None = None  # what it is compared with
+    predictions: Predictions  # on both held-out splits
+    robustness: dict[str, list[float]]  # corruption -> accuracy on the test split at each strength
+    other: str | None = None  # name of the network to compare with
     other_predictions: Predictions | None = None
 
     @property
     def test(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n, 7), labels (n,) and leak-free (n,) of the test split."""
+        """The test split: logits (n, 7), labels (n,) and a leak-free mask, bool (n,)."""
         return select(self.predictions, self.faces, (TEST,))
 
     @property
     def test_rows(self) -> npt.NDArray[np.int64]:
-        """The rows in `faces` of the test split: (n,)."""
+        """The rows of the test split in `faces`, int64 (n,)."""
         return np.flatnonzero(self.faces.usage == TEST)
 
 
@@ -57,39 +60,39 @@ def evaluate(
     network: str,
     clf: Classifier,
     faces: Faces,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     tta: str = "none",
     against: tuple[str, Classifier] | None = None,
 ) -> Evaluation:
-    """Asks a network about the held-out splits, and about the test split under every corruption.
+    """Run a network on the held-out splits, and on the test split under every corruption.
 
     Args:
-        network: what to call it.
+        network: display name of the network.
         clf: the network.
-        faces: with a test split; without a validation split there is no temperature.
-        tell: called with a line after each step.
-        tta: test-time augmentation, a key of tta.VIEWS, used throughout.
-        against: name and network to compare it with, on the clean images.
+        faces: the dataset. The test split is required; without a validation split, no temperature is fitted.
+        log: receives a progress line after each step.
+        tta: test-time augmentation of every prediction, a key of tta.VIEWS.
+        against: name and network to compare with, on the clean images.
 
     Raises:
-        UserError: no test split; no such `tta`.
+        UserError: the dataset has no test split, or `tta` is unknown.
     """
     rows = np.flatnonzero(faces.usage == TEST)
     if not len(rows):
-        raise UserError(f"{faces.source} has no images to test on: give it a folder test/ with class folders.")
+        raise UserError(f"{faces.source}: no test images. Add a folder test/ with a subfolder per class.")
     predictions = held_out_predictions(clf, faces, tta)
-    tell(f"{network}: {len(predictions.index):,} held-out images")
+    log(f"{network}: {len(predictions.index):,} held-out images")
     other = None
     if against is not None:
         other = held_out_predictions(against[1], faces, tta)
-        tell(f"{against[0]}: the same")
+        log(f"{against[0]}: {len(other.index):,} held-out images")
     robustness = {}
     for name, corruption in CORRUPTIONS.items():
         robustness[name] = [
             float((clf.predict(corrupt(faces.images[rows], name, s), tta).labels == faces.labels[rows]).mean())
             for s in corruption.strengths
         ]
-        tell(f"{name}: {' '.join(f'{accuracy:.1%}' for accuracy in robustness[name])}")
+        log(f"{name}: {' '.join(f'{accuracy:.1%}' for accuracy in robustness[name])}")
     return Evaluation(
         network=network,
         parameters=sum(parameter.numel() for parameter in clf.net.parameters()),
@@ -103,16 +106,17 @@ def evaluate(
     )
 
 
-def to_json(found: Evaluation) -> Json:
-    """Every number, with the names of results.json where it has them; images by their ids.
+def to_json(evaluation: Evaluation) -> Json:
+    """Compute every score of an evaluation, JSON-serialisable.
 
-    ``confusion[i][j]`` counts the images of class i that were taken for class j.
+    Keys match those of results.json where both have them, and images are named by id. ``confusion[i][j]`` is the
+    number of images of class i that were predicted as class j.
     """
-    faces = found.faces
-    logits, labels, clean = found.test
+    faces = evaluation.faces
+    logits, labels, clean = evaluation.test
     probabilities = logits.softmax(dim=1)
     split = faces.split_names[TEST]
-    splits = score_splits(found.predictions, faces)
+    splits = score_splits(evaluation.predictions, faces)
     for scores in splits.values():
         for key in ("accuracy", "accuracy_leak_free"):
             n = scores[key.replace("accuracy", "n")]
@@ -123,23 +127,23 @@ def to_json(found: Evaluation) -> Json:
         scores["average_precision"] = average_precision if scores["n"] else None
     mistakes = confident_mistakes(labels.numpy(), probabilities.numpy())
     return {
-        "network": found.network,
-        "parameters": found.parameters,
-        "val_split": found.val_split,
+        "network": evaluation.network,
+        "parameters": evaluation.parameters,
+        "val_split": evaluation.val_split,
         "dataset": faces.dataset,
         "source": faces.source,
         "data_fingerprint": faces.fingerprint,
-        "notes": [*faces.notes, *_selection(found)],
-        "tta": found.tta,
+        "notes": [*faces.notes, *_selection_notes(evaluation)],
+        "tta": evaluation.tta,
         "split": split,
         **splits[split],
         "splits": splits,
         "per_class": per_class,
         "confusion": multiclass_confusion_matrix(logits, labels, NUM_CLASSES).tolist(),
-        "calibration": _calibration(found),
+        "calibration": _calibration(evaluation),
         "mistakes": [
             {
-                "id": faces.ids[found.test_rows[i]],
+                "id": faces.ids[evaluation.test_rows[i]],
                 "label": EMOTIONS[int(labels[i])],
                 "predicted": EMOTIONS[int(probabilities[i].argmax())],
                 "confidence": float(probabilities[i].max()),
@@ -155,63 +159,71 @@ def to_json(found: Evaluation) -> Json:
                 "accuracy": accuracies,
                 "mean_accuracy": float(np.mean(accuracies)),
             }
-            for name, accuracies in found.robustness.items()
+            for name, accuracies in evaluation.robustness.items()
         },
-        "mean_corrupted_accuracy": float(np.mean(list(found.robustness.values()))),
-        "comparison": _comparison(found),
+        "mean_corrupted_accuracy": float(np.mean(list(evaluation.robustness.values()))),
+        "comparison": _comparison(evaluation),
     }
 
 
-def _selection(found: Evaluation) -> list[str]:
-    """Which of the splits has already decided which weights these are."""
-    known = (found.val_split or "").split("+")
-    both = [name for name in (found.faces.split_names[VAL], found.faces.split_names[TEST]) if name in known]
-    if not both or found.faces.dataset != "FER-2013":  # elsewhere a split of the same name is another one
+def _selection_notes(evaluation: Evaluation) -> list[str]:
+    """Return a note if the weights were selected on a split that is evaluated here."""
+    known = (evaluation.val_split or "").split("+")
+    selected = [
+        name for name in (evaluation.faces.split_names[VAL], evaluation.faces.split_names[TEST]) if name in known
+    ]
+    if not selected or evaluation.faces.dataset != "FER-2013":  # in another dataset, the same name is another split
         return []
-    return [f"weights selected on {'+'.join(both)} score too well on it"]
+    return [f"weights selected on {'+'.join(selected)} have optimistic scores on it"]
 
 
-def _calibration(found: Evaluation) -> Json:
-    """Before and after dividing the test split's logits by the validation split's temperature."""
-    logits, labels, _ = found.test
-    val_logits, val_labels, _ = select(found.predictions, found.faces, (VAL,))
-    told: Json = {"before": calibration(logits, labels), "temperature": None, "fitted_on": None, "after": None}
+def _calibration(evaluation: Evaluation) -> Json:
+    """Measure the test split's calibration before and after scaling by the validation split's temperature."""
+    logits, labels, _ = evaluation.test
+    val_logits, val_labels, _ = select(evaluation.predictions, evaluation.faces, (VAL,))
+    report: Json = {"before": calibration(logits, labels), "temperature": None, "fitted_on": None, "after": None}
     if len(val_labels):
         temperature = fit_temperature(val_logits, val_labels)
-        told |= {
+        report |= {
             "temperature": temperature,
-            "fitted_on": found.faces.split_names[VAL],
+            "fitted_on": evaluation.faces.split_names[VAL],
             "after": calibration(logits / temperature, labels),
         }
-    return told
+    return report
 
 
-def _comparison(found: Evaluation) -> Json | None:
-    """`compare` with the other network; None without one."""
-    if found.other_predictions is None:
+def _comparison(evaluation: Evaluation) -> Json | None:
+    """Compare with the other network, or return None without one."""
+    if evaluation.other_predictions is None:
         return None
-    return {"against": found.other} | compare(found.predictions, found.other_predictions, found.faces)
+    return {"against": evaluation.other} | compare(
+        evaluation.predictions, evaluation.other_predictions, evaluation.faces
+    )
 
 
 def compare(predictions: Predictions, others: Predictions, faces: Faces) -> Json:
-    """McNemar's test of two networks on the test split ("all") and on its leak-free part ("leak_free").
+    """Run McNemar's test of two networks on the test split ("all") and on its leak-free part ("leak_free").
 
     Args:
-        predictions: the first network's, of every image of the split.
-        others: the second's, of the same images in the same order.
-        faces: the dataset that their `index` points into.
+        predictions: the first network's predictions on every image of the split.
+        others: the second network's predictions on the same images in the same order.
+        faces: the dataset that the predictions' `index` refers to.
+
+    Returns:
+        {"all" | "leak_free": {"n", "both_right", "only_this_right", "only_other_right", "p"}}; "p" is the two-sided
+        mid-p value, see `mcnemar`.
     """
     logits, labels, clean = select(predictions, faces, (TEST,))
     other_logits, _, _ = select(others, faces, (TEST,))
     ours, theirs = logits.argmax(dim=1) == labels, other_logits.argmax(dim=1) == labels
-    told: Json = {}
+    report: Json = {}
     for name, rows in (("all", torch.ones_like(clean)), ("leak_free", clean)):
         only_ours, only_theirs = int((ours & ~theirs & rows).sum()), int((theirs & ~ours & rows).sum())
-        told[name] = {
+        report[name] = {
             "n": int(rows.sum()),
             "both_right": int((ours & theirs & rows).sum()),
             "only_this_right": only_ours,
             "only_other_right": only_theirs,
             "p": mcnemar(only_ours, only_theirs),
         }
-    return told
+    return report

@@ -1,4 +1,4 @@
-"""An evaluation as a web page: every number of `to_json`, curves, and pictures to look at."""
+"""HTML page of an evaluation: every number of `to_json`, curves and example images."""
 
 import numpy as np
 from torchmetrics.functional.classification import multiclass_precision_recall_curve
@@ -20,135 +20,137 @@ from fer_lightning.files import Json
 from fer_lightning.text import percent
 
 
-def evaluation_page(found: Evaluation, told: Json) -> str:
-    """A self-contained HTML document.
+def evaluation_page(evaluation: Evaluation, report: Json) -> str:
+    """Render an evaluation as a self-contained HTML document.
 
     Args:
-        found: the evaluation.
-        told: what `to_json` makes of it.
+        evaluation: the evaluation.
+        report: the result of `to_json(evaluation)`.
     """
-    split = escape(told["split"])
-    title = f"Evaluation of {found.network}"
-    low, high = told["accuracy_95"]
+    split = escape(report["split"])
+    title = f"Evaluation of {evaluation.network}"
+    low, high = report["accuracy_95"]
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="faint">{told["dataset"]}, {escape(told["source"])}<br>fingerprint '
-        f"{told['data_fingerprint']}<br>{told['parameters']:,} parameters; tta={told['tta']}</p>",
-        *(f'<p class="note">{escape(note)}</p>' for note in told["notes"]),
-        f"<p><b>{percent(told['accuracy'])}</b> of {told['n']:,} images of {split} are right; 95% interval "
-        f"{percent(low)} to {percent(high)}.</p>",
-        table(["split", "n", "accuracy [95%]", "n", "leak-free [95%]"], _escaped(split_rows(told))),
-        '<p class="faint">Leak-free are the images whose pixels occur in no other split. Intervals are '
-        "Wilson's (1927).</p>",
-        *_comparison(told),
-        *_classes(found, told),
-        *_calibration(told),
-        *_robustness(found, told),
-        *_mistakes(found, told),
+        f'<p class="faint">{report["dataset"]}, {escape(report["source"])}<br>fingerprint '
+        f"{report['data_fingerprint']}<br>{report['parameters']:,} parameters; tta={report['tta']}</p>",
+        *(f'<p class="note">{escape(note)}</p>' for note in report["notes"]),
+        f"<p>Accuracy on {split}: <b>{percent(report['accuracy'])}</b> of {report['n']:,} images; 95% confidence "
+        f"interval {percent(low)} to {percent(high)}.</p>",
+        table(["split", "n", "accuracy [95%]", "n", "leak-free [95%]"], _escaped(split_rows(report))),
+        '<p class="faint">Leak-free images are those whose pixels occur in no other split. The 95% intervals are '
+        "Wilson score intervals (Wilson 1927).</p>",
+        *_comparison(report),
+        *_classes(evaluation, report),
+        *_calibration(report),
+        *_robustness(evaluation, report),
+        *_mistakes(evaluation, report),
     ]
     return page(title, "\n".join(body))
 
 
-def _comparison(told: Json) -> list[str]:
-    if not told["comparison"]:
+def _comparison(report: Json) -> list[str]:
+    if not report["comparison"]:
         return []
-    header, rows = comparison_table(told)
+    header, rows = comparison_table(report)
     return [
         "<h2>Comparison</h2>",
-        f"<p>Against {escape(told['comparison']['against'])}, on the same images. p is McNemar's, mid-p (Fagerland "
-        "et al. 2013): how likely two networks of equal accuracy differ as much or more.</p>",
+        f"<p>Compared with {escape(report['comparison']['against'])} on the same images. p is the mid-p value of "
+        "McNemar's test (Fagerland et al. 2013): the probability that two networks of equal accuracy differ at "
+        "least this much.</p>",
         table(header, _escaped(rows)),
     ]
 
 
-def _classes(found: Evaluation, told: Json) -> list[str]:
-    logits, labels, _ = found.test
+def _classes(evaluation: Evaluation, report: Json) -> list[str]:
+    logits, labels, _ = evaluation.test
     precisions, recalls, _ = multiclass_precision_recall_curve(logits.softmax(dim=1), labels, NUM_CLASSES)
-    occurring = {i: name for i, name in enumerate(EMOTIONS) if told["per_class"][name]["n"]}
+    occurring = {i: name for i, name in enumerate(EMOTIONS) if report["per_class"][name]["n"]}
     rows = [
         [name, f"{row['n']:,}", *(percent(row[key]) for key in ("precision", "recall", "f1", "average_precision"))]
-        for name, row in told["per_class"].items()
+        for name, row in report["per_class"].items()
     ]
     curves = precision_recall_curves(
         {name: (recalls[i].numpy(), precisions[i].numpy()) for i, name in occurring.items()},
-        {name: told["per_class"][name]["average_precision"] for name in occurring.values()},
-        {name: told["per_class"][name]["n"] / told["n"] for name in occurring.values()},
+        {name: report["per_class"][name]["average_precision"] for name in occurring.values()},
+        {name: report["per_class"][name]["n"] / report["n"] for name in occurring.values()},
     )
-    matrix = confusion_matrix(np.array(told["confusion"]), f"Confusion on {told['split']}")
+    matrix = confusion_matrix(np.array(report["confusion"]), f"Confusion on {report['split']}")
     return [
         "<h2>Classes</h2>",
-        table([escape(told["split"]), "n", "precision", "recall", "F1", "average precision"], rows),
+        table([escape(report["split"]), "n", "precision", "recall", "F1", "average precision"], rows),
         chart(
             pixels(matrix),
-            "Confusion matrix: true emotions in rows, predicted ones in columns",
+            "Confusion matrix: rows are true emotions, columns are predicted emotions",
             inverts=False,
         ),
-        "<p>Precision and recall as the probability that is asked for changes; average precision (AP) is the area "
-        "below. Dotted is the class's share of the images, which is what guessing would give.</p>",
-        chart(pixels(curves), "Precision over recall of each emotion; the table has the average precision"),
+        "<p>Precision and recall as the decision threshold varies; average precision (AP) is the area under the "
+        "curve. The dotted line is the class's share of the images, the precision of random guessing.</p>",
+        chart(pixels(curves), "Precision-recall curve of each emotion; the table lists the average precision"),
     ]
 
 
-def _calibration(told: Json) -> list[str]:
-    calibration = told["calibration"]
+def _calibration(report: Json) -> list[str]:
+    calibration = report["calibration"]
     panels = {"before": calibration["before"]}
     if calibration["after"]:
         panels[f"after, T = {calibration['temperature']:.2f}"] = calibration["after"]
     return [
         "<h2>Calibration</h2>",
-        "<p>Of the images about which the network is 70% sure, are 70% right? The expected calibration error (ECE) "
-        f"is the mean gap between confidence and accuracy over {BINS} bins of confidence; dividing the logits by "
-        "one temperature changes the confidences and no answer (Guo et al. 2017).</p>",
+        "<p>A calibrated network is right on 70% of the images that it predicts with 70% confidence. The expected "
+        f"calibration error (ECE) is the mean gap between confidence and accuracy over {BINS} confidence bins. "
+        "Dividing the logits by a temperature changes the confidences but not the predicted classes (Guo et al. "
+        "2017).</p>",
         f'<p class="note">{escape(describe_calibration(calibration))}</p>',
-        chart(pixels(reliability_diagram(panels)), "Accuracy by confidence"),
-        '<p class="faint">Bars are the accuracy, dots the mean confidence against it; below the dashed line the '
-        "network is too sure.</p>",
+        chart(pixels(reliability_diagram(panels)), "Reliability diagram: accuracy by confidence"),
+        '<p class="faint">Bars show the accuracy of each bin, dots its mean confidence and accuracy. Below the '
+        "dashed line, the network is overconfident.</p>",
     ]
 
 
-def _robustness(found: Evaluation, told: Json) -> list[str]:
+def _robustness(evaluation: Evaluation, report: Json) -> list[str]:
     rows = [
         [name, *map(percent, row["accuracy"]), percent(row["mean_accuracy"])]
-        for name, row in told["robustness"].items()
+        for name, row in report["robustness"].items()
     ]
-    face = found.faces.images[found.test_rows[:1]]
+    face = evaluation.faces.images[evaluation.test_rows[:1]]
     strips = [
         figure(
             np.hstack([face[0], *(corrupt(face, name, strength)[0] for strength in row["strengths"])]),
             f"{name}; {row['parameter']}: {', '.join(f'{strength:g}' for strength in row['strengths'])}",
         )
-        for name, row in told["robustness"].items()
+        for name, row in report["robustness"].items()
     ]
-    curves = robustness_curves(told["robustness"], told["accuracy"])
+    curves = robustness_curves(report["robustness"], report["accuracy"])
     return [
         "<h2>Robustness</h2>",
-        f"<p>Accuracy on {escape(told['split'])} when every image is damaged, at five strengths (after Hendrycks "
-        f"and Dietterich 2019): {percent(told['mean_corrupted_accuracy'])} in the mean over all below, "
-        f"{percent(told['accuracy'])} as they are.</p>",
+        f"<p>Accuracy on {escape(report['split'])} when every image is corrupted, at five strengths (after "
+        f"Hendrycks and Dietterich 2019): {percent(report['mean_corrupted_accuracy'])} on average over all "
+        f"corruptions and strengths, {percent(report['accuracy'])} on the clean images.</p>",
         table(["strength", *"12345", "mean"], rows),
-        chart(pixels(curves), "Accuracy by strength of each corruption; the table has the numbers"),
-        "<p>The split's first face as it is, and from the weakest damage to the strongest:</p>",
+        chart(pixels(curves), "Accuracy by corruption strength; the table lists the numbers"),
+        "<p>The first face of the split, clean and then corrupted, weakest first:</p>",
         f'<div class="cards strips">{"".join(strips)}</div>',
     ]
 
 
-def _mistakes(found: Evaluation, told: Json) -> list[str]:
-    row_of = {name: row for row, name in enumerate(found.faces.ids)}
+def _mistakes(evaluation: Evaluation, report: Json) -> list[str]:
+    row_of = {name: row for row, name in enumerate(evaluation.faces.ids)}
     cards = "\n".join(
         '<div class="card">'
         + figure(
-            found.faces.images[row_of[mistake["id"]]],
+            evaluation.faces.images[row_of[mistake["id"]]],
             f'<span class="warn">{mistake["predicted"]} {mistake["confidence"]:.1%}</span><br>'
             f"true: <b>{mistake['label']}</b><br>"
             f'<span class="faint">{escape(mistake["id"]).replace("/", "/<wbr>").replace("_", "_<wbr>")}</span>',
         )
         + "</div>"
-        for mistake in told["mistakes"]
+        for mistake in report["mistakes"]
     )
     return [
         "<h2>Most confident mistakes</h2>",
-        f"<p>{len(told['mistakes'])} of {told['n_mistakes']:,}. Some of the labels are wrong rather than the "
-        "answer.</p>",
+        f"<p>{len(report['mistakes'])} of {report['n_mistakes']:,} mistakes. In some, the label is wrong "
+        "rather than the prediction.</p>",
         f'<div class="cards">\n{cards}\n</div>',
     ]
 

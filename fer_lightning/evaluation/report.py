@@ -1,4 +1,4 @@
-"""Scores as text for the terminal, at most 80 columns wide."""
+"""Tables of scores for the terminal, at most 80 columns wide."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,37 +7,37 @@ from fer_lightning.files import Json
 from fer_lightning.text import decimal, format_table, percent
 
 
-def format_evaluation(told: Json) -> str:
-    """What `to_json` holds, for the terminal; tables are at most 80 columns wide."""
+def format_evaluation(report: Json) -> str:
+    """Format the result of `to_json` for the terminal; tables are at most 80 columns wide."""
     classes = [
         [name, str(row["n"]), *(percent(row[key]) for key in ("precision", "recall", "f1", "average_precision"))]
-        for name, row in told["per_class"].items()
+        for name, row in report["per_class"].items()
     ]
     robust = [
         [name, *(f"{accuracy:.1%}" for accuracy in row["accuracy"]), f"{row['mean_accuracy']:.1%}"]
-        for name, row in told["robustness"].items()
+        for name, row in report["robustness"].items()
     ]
     parts = [
         "\n".join(
             [
-                f"{told['network']} ({told['parameters']:,} parameters), tta={told['tta']}",
-                f"{told['dataset']} from {told['source']}; fingerprint {told['data_fingerprint']}",
-                *(f"note: {note}" for note in told["notes"]),
+                f"{report['network']} ({report['parameters']:,} parameters), tta={report['tta']}",
+                f"{report['dataset']} from {report['source']}; fingerprint {report['data_fingerprint']}",
+                *(f"note: {note}" for note in report["notes"]),
             ]
         ),
-        format_table(["split", "n", "accuracy [95%]", "n", "leak-free [95%]"], split_rows(told)),
-        format_table([told["split"], "n", "precision", "recall", "F1", "average precision"], classes),
-        describe_calibration(told["calibration"]),
-        format_table([f"{told['split']}, strength", *"12345", "mean"], robust),
+        format_table(["split", "n", "accuracy [95%]", "n", "leak-free [95%]"], split_rows(report)),
+        format_table([report["split"], "n", "precision", "recall", "F1", "average precision"], classes),
+        describe_calibration(report["calibration"]),
+        format_table([f"{report['split']}, strength", *"12345", "mean"], robust),
     ]
-    if told["comparison"]:
-        against = f"McNemar's test on the same images, against\n{told['comparison']['against']}\n\n"
-        parts.append(against + format_table(*comparison_table(told)))
+    if report["comparison"]:
+        against = f"McNemar's test on the same images against\n{report['comparison']['against']}\n\n"
+        parts.append(against + format_table(*comparison_table(report)))
     return "\n\n".join(parts)
 
 
-def split_rows(told: Json) -> list[list[str]]:
-    """Each split's name, n and accuracy, and the same of its leak-free part."""
+def split_rows(report: Json) -> list[list[str]]:
+    """Return the name of each split with n and accuracy, of the whole split and of its leak-free part."""
     return [
         [
             name,
@@ -47,27 +47,30 @@ def split_rows(told: Json) -> list[list[str]]:
                 for cell in (str(scores[f"n{part}"]), _with_interval(scores, f"accuracy{part}"))
             ),
         ]
-        for name, scores in told["splits"].items()
+        for name, scores in report["splits"].items()
     ]
 
 
-def describe_calibration(told: Json) -> str:
-    """ECE and loss before and after the temperature, a line each."""
-    before, after = told["before"], told["after"]
+def describe_calibration(calibration: Json) -> str:
+    """Describe ECE and loss before and after temperature scaling, one line each."""
+    before, after = calibration["before"], calibration["after"]
     text = f"Calibration: ECE {before['ece']:.2%}, loss {before['loss']:.4f}."
     if after is None:
-        return f"{text}\nWithout a validation split there is no temperature."
+        return f"{text}\nNo validation split to fit a temperature on."
     return (
-        f"{text}\nLogits divided by {told['temperature']:.3f}, fitted on {told['fitted_on']}: "
+        f"{text}\nLogits divided by {calibration['temperature']:.3f}, fitted on {calibration['fitted_on']}: "
         f"ECE {after['ece']:.2%}, loss {after['loss']:.4f}."
     )
 
 
-def comparison_table(told: Json) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: both accuracies, what only one gets right, and p; for the split and its leak-free part."""
+def comparison_table(report: Json) -> tuple[list[str], list[list[str]]]:
+    """Return the header and rows of a comparison on the split and on its leak-free part.
+
+    Columns are both accuracies, the images that only one network gets right, and p.
+    """
     rows = []
-    for key, name in (("all", told["split"]), ("leak_free", "leak-free")):
-        row = told["comparison"][key]
+    for key, name in (("all", report["split"]), ("leak_free", "leak-free")):
+        row = report["comparison"][key]
         ours, theirs = row["only_this_right"], row["only_other_right"]
         accuracies = [
             percent((row["both_right"] + only) / row["n"] if row["n"] else None) for only in (ours, theirs)
@@ -84,7 +87,7 @@ def _with_interval(scores: Json, key: str) -> str:
 
 
 def format_results(results: Json) -> str:
-    """The tables that a person sees at the end of a run, at most 80 columns wide."""
+    """Format results.json as the tables that end a run, at most 80 columns wide."""
     members = results["members"] or []
     tested = "best" if results["best_epoch"] is not None else "last" if "fit" in results["stages"] else "ckpt"
     if members:
@@ -140,7 +143,7 @@ def _scores_table(first: str, rows: Mapping[str, Json]) -> str:
 
 
 def _distinct(paths: Sequence[str]) -> list[str]:
-    """Short names: numbered, and the paths without what all have in common, at most 30 characters."""
+    """Return short distinct names, at most 30 characters: a number and the path without the parts common to all."""
     parts = [Path(path).parts for path in paths]
     common = set.intersection(*map(set, parts))
     names = ["/".join(part for part in own if part not in common) for own in parts]

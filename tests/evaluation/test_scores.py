@@ -1,4 +1,4 @@
-"""Scores by hand, and tables that fit a terminal."""
+"""Scores checked by hand, and the tables of results.json."""
 
 import math
 
@@ -10,8 +10,8 @@ from fer_lightning.evaluation.report import format_results
 from fer_lightning.evaluation.scores import score, score_classes
 
 
-def one_hot(predicted, sure=4.0):
-    return torch.nn.functional.one_hot(torch.tensor(predicted), 7).float() * sure
+def one_hot(predicted, logit=4.0):
+    return torch.nn.functional.one_hot(torch.tensor(predicted), 7).float() * logit
 
 
 def test_score_by_hand():
@@ -34,7 +34,7 @@ def test_score_classes_by_hand():
     assert classes["fear"]["n"] == 0
 
 
-def test_the_class_order_is_canonical_and_not_alphabetical():
+def test_class_order_is_canonical():
     assert [
         emotion_index(name) for name in ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
     ] == [*range(7)]
@@ -74,17 +74,17 @@ def some_results(accuracy=0.6138, **more):
     }
 
 
-def test_the_final_table_fits_a_terminal_and_names_every_split():
+def test_final_tables_fit_80_columns_and_name_every_split():
     text = format_results(some_results())
     assert max(map(len, text.splitlines())) <= 80
-    for said in ("PublicTest+PrivateTest (last)", "61.38%", "61.00% (6610)", "surprise", "(n = 7178): 61.38%"):
-        assert said in text
+    for expected in ("PublicTest+PrivateTest (last)", "61.38%", "61.00% (6610)", "surprise", "(n = 7178): 61.38%"):
+        assert expected in text
     text = format_results(some_results(tta="ten_crop", without_tta=some_results(0.6)["splits"]))
     assert text.endswith("61.38%, tta=ten_crop\n60.00% with tta=none")
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_the_final_table_has_a_row_for_each_member_of_an_ensemble():
+def test_final_tables_have_a_row_per_ensemble_member():
     paths = [
         f"runs/best/{name}/checkpoints/best.ckpt" for name in ("seed0", "seed1", "with-a-name-beyond-27-letters")
     ]
@@ -106,8 +106,8 @@ def test_the_final_table_has_a_row_for_each_member_of_an_ensemble():
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_split_of_which_nothing_was_tested_has_no_scores():
-    nothing = torch.zeros(0, 7), torch.zeros(0, dtype=torch.long)
-    assert score(*nothing) == {"n": 0, "accuracy": None, "macro_f1": None, "loss": None}
-    for scores in score_classes(*nothing).values():
+def test_untested_split_has_no_scores():
+    empty = torch.zeros(0, 7), torch.zeros(0, dtype=torch.long)
+    assert score(*empty) == {"n": 0, "accuracy": None, "macro_f1": None, "loss": None}
+    for scores in score_classes(*empty).values():
         assert scores == {"precision": None, "recall": None, "f1": None, "n": 0}

@@ -123,7 +123,7 @@ def test_what_fails_or_takes_too_long_stops_no_other_and_is_done_the_next_time(c
     assert done.returncode == 1
     assert len(started) == 6
     assert "error: no luck" in done.stdout
-    assert done.stdout.endswith("the table\nThe time was up: the same command goes on.\n")
+    assert done.stdout.endswith("the table\nOut of time: run the same command again.\n")
     log = (tmp_path / "out/check.log").read_text()
     assert [line.split()[3] for line in log.splitlines() if "exit code" in line] == ["0", "0", "1", "0", "1", "124"]
     # The first part of the benchmark is done with.
