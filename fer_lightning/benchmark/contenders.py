@@ -38,7 +38,7 @@ from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
 from fer_lightning.experiment.record import git_commit, versions
-from fer_lightning.experiment.trainer import for_this_machine
+from fer_lightning.experiment.trainer import resolve_trainer_arguments
 from fer_lightning.files import Json
 from fer_lightning.models import build_model
 from fer_lightning.training.optim import build_optimizer
@@ -50,7 +50,7 @@ SAMPLE = 2048  # images that the data section goes through again and again
 
 def describe(cfg: Settings) -> Json:
     """The machine and the recipe, as the other contenders and the plain script will have them."""
-    arguments, machine = for_this_machine(cfg.trainer)
+    arguments, machine = resolve_trainer_arguments(cfg.trainer)
     return {
         "hardware": machine,
         "versions": versions(),
@@ -134,7 +134,7 @@ def pipeline(cfg: Settings) -> Json:
 def raw_loop(cfg: Settings, steps: int) -> Json:
     """The run's data, network, optimizer and settings in a bare loop, without Trainer, metrics and logging."""
     data, device = _data(cfg), _device(cfg)
-    precision = for_this_machine(cfg.trainer)[0]["precision"]
+    precision = resolve_trainer_arguments(cfg.trainer)[0]["precision"]
     layout = _layout(cfg.channels_last)
     net = _net(cfg, device, cfg.channels_last)
     if cfg.compile:
@@ -177,7 +177,7 @@ class _Bare(LightningModule):
 def bare_trainer(cfg: Settings, steps: int) -> Json:
     """The raw loop under Lightning's Trainer, without callbacks, loggers or metrics."""
     data = _data(cfg)
-    arguments, _ = for_this_machine(cfg.trainer)
+    arguments, _ = resolve_trainer_arguments(cfg.trainer)
     module = _Bare(cfg)
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     nothing = dict.fromkeys((*off, "use_distributed_sampler"), False)
@@ -229,7 +229,7 @@ def captured_loop(cfg: Settings, steps: int, k: int) -> Json:
     data, device = _data(cfg), _device(cfg)
     data.device = torch.device(device)
     loader = data.train_dataloader()
-    precision = for_this_machine(cfg.trainer)[0]["precision"]
+    precision = resolve_trainer_arguments(cfg.trainer)[0]["precision"]
     layout = _layout(cfg.channels_last)
     net = _net(cfg, device, cfg.channels_last)
     optimizer, _ = _optimizer(net, cfg, captured=device == "cuda")
@@ -259,7 +259,7 @@ def captured_loop(cfg: Settings, steps: int, k: int) -> Json:
 def inference(cfg: Settings, batch_size: int) -> Json:
     """uint8 faces on the host -> probabilities on the host; each call waits for the last, as a user would."""
     data, device = _data(cfg), _device(cfg)
-    precision = for_this_machine(cfg.trainer)[0]["precision"]
+    precision = resolve_trainer_arguments(cfg.trainer)[0]["precision"]
     layout = _layout(cfg.channels_last)
     net = _net(cfg, device, cfg.channels_last).eval()
     images = data.faces.images[:batch_size]
