@@ -97,7 +97,7 @@ def test_what_somebody_adds_works_without_its_bug():
         (["data.n_train=-3"], "data.n_train=-3 must be at least 0"),
         (["data.seed=-1"], "data.seed=-1 must be at least 0"),
         (["logger._target_=contributed.MyLogger", "logger.where=[1]"], "where=[1] is of the wrong type"),
-        (["trainer.max_steps=[1]"], "Lightning's Trainer does not take this: "),
+        (["trainer.max_steps=[1]"], "Lightning's Trainer rejected its arguments: "),
     ],
 )
 def test_arguments_that_do_not_fit_end_in_one_line(settings, said, capsys, tmp_path):

@@ -30,7 +30,7 @@ from fer_lightning.config.saved import resumed
 from fer_lightning.config.schema import Config, Settings, to_settings
 from fer_lightning.errors import UserError
 from fer_lightning.exit import exit_code
-from fer_lightning.runs.folders import claim, remove_unbegun
+from fer_lightning.runs.folders import claim, remove_unstarted
 from fer_lightning.runs.sweep import Sweep, begin_sweep
 
 # Hydra checks our choices of hydra/launcher against those of the same names in the launchers' packages, and warns
@@ -147,10 +147,10 @@ def _sweep(job: Job, folder: Path, rest: list[str], overrides: list[Override], c
 
     command_line = [*rest, *checked.for_hydra, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
     code = _run_hydra(command_line, checked.typed, conf, each)
-    while not code and sweep.look_again():
+    while not code and sweep.has_new_leftovers():
         code = _run_hydra(command_line, checked.typed, conf, each)
     if code:
-        remove_unbegun(sweep.folder)
+        remove_unstarted(sweep.folder)
     return 1 if sweep.report() or code else 0
 
 
@@ -196,7 +196,7 @@ def _alone(job: Job, cfg: Settings, run_dir: Path) -> None:
                 _check_unused(run_dir)  # again: another process may have run here since the first time
             _work(job, cfg, run_dir)
         finally:
-            remove_unbegun(run_dir)
+            remove_unstarted(run_dir)
 
 
 def _begun(run_dir: Path, overrides: Iterable[Override], conf: Conf) -> Settings | None:
