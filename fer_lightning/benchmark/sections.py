@@ -72,7 +72,7 @@ def data(bench: Bench) -> Json:
         "ratio": ratios,
         "images_per_second": rates,
         "notes": [
-            "PIL: torchvision's per-image transforms of images in memory; JPEG: with decoding.",
+            "PIL: torchvision's per-image transforms, images in memory; JPEG: plus decoding.",
             "1 thread is compared with 1, all threads and the GPU with one worker per thread.",
         ],
     }
@@ -122,7 +122,7 @@ def training(bench: Bench) -> Json:
         "images_per_second": rates | experiment | {mode: [rate] for mode, rate in floor_rates.items()},
         "notes": [
             "raw loop: our data and settings, without Trainer, metrics and logging.",
-            f"floor: a single batch that stays on the device, {fastest}.",
+            f"floor: one batch kept on the device, {fastest}.",
             *note,
         ],
     }
