@@ -45,7 +45,7 @@ def test_an_old_sweep_is_resumed(capsys):
     swept = [setting for setting in settings(OLD / "1") if not setting.startswith("seed=")]
     assert main(job, ["-m", *swept, "seed=0,1"]) == 0
     out = capsys.readouterr().out
-    assert "job 0: finished before, skipped" in out
+    assert "job 0: already finished, skipped" in out
     assert "resumed:  from last.ckpt, after step 14\n" in out
     assert results_of(OLD / "0") == before
     resumed = results_of(OLD / "1")

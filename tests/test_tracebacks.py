@@ -97,7 +97,7 @@ def test_custom_code_works_without_the_bug():
         (["data.n_train=-3"], "data.n_train=-3: expected at least 0"),
         (["data.seed=-1"], "data.seed=-1: expected at least 0"),
         (["logger._target_=contributed.MyLogger", "logger.where=[1]"], "where=[1]: expected a string"),
-        (["trainer.max_steps=[1]"], "Lightning's Trainer does not take this: "),
+        (["trainer.max_steps=[1]"], "Lightning's Trainer rejected its arguments: "),
     ],
 )
 def test_wrong_arguments_are_reported_in_one_line(settings, message, capsys, tmp_path):

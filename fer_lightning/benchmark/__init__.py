@@ -1,1 +1,1 @@
-"""Speed, measured side by side with what one would write instead."""
+"""Benchmark of train.py against a plain PyTorch script and the limits of the hardware."""

@@ -1,8 +1,8 @@
-"""What the benchmark times, each in a process of its own: its numbers are one line of JSON.
+"""Contenders of the benchmark, each run in its own process, which prints its numbers as one line of JSON.
 
     python -m fer_lightning.benchmark.contenders NAME '{"argument": value}' [SETTING=VALUE ...]
 
-The settings are those of train.py, so that every contender works on the recipe that a run would train.
+The settings are those of train.py, so that every contender uses the recipe of an actual run.
 """
 
 import json
@@ -38,19 +38,19 @@ from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
 from fer_lightning.experiment.record import git_commit, versions
-from fer_lightning.experiment.trainer import for_this_machine
+from fer_lightning.experiment.trainer import resolve_trainer_arguments
 from fer_lightning.files import Json
 from fer_lightning.models import build_model
 from fer_lightning.training.optim import build_optimizer
 
-SECONDS = 3.0  # of measuring, where it is not training steps that count
-WARMUP_STEPS = 20  # until the allocator has grown and the clock has settled
-SAMPLE = 2048  # images that the data section goes through again and again
+SECONDS = 3.0  # duration of a measurement that is not given as a number of training steps
+WARMUP_STEPS = 20  # enough for the allocator and the clock frequency to settle
+SAMPLE = 2048  # images that the data section cycles through
 
 
 def describe(cfg: Settings) -> Json:
-    """The machine and the recipe, as the other contenders and the plain script will have them."""
-    arguments, machine = for_this_machine(cfg.trainer)
+    """Return the machine and the recipe that the other contenders and the plain script use."""
+    arguments, machine = resolve_trainer_arguments(cfg.trainer)
     return {
         "hardware": machine,
         "versions": versions(),
@@ -66,12 +66,12 @@ def describe(cfg: Settings) -> Json:
 
 
 def write_images(cfg: Settings, folder: str, n_drawn: int | None = None) -> Json:
-    """Writes faces as JPEGs into folder/<train|validation|test>/<emotion>/, for those who read image files.
+    """Write faces as JPEGs to folder/<train|validation|test>/<emotion>/, for contenders that read image files.
 
     Args:
-        cfg: names the data.
-        folder: does not exist yet.
-        n_drawn: draw so many training faces, and an eighth of it for each other split, and leave `cfg` alone.
+        cfg: the settings that name the data.
+        folder: folder to create.
+        n_drawn: synthetic training faces to write instead of the data of `cfg`; an eighth in the other splits.
     """
     n_held_out = (n_drawn or 0) // 8
     faces = synthetic_faces(n_drawn, n_held_out, n_held_out) if n_drawn else _data(cfg).faces
@@ -83,7 +83,7 @@ def write_images(cfg: Settings, folder: str, n_drawn: int | None = None) -> Json
 
 
 def augmentation(cfg: Settings, batch_size: int, device: str) -> Json:
-    """Ours: a batch of uint8 faces in memory -> augmented, normalised floats of the network's size."""
+    """Measure our augmentation: uint8 batches in memory -> augmented, normalised floats at the network's size."""
     data = _data(cfg)
     images = torch.tensor(data.faces.images[: max(SAMPLE, batch_size)]).unsqueeze(1).to(device)
     rows = cycle(torch.arange(len(images), device=device).split(batch_size))  # type: ignore[no-untyped-call]
@@ -97,11 +97,10 @@ def augmentation(cfg: Settings, batch_size: int, device: str) -> Json:
 
 
 class _Files(Dataset[Tensor]):
-    """Images by torchvision, one at a time and without end: decoded here, or PIL images already."""
+    """Endless dataset of images transformed one by one by torchvision, from JPEG bytes or from PIL images."""
 
     def __init__(self, folder: str, image_size: int, decode: bool) -> None:
-        paths = islice(Path(folder).glob("train/*/*.jpg"), SAMPLE)
-        self.files = [path.read_bytes() for path in paths]
+        self.files = [path.read_bytes() for path in islice(Path(folder).glob("train/*/*.jpg"), SAMPLE)]
         self.images = None if decode else [Image.open(BytesIO(file)).convert("L") for file in self.files]
         self.transform = train_transform(image_size)
 
@@ -109,20 +108,20 @@ class _Files(Dataset[Tensor]):
         return 2**31
 
     def __getitem__(self, row: int) -> Tensor:
-        at = row % len(self.files)
-        image = self.images[at] if self.images else Image.open(BytesIO(self.files[at])).convert("RGB")
+        index = row % len(self.files)
+        image = self.images[index] if self.images else Image.open(BytesIO(self.files[index])).convert("RGB")
         return self.transform(image)  # type: ignore[no-any-return]
 
 
 def per_image(cfg: Settings, folder: str, workers: int, decode: bool) -> Json:
-    """The peer of `augmentation`: PIL images through torchvision; `decode`: read from JPEG, as ImageFolder does."""
+    """Measure torchvision's transforms of PIL images; `decode` starts from JPEGs, as ImageFolder does."""
     files = _Files(folder, cfg.data.image_size, decode)
     batches = iter(DataLoader(files, cfg.data.batch_size, num_workers=workers))
     return {"images_per_second": _rate(lambda: len(next(batches)), "cpu")}
 
 
 def pipeline(cfg: Settings) -> Json:
-    """Ours with reading and shuffling: what feeds the network in a run."""
+    """Measure the whole data path of a run: shuffling, reading and augmentation."""
     data, device = _data(cfg), _device(cfg)
     batches = _batches(data, device)
     return {
@@ -132,9 +131,9 @@ def pipeline(cfg: Settings) -> Json:
 
 
 def raw_loop(cfg: Settings, steps: int) -> Json:
-    """The run's data, network, optimizer and settings in a bare loop, without Trainer, metrics and logging."""
+    """Measure a run's data, network and optimizer in a bare loop, without Trainer, metrics and logging."""
     data, device = _data(cfg), _device(cfg)
-    precision = for_this_machine(cfg.trainer)[0]["precision"]
+    precision = resolve_trainer_arguments(cfg.trainer)[0]["precision"]
     layout = _layout(cfg.channels_last)
     net = _net(cfg, device, cfg.channels_last)
     if cfg.compile:
@@ -151,15 +150,15 @@ def raw_loop(cfg: Settings, steps: int) -> Json:
     return {"images_per_second": _rate(step, device, steps=steps)}
 
 
-class _Bare(LightningModule):
-    """The least that Lightning can train with: a network, a loss, an optimizer and its schedule."""
+class _BareModule(LightningModule):
+    """Minimal LightningModule: a network, a loss, an optimizer and its schedule."""
 
     def __init__(self, cfg: Settings) -> None:
         super().__init__()
         self.cfg = cfg
         self.layout = _layout(cfg.channels_last)
         self.net = _net(cfg, "cpu", cfg.channels_last)
-        self.epochs_s: list[float] = []  # ends of the epochs, by the clock
+        self.epoch_ends_s: list[float] = []  # perf_counter() at the end of each epoch
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         logits = self.net(batch["images"].contiguous(memory_format=self.layout))
@@ -171,36 +170,36 @@ class _Bare(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         _synchronise(self.device.type)
-        self.epochs_s.append(perf_counter())
+        self.epoch_ends_s.append(perf_counter())
 
 
 def bare_trainer(cfg: Settings, steps: int) -> Json:
-    """The raw loop under Lightning's Trainer, without callbacks, loggers or metrics."""
+    """Measure the raw loop under Lightning's Trainer, without callbacks, loggers or metrics."""
     data = _data(cfg)
-    arguments, _ = for_this_machine(cfg.trainer)
-    module = _Bare(cfg)
-    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    nothing = dict.fromkeys((*off, "use_distributed_sampler"), False)
+    arguments, _ = resolve_trainer_arguments(cfg.trainer)
+    module = _BareModule(cfg)
+    extras = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    disabled = dict.fromkeys((*extras, "use_distributed_sampler"), False)
     epochs = {"max_epochs": 3, "limit_train_batches": steps, "limit_val_batches": 0}
-    Trainer(**(arguments | epochs | nothing)).fit(module, datamodule=data)
-    seconds = np.diff(module.epochs_s)  # of every epoch but the first
+    Trainer(**(arguments | epochs | disabled)).fit(module, datamodule=data)
+    seconds = np.diff(module.epoch_ends_s)  # leaves out the first epoch
     images = min(steps * data.batch_size, len(data.rows(data.train_usages)))
     return {"images_per_second": images / float(np.median(seconds))}
 
 
-def floor(cfg: Settings, way: str, steps: int) -> Json:
-    """The network on one batch that stays on the device: as fast as it trains without data, metrics or Trainer.
+def floor(cfg: Settings, mode: str, steps: int) -> Json:
+    """Measure training on a single batch that stays on the device, without data path, metrics and Trainer.
 
     Args:
-        cfg: names network, optimizer, batch size and image size.
-        way: "bf16-mixed" or "32-true", then any of: "channels_last", "compiled" (by torch.compile), "captured"
-            (the whole step, optimizer included, is replayed as one CUDA graph).
-        steps: to be timed.
+        cfg: the settings that name network, optimizer, batch size and image size.
+        mode: "bf16-mixed" or "32-true", then any of "channels_last", "compiled" (with torch.compile) and "captured"
+            (the whole step, including the optimizer, replayed as one CUDA graph).
+        steps: number of steps to measure.
     """
     torch.backends.cudnn.benchmark = True
     device, size = _device(cfg), cfg.data.image_size
     n: int = cfg.data.batch_size
-    precision, *flags = way.split()
+    precision, *flags = mode.split()
     channels_last = "channels_last" in flags
     net = _net(cfg, device, channels_last)
     if "compiled" in flags:
@@ -220,25 +219,24 @@ def floor(cfg: Settings, way: str, steps: int) -> Json:
 
 
 def captured_loop(cfg: Settings, steps: int, k: int) -> Json:
-    """An experiment: k whole steps, from the gather to the optimizer, replayed as one CUDA graph.
+    """Measure k whole steps, from the gather to the optimizer, replayed as one CUDA graph. Experimental.
 
-    Their augmentation has the draws of epoch 0 throughout, and the learning rate stays. Without CUDA the steps run
-    one by one.
+    Augmentation repeats epoch 0's draws and the learning rate is constant; without CUDA, steps run one by one.
     """
     torch.backends.cudnn.benchmark = True
     data, device = _data(cfg), _device(cfg)
     data.device = torch.device(device)
     loader = data.train_dataloader()
-    precision = for_this_machine(cfg.trainer)[0]["precision"]
+    precision = resolve_trainer_arguments(cfg.trainer)[0]["precision"]
     layout = _layout(cfg.channels_last)
     net = _net(cfg, device, cfg.channels_last)
     optimizer, _ = _optimizer(net, cfg, captured=device == "cuda")
     n = data.batch_size
     if device == "cuda" and loader.store.home.type != device:
-        raise UserError("the dataset has no room in the GPU's memory, from which a graph has to take its batches.")
+        raise UserError("the dataset does not fit in GPU memory, where a CUDA graph has to read its batches from.")
     parts = torch.cat(list(loader.sampler)).split(k * n)  # type: ignore[no-untyped-call]
     order = cycle([part for part in parts if len(part) == k * n])
-    rows = next(order).clone()  # filled anew for each replay
+    rows = next(order).clone()  # overwritten before each replay
 
     def k_steps() -> None:
         images, labels = loader.store.gather(rows)
@@ -257,9 +255,9 @@ def captured_loop(cfg: Settings, steps: int, k: int) -> Json:
 
 
 def inference(cfg: Settings, batch_size: int) -> Json:
-    """uint8 faces on the host -> probabilities on the host; each call waits for the last, as a user would."""
+    """Measure inference from uint8 faces on the host to probabilities on the host, one call after the other."""
     data, device = _data(cfg), _device(cfg)
-    precision = for_this_machine(cfg.trainer)[0]["precision"]
+    precision = resolve_trainer_arguments(cfg.trainer)[0]["precision"]
     layout = _layout(cfg.channels_last)
     net = _net(cfg, device, cfg.channels_last).eval()
     images = data.faces.images[:batch_size]
@@ -275,8 +273,8 @@ def inference(cfg: Settings, batch_size: int) -> Json:
     latencies_ms: list[float] = []
     for _ in range(WARMUP_STEPS):
         step()
-    until = perf_counter() + SECONDS
-    while (started := perf_counter()) < until:
+    deadline = perf_counter() + SECONDS
+    while (started := perf_counter()) < deadline:
         step()
         latencies_ms.append(1000 * (perf_counter() - started))
     percentiles = dict(zip(("p50_ms", "p90_ms", "p99_ms"), np.percentile(latencies_ms, (50, 90, 99)), strict=True))
@@ -304,10 +302,10 @@ CONTENDERS: dict[str, Callable[..., Json]] = {
 
 
 class Probe(Callback):
-    """Writes down when the first training step was done, and the GPU memory that the fit took at most.
+    """Callback that records the end of the first training step and the fit's peak GPU memory.
 
     Args:
-        path: of a JSON file {"first_step_at": seconds since 1970, "peak_gpu_bytes": 0 without CUDA}.
+        path: JSON file to write: {"first_step_at": seconds since 1970, "peak_gpu_bytes": 0 without CUDA}.
     """
 
     def __init__(self, path: str) -> None:
@@ -315,33 +313,35 @@ class Probe(Callback):
         self.first_step_at: float | None = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Record the time after the first step."""
         if self.first_step_at is None:
             _synchronise(pl_module.device.type)
             self.first_step_at = time()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
         probed = {"first_step_at": self.first_step_at, "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
         self.path.write_text(json.dumps(probed))
 
 
 def many_faces(n_train: int, n_val: int, n_test: int, seed: int) -> Faces:
-    """A dataset of any size in the cache, as decoded faces are kept there: a few drawn ones over and over."""
+    """Build a dataset of any size by repeating synthetic faces, memory-mapped from the cache like decoded ones."""
 
     def repeat() -> Faces:
-        few = synthetic_faces(512, 128, 128, seed)
+        faces = synthetic_faces(512, 128, 128, seed)
         rows = np.concatenate(
-            [np.resize(np.flatnonzero(few.usage == usage), n) for usage, n in enumerate((n_train, n_val, n_test))]
+            [np.resize(np.flatnonzero(faces.usage == usage), n) for usage, n in enumerate((n_train, n_val, n_test))]
         )
-        images, labels, usage = few.images[rows], few.labels[rows], few.usage[rows]
+        images, labels, usage = faces.images[rows], faces.labels[rows], faces.usage[rows]
         return Faces(
             images=images,
             labels=labels,
             usage=usage,
             ids=tuple(f"{row}" for row in range(len(rows))),
-            dataset=few.dataset,
-            source=few.source,
+            dataset=faces.dataset,
+            source=faces.source,
             fingerprint=fingerprint(images, labels, usage),
-            split_names=few.split_names,
+            split_names=faces.split_names,
         )
 
     return cache.load_or_build(f"many-{n_train}-{n_val}-{n_test}-{seed}", repeat)
@@ -354,7 +354,7 @@ def _data(cfg: Settings) -> FaceDataModule:
 
 
 def _batches(data: FaceDataModule, device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training batches as the network gets them, epoch after epoch."""
+    """Yield the network's training batches, epoch after epoch."""
     data.device = torch.device(device)
     loader = data.train_dataloader()
     for epoch in count():
@@ -371,9 +371,9 @@ def _net(cfg: Settings, device: str, channels_last: bool) -> nn.Module:
 def _optimizer(
     net: nn.Module, cfg: Settings, captured: bool = False
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """The recipe's, whose rate stays; `captured`: for a CUDA graph."""
+    """Build the recipe's optimizer with a constant learning rate; `captured` prepares it for a CUDA graph."""
     options = dict(cfg.optim)
-    if captured and options["name"] != "sgd":  # which can be captured as it is
+    if captured and options["name"] != "sgd":  # SGD has no such option and needs none
         options["capturable"] = True
     return build_optimizer(net.parameters(), 10**9, 10**9, **options)
 
@@ -389,7 +389,7 @@ def _train(
 
 
 def _capture(step: Callable[[], object]) -> Callable[[], object]:
-    """The step as a CUDA graph, after a warm-up on a side stream as torch.cuda.graph asks."""
+    """Capture a step as a CUDA graph, after the warm-up on a side stream that torch.cuda.graph requires."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -403,7 +403,7 @@ def _capture(step: Callable[[], object]) -> Callable[[], object]:
 
 
 def _rate(step: Callable[[], int], device: str, steps: int | None = None) -> float:
-    """Images a second of `step`, which returns how many it did, over so many steps or about SECONDS."""
+    """Return the images per second of `step`, which returns its number of images, over `steps` or SECONDS."""
 
     def run(n: int) -> tuple[int, float]:
         _synchronise(device)
@@ -416,8 +416,8 @@ def _rate(step: Callable[[], int], device: str, steps: int | None = None) -> flo
     if steps is None:
         _, warm_seconds = run(WARMUP_STEPS)
         steps = ceil(SECONDS / (warm_seconds / WARMUP_STEPS))
-    images, passed_seconds = run(steps)
-    return images / passed_seconds
+    images, seconds = run(steps)
+    return images / seconds
 
 
 def _device(cfg: Settings) -> str:
@@ -434,9 +434,9 @@ def _layout(channels_last: bool) -> torch.memory_format:
 
 
 def _autocast(device: str, precision: str) -> torch.autocast:
-    """As Lightning does for the two precisions that it is asked for here."""
+    """Return the autocast context that Lightning uses for bf16-mixed and 32-true."""
     if precision not in ("bf16-mixed", "32-true"):
-        raise UserError(f"trainer.precision={precision}: the benchmark knows bf16-mixed and 32-true.")
+        raise UserError(f"trainer.precision={precision}: expected bf16-mixed or 32-true.")
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 

@@ -1,8 +1,8 @@
-"""The known recipe in plain PyTorch, as one would write it without this package: the benchmark's peer.
+"""Train the baseline recipe in plain PyTorch, without this package, for comparison in the benchmark.
 
     python -m fer_lightning.benchmark.plain_script FER2013/train --epochs 20 --test FER2013/test
 
-Of the package it uses the network alone. Labels are in alphabetical order, ImageFolder's own.
+Only the network comes from the package. Labels are in ImageFolder's alphabetical order.
 """
 
 import argparse
@@ -22,7 +22,7 @@ Batches = DataLoader[tuple[Tensor, Tensor]]
 
 
 def test_transform(image_size: int) -> transforms.Compose:
-    """PIL image -> float32 (1, image_size, image_size), normalised."""
+    """Build the test transform: PIL image -> float32 (1, image_size, image_size), normalised."""
     return transforms.Compose(
         [
             transforms.Grayscale(),
@@ -34,7 +34,10 @@ def test_transform(image_size: int) -> transforms.Compose:
 
 
 def train_transform(image_size: int) -> transforms.Compose:
-    """PIL image -> float32 (1, image_size, image_size), augmented with the magnitudes of augment=baseline."""
+    """Build the training transform, with the magnitudes of augment=baseline.
+
+    It maps a PIL image to float32 (1, image_size, image_size), augmented and normalised.
+    """
     return transforms.Compose(
         [
             transforms.Grayscale(),
@@ -50,12 +53,12 @@ def train_transform(image_size: int) -> transforms.Compose:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains, and prints one line an epoch; its seconds leave the test out."""
+    """Train, and print one line per epoch; its duration excludes the test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="training images, in one folder a class")
-    parser.add_argument("--test", metavar="FOLDER", help="test images, in the same class folders")
+    parser.add_argument("folder", help="training images, one folder per class")
+    parser.add_argument("--test", metavar="FOLDER", help="test images, one folder per class")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--steps", type=int, help="end each epoch after so many batches")
+    parser.add_argument("--steps", type=int, help="batches per epoch, default all")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--image-size", type=int, default=128)
@@ -80,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for epoch in range(args.epochs):
         model.train()
-        loss_sum, right, n = 0.0, 0, 0
+        loss_sum, correct, n = 0.0, 0, 0
         started = time.perf_counter()
         for images, labels in train_loader:
             images, labels = images.to(args.device), labels.to(args.device)
@@ -90,10 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             loss.backward()
             optimizer.step()
             loss_sum += loss.item() * len(labels)
-            right += (logits.argmax(1) == labels).sum().item()
+            correct += (logits.argmax(1) == labels).sum().item()
             n += len(labels)
         seconds = time.perf_counter() - started
-        line = f"epoch {epoch}: loss {loss_sum / n:.4f}, accuracy {right / n:.2%}, {seconds:.2f} s, "
+        line = f"epoch {epoch}: loss {loss_sum / n:.4f}, accuracy {correct / n:.2%}, {seconds:.2f} s, "
         line += f"{n / seconds:.1f} images/s"
         if test_loader is not None:
             line += f"; test accuracy {test(model, test_loader, args.device):.2%}"
@@ -102,13 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @torch.no_grad()
 def test(model: nn.Module, loader: Batches, device: str) -> float:
-    """Accuracy, as a fraction."""
+    """Return the accuracy as a fraction."""
     model.eval()
-    right, n = 0, 0
+    correct, n = 0, 0
     for images, labels in loader:
-        right += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
+        correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
         n += len(labels)
-    return right / n
+    return correct / n
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The benchmark's contenders, each in a process of its own, taking turns.
+"""Run the benchmark's contenders in turns, each in its own process.
 
-Nothing here, nor in commands/benchmark.py until its measuring is over, imports torch: Linux counts the memory of
-the process that starts another into that other's peak.
+Neither this module nor commands/benchmark.py may import torch before all measurements are done: Linux counts the
+memory of the parent process towards the peak of its children.
 """
 
 import json
@@ -25,43 +25,66 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 MIB = 2**20
 
 Measure = Callable[[], Json]
-Turns = dict[str, list[Json]]  # contender -> what it came to, turn by turn
+Turns = dict[str, list[Json]]  # contender -> its numbers in each turn
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every section is given."""
+    """The settings of a benchmark, shared by all sections.
 
-    work: Path  # temporary folder: cache, images, run folders
-    data: str  # zip, folder or CSV
-    settings: tuple[str, ...] = ()  # overrides of train.py
+    Attributes:
+        work: temporary folder for the cache, images and run folders.
+        data: zip, folder or CSV.
+        settings: overrides of train.py.
+        repeats: number of turns.
+        steps: training steps per epoch.
+        threads: threads of each contender; None for torch's default.
+        compile: whether the floor also tries torch.compile.
+        machine: the result of contenders.describe.
+    """
+
+    work: Path
+    data: str
+    settings: tuple[str, ...] = ()
     repeats: int = 5
-    steps: int = 0  # training steps of an epoch
-    threads: int | None = None  # None: as many as torch takes by itself
-    compile: bool = False  # whether the floor may use torch.compile
-    machine: Json = field(default_factory=dict)  # what contenders.describe says
+    steps: int = 0
+    threads: int | None = None
+    compile: bool = False
+    machine: Json = field(default_factory=dict)
 
     @property
     def images(self) -> Path:
-        """JPEGs in train/<emotion>/, validation/<emotion>/ and test/<emotion>/."""
+        """The folder of JPEGs, in train/<emotion>/, validation/<emotion>/ and test/<emotion>/."""
         return self.work / "images"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A process that did its work."""
+    """A process that succeeded.
+
+    Attributes:
+        stdout: its output.
+        folder: its working directory.
+        started_at: start time, seconds since 1970.
+        peak_mib: peak resident memory.
+    """
 
     stdout: str
-    folder: Path  # where it ran
-    started_at: float  # seconds since 1970
-    peak_mib: float  # resident memory at its largest
+    folder: Path
+    started_at: float
+    peak_mib: float
 
 
 def run(bench: Bench, command: Sequence[str], threads: int | None = None) -> Finished:
-    """Runs Python with these arguments, in an empty folder, with so many threads or the benchmark's.
+    """Run Python in a new empty folder.
+
+    Args:
+        bench: the benchmark's settings.
+        command: arguments of the Python interpreter.
+        threads: number of threads; None for the benchmark's.
 
     Raises:
-        UserError: it failed; with what it said of that.
+        UserError: the process failed; with its error message.
     """
     folder = Path(tempfile.mkdtemp(dir=bench.work))
     environment = {
@@ -78,36 +101,47 @@ def run(bench: Bench, command: Sequence[str], threads: int | None = None) -> Fin
             [sys.executable, *command], cwd=folder, env=environment, stdout=stdout, stderr=stderr
         )
         try:
-            _, status, usage = os.wait4(process.pid, 0)  # Popen.wait tells nothing of memory
+            _, status, usage = os.wait4(process.pid, 0)  # unlike Popen.wait, reports the memory
         except BaseException:
             process.kill()
             process.wait()
             raise
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        said = (folder / "stderr").read_text().strip()
-        told = re.search(r"^error: (.*)", said, re.DOTALL | re.MULTILINE)  # how a UserError of its own begins
-        why = told[1] if told else said.rpartition("\n")[2] or f"exit code {process.returncode}"
-        raise UserError(f"{why}\n(from python {shlex.join(command)})")
+        output = (folder / "stderr").read_text().strip()
+        user_error = re.search(r"^error: (.*)", output, re.DOTALL | re.MULTILINE)
+        reason = user_error[1] if user_error else output.rpartition("\n")[2] or f"exit code {process.returncode}"
+        raise UserError(f"{reason}\n(from python {shlex.join(command)})")
     peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Finished((folder / "stdout").read_text(), folder, started_at, peak_bytes / MIB)
 
 
 def contender(bench: Bench, name: str, *settings: str, threads: int | None = None, **arguments: Any) -> Measure:
-    """The function of that name in contenders.py, for the recipe with these further settings."""
+    """Return a measurement by a function of contenders.py.
+
+    Args:
+        bench: the benchmark's settings.
+        name: name of the function.
+        settings: overrides of train.py on top of the recipe.
+        threads: number of threads; None for the benchmark's.
+        arguments: keyword arguments of the function.
+    """
 
     def measure() -> Json:
         recipe = ["experiment=baseline", *bench.settings, *settings]
         command = ["-m", "fer_lightning.benchmark.contenders", name, json.dumps(arguments), *recipe]
         finished = run(bench, command, threads)
-        answer: Json = json.loads(finished.stdout.splitlines()[-1])
-        return answer
+        numbers: Json = json.loads(finished.stdout.splitlines()[-1])
+        return numbers
 
     return measure
 
 
 def train(bench: Bench, *settings: str) -> Measure:
-    """train.py with these further settings: images_per_second, first_step_seconds, peak_mib, peak_gpu_mib."""
+    """Return a measurement of train.py, with these overrides on top of the recipe.
+
+    Its numbers are images_per_second, first_step_seconds, peak_mib and peak_gpu_mib.
+    """
     probe = ("callbacks.probe._target_=fer_lightning.benchmark.contenders.Probe", "callbacks.probe.path=probe.json")
     recipe = ("experiment=baseline", "name=run", *bench.settings, *settings, *probe)
 
@@ -126,10 +160,16 @@ def train(bench: Bench, *settings: str) -> Measure:
 
 
 def plain(bench: Bench, epochs: int, steps: int) -> Measure:
-    """plain_script.py on the recipe's network: images_per_second, without the first epoch; peak_mib."""
+    """Return a measurement of plain_script.py with the recipe's network.
+
+    Its numbers are images_per_second, the median over the epochs after the first if there are any, and peak_mib.
+
+    Raises:
+        UserError: a network that the script does not train.
+    """
     machine, model = bench.machine, bench.machine["model"]
     if model["name"] != "fer_model0":
-        raise UserError(f"model={model['name']}: the plain script trains fer_model0 only; leave it at that.")
+        raise UserError(f"model={model['name']}: the plain script only trains fer_model0. Leave model unset.")
     options = {key: machine[key] for key in ("device", "batch_size", "image_size")}
     options |= {"epochs": epochs, "steps": steps} | ({"workers": bench.threads} if bench.threads else {})
     command = ["-m", "fer_lightning.benchmark.plain_script", str(bench.images / "train")]
@@ -144,7 +184,7 @@ def plain(bench: Bench, epochs: int, steps: int) -> Measure:
 
 
 def imports(bench: Bench) -> Measure:
-    """What torch and lightning take before any of our code: seconds from process start; peak_mib."""
+    """Return a measurement of importing torch and lightning alone: seconds from process start, and peak_mib."""
 
     def measure() -> Json:
         finished = run(bench, ["-c", "import torch, lightning, time; print(time.time())"])
@@ -154,7 +194,7 @@ def imports(bench: Bench) -> Measure:
 
 
 def take_turns(bench: Bench, contenders: Mapping[str, Measure]) -> Turns:
-    """Every contender once, then every contender again, as often as the benchmark repeats."""
+    """Measure every contender once per turn, so that a slow period of the machine affects all of them."""
     turns: Turns = {name: [] for name in contenders}
     for turn in range(1, bench.repeats + 1):
         for name, measure in contenders.items():

@@ -29,7 +29,7 @@ from fer_lightning.config.saved import resumed
 from fer_lightning.config.schema import Config, Settings, to_settings
 from fer_lightning.errors import UserError
 from fer_lightning.exit import exit_code
-from fer_lightning.runs.folders import claim, remove_unbegun
+from fer_lightning.runs.folders import claim, remove_unstarted
 from fer_lightning.runs.sweep import Sweep, begin_sweep
 
 # Hydra validates our hydra/launcher files against the launchers' schemas of the same names, and warns that later
@@ -150,10 +150,10 @@ def _run_sweep(
 
     command_line = [*rest, *checked.for_hydra, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
     code = _run_hydra(command_line, checked.typed, conf, each)
-    while not code and sweep.look_again():
+    while not code and sweep.has_new_leftovers():
         code = _run_hydra(command_line, checked.typed, conf, each)
     if code:
-        remove_unbegun(sweep.folder)
+        remove_unstarted(sweep.folder)
     return 1 if sweep.report() or code else 0
 
 
@@ -197,7 +197,7 @@ def _run_claimed(job: Job, cfg: Settings, run_dir: Path) -> None:
                 _check_unused(run_dir)  # again, now that other processes are locked out
             _run_job(job, cfg, run_dir)
         finally:
-            remove_unbegun(run_dir)
+            remove_unstarted(run_dir)
 
 
 def _settings_to_resume(run_dir: Path, overrides: Iterable[Override], conf: Conf) -> Settings | None:

@@ -1,1 +1,1 @@
-"""One run: plan, build, announce, fit, test, report."""
+"""A single run: plan, build, fit, test and report."""

@@ -1,4 +1,4 @@
-"""What a run is to do, and from where it goes on: checked before anything is built."""
+"""Resolve what a run does and which checkpoints it starts from, before anything is built."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,70 +15,84 @@ from fer_lightning.training.distillation import InputAdapter, Teacher
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do."""
+    """The stages of a run and the checkpoints that it uses.
+
+    Attributes:
+        fit: whether to train.
+        test: whether to test.
+        resumed: the checkpoint that a stopped run resumes from.
+        initial: the checkpoints of ``ckpt=``: the initial weights of a fit (at most one), or the weights to test
+            without a fit.
+        teachers: the checkpoints of ``distill.ckpt=``.
+    """
 
     fit: bool
     test: bool
-    resumed: Checkpoint | None  # where a stopped run goes on
-    starts: list[Checkpoint]  # the weights that a fit starts from, one at most, or those to test without a fit
+    resumed: Checkpoint | None
+    initial: list[Checkpoint]
     teachers: list[Checkpoint]
 
     @property
     def tested(self) -> list[Checkpoint]:
-        """The checkpoints of a run that only tests."""
-        return [] if self.fit else self.starts
+        """The checkpoints of a test-only run; empty if there is a fit."""
+        return [] if self.fit else self.initial
 
 
 def make_plan(cfg: Settings, run_dir: Path) -> Plan:
-    """Return what the configuration asks for, and read the checkpoints that it names.
+    """Check the stages and the seed, and read the checkpoints that the configuration names.
 
     Raises:
-        UserError: stages, checkpoints or a seed that cannot be.
+        UserError: invalid stages or seed, or a checkpoint that is missing or cannot be read.
     """
     ckpts = checkpoint_paths(cfg.ckpt)
-    fit, test = stages(cfg.stages, ckpts, cfg.checkpoint.every_n_minutes)
+    fit, test = parse_stages(cfg.stages, ckpts, cfg.checkpoint.every_n_minutes)
     check_seed(cfg.seed)
     resumed = resume_point(run_dir) if cfg.resume else None
     return Plan(
         fit=fit,
         test=test,
         resumed=resumed,
-        starts=[] if resumed and fit else [read_checkpoint(path) for path in ckpts],
+        initial=[] if resumed and fit else [read_checkpoint(path) for path in ckpts],
         teachers=[read_checkpoint(path) for path in checkpoint_paths(cfg.distill.ckpt)],
     )
 
 
-def stages(names: Sequence[str], ckpts: Sequence[str], every_n_minutes: float | None = None) -> tuple[bool, bool]:
-    """Whether to fit and whether to test.
+def parse_stages(
+    names: Sequence[str], ckpts: Sequence[str], every_n_minutes: float | None = None
+) -> tuple[bool, bool]:
+    """Return whether to fit and whether to test.
 
     Raises:
-        UserError: a stage that does not exist, none at all, a test without anything to test, a fit of several
-            checkpoints, or minutes between the checkpoints of no fit.
+        UserError: an unknown stage, no stage, a test without a fit or checkpoint, a fit with several checkpoints,
+            or a checkpoint interval without a fit.
     """
     wrong = [name for name in names if name not in ("fit", "test")]
     if wrong or not names:
-        raise UserError(f"stages={list(names)}: choose from fit and test, e.g. stages=[fit,test].")
+        raise UserError(f"stages={list(names)}: expected fit, test or both, e.g. stages=[fit,test].")
     if "fit" not in names and not ckpts:
-        raise UserError("stages=[test] needs the checkpoint to test: ckpt=RUN_FOLDER/checkpoints/best.ckpt.")
+        raise UserError("stages=[test]: no checkpoint to test. Set ckpt=RUN_FOLDER/checkpoints/best.ckpt.")
     if "fit" in names and len(ckpts) > 1:
-        raise UserError(f"ckpt=[{','.join(ckpts)}] is an ensemble, which can only be tested: add stages=[test].")
+        raise UserError(f"ckpt=[{','.join(ckpts)}]: an ensemble can only be tested. Add stages=[test].")
     if "fit" not in names and every_n_minutes is not None:
-        raise UserError(f"checkpoint.every_n_minutes={every_n_minutes} is for a fit: leave it at null.")
+        raise UserError(f"checkpoint.every_n_minutes={every_n_minutes}: only a fit uses it. Leave it at null.")
     return "fit" in names, "test" in names
 
 
 def checkpoint_paths(ckpt: object) -> list[str]:
-    """What ``ckpt=`` names: nothing, one checkpoint or several; a shipped network goes by its name."""
+    """Return the checkpoint paths that a ``ckpt`` setting names; shipped networks are resolved by name."""
     if ckpt is None or ckpt == "":
         return []
     names = [str(path) for path in ckpt] if isinstance(ckpt, list) else [str(ckpt)]
     return [checkpoint_path(name) for name in names]
 
 
-def teacher(
+def build_teacher(
     cfg: DistillSettings, checkpoints: Sequence[Checkpoint], inputs: InputSpec, data: FaceDataModule
 ) -> Teacher | None:
-    """Return the networks that the one in training learns from, or None. Each may have an input of its own."""
+    """Build the distillation teacher, or return None if there are no checkpoints.
+
+    The teachers may have input sizes and normalisations that differ from each other's and from `inputs`.
+    """
     if not checkpoints:
         return None
     nets = [
@@ -93,56 +107,59 @@ def teacher(
     )
 
 
-def selected_on(checkpoints: Sequence[Checkpoint]) -> str | None:
-    """The splits that the checkpoints' own runs selected on, all together; None if none of them says."""
+def selection_splits(checkpoints: Sequence[Checkpoint]) -> str | None:
+    """Return the splits that the checkpoints were selected on, joined by "+"; None if none records one."""
     splits = "+".join(checkpoint.val_split for checkpoint in checkpoints if checkpoint.val_split)
     return "+".join(dict.fromkeys(splits.split("+"))) or None
 
 
-def own_input(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings of the data that the checkpoint's network was trained on."""
+def input_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the data settings image_size, mean and std that the checkpoint was trained with."""
     return {key: getattr(checkpoint.inputs, key) for key in ("image_size", "mean", "std")}
 
 
-def own_settings(cfg: Settings, checkpoints: Sequence[Checkpoint]) -> Config:
-    """Return what takes the place of the configuration's network and input when checkpoints are only tested."""
-    data, own = to_dict(cfg.data), own_input(checkpoints[0])
+def tested_settings(cfg: Settings, checkpoints: Sequence[Checkpoint]) -> Config:
+    """Return the model and data settings that replace the configuration's in a test-only run."""
+    data, inputs = to_dict(cfg.data), input_settings(checkpoints[0])
     if len(checkpoints) == 1:
-        return {"model": checkpoints[0].model, "data": data | own}
-    # The members' own are in their checkpoints.
-    return {"model": {"name": "ensemble"}, "data": {key: value for key, value in data.items() if key not in own}}
+        return {"model": checkpoints[0].model, "data": data | inputs}
+    # The members may differ in these; each checkpoint records its own values.
+    return {
+        "model": {"name": "ensemble"},
+        "data": {key: value for key, value in data.items() if key not in inputs},
+    }
 
 
 def check_seed(seed: int) -> None:
-    """Raises UserError for what NumPy, which Lightning seeds too, does not take."""
+    """Raise UserError for a seed outside [0, 2**32), the range of NumPy, which Lightning also seeds."""
     if not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed} is out of range: it goes from 0 to {2**32 - 1}.")
+        raise UserError(f"seed={seed}: expected a number from 0 to {2**32 - 1}.")
 
 
 def resume_point(run_dir: Path) -> Checkpoint | None:
-    """The checkpoint that a stopped run goes on from; None if there is none yet.
+    """Return the checkpoint to resume a stopped run from, or None if there is none yet.
 
-    A damaged one is set aside, and said so: the last one makes way for the best, which is older, and a damaged best
-    one for the best of the epochs that follow.
+    That is last.ckpt, or best.ckpt, which is older, if last.ckpt is missing or damaged. A damaged checkpoint is
+    renamed with a note; after a damaged best.ckpt, the best of the following epochs is saved instead.
 
     Raises:
-        UserError: a checkpoint that cannot be read for want of a permission or the like.
+        UserError: a checkpoint that cannot be opened, e.g. for lack of permission.
     """
-    for leftover in run_dir.glob("checkpoints/.*"):  # of a process that was killed while it wrote
+    for leftover in run_dir.glob("checkpoints/.*"):  # temporary files of a process that was killed while writing
         leftover.unlink(missing_ok=True)
-    found = []
+    usable = []
     for path in (run_dir / "checkpoints" / "last.ckpt", run_dir / "checkpoints" / "best.ckpt"):
         if not path.exists():
             continue
         try:
-            found.append(read_checkpoint(path))
+            usable.append(read_checkpoint(path))
         except UserError as error:
             if isinstance(error.__cause__, OSError):
                 raise
-            aside = path.rename(path.with_name(f"{path.name}.damaged"))
-            print(f"note:     {error} It is now {aside}.")
-    if found:
-        print(f"resumed:  from {found[0].path.name}, after step {found[0].global_step}")
-    else:
-        print("resumed:  from the beginning, for there is no checkpoint")
-    return found[0] if found else None
+            renamed = path.rename(path.with_name(f"{path.name}.damaged"))
+            print(f"note:     renamed to {renamed}: {error}")
+    if not usable:
+        print("resumed:  from the beginning, no checkpoint found")
+        return None
+    print(f"resumed:  from {usable[0].path.name}, after step {usable[0].global_step}")
+    return usable[0]

@@ -1,4 +1,4 @@
-"""The further processes of a run on several devices: by which program they start, and how they end."""
+"""Check and clean up the processes that Lightning starts for a run on several devices."""
 
 import os
 import sys
@@ -16,26 +16,32 @@ from fer_lightning.training import compat
 
 
 def prepare_processes(trainer: Trainer) -> None:
-    """Raises UserError where Lightning would start the run's further processes by another program than train.py."""
+    """Check that train.py starts the run's other processes, and keep Lightning from handling signals.
+
+    Raises:
+        UserError: the processes would be Slurm tasks, or Lightning would start them with another program.
+    """
     if isinstance(trainer.strategy.cluster_environment, SLURMEnvironment):  # type: ignore[attr-defined]
         raise UserError(
-            f"trainer.devices={trainer.num_devices}: Slurm's own tasks as the processes of a run are not provided "
-            "for. Take trainer.devices=1, and hydra/launcher=submitit_slurm for many runs."
+            f"trainer.devices={trainer.num_devices}: a run cannot span several Slurm tasks. Set trainer.devices=1, "
+            "with hydra/launcher=submitit_slurm for many runs."
         )
     if compat.starts_processes(trainer) and sys.modules["__main__"].__spec__ is not None:
         raise UserError(
-            f"trainer.devices={trainer.num_devices}: only python train.py and fer-lightning train start the "
-            "processes of a run, not hydra/launcher nor python -m. Take one of them without a launcher, or "
-            "trainer.devices=1."
+            f"trainer.devices={trainer.num_devices}: only python train.py and fer-lightning train can start the "
+            "processes of a run. Use one of them without hydra/launcher, or set trainer.devices=1."
         )
-    # Lightning's handler of SIGTERM broadcasts in the middle of whatever the processes exchange, and can wait for
-    # ever. Ours ends this process, and with it the others.
+    # Lightning's SIGTERM handler broadcasts to the other processes, which hangs if it interrupts another collective
+    # operation. Ours ends this process, and with it the others.
     compat.keep_signal_handlers(trainer)
 
 
 @contextmanager
-def own_processes(trainer: Trainer) -> Iterator[None]:
-    """Ends the processes that Lightning starts for a run, so that none is left and another run can follow."""
+def managed_processes(trainer: Trainer) -> Iterator[None]:
+    """End the processes that Lightning started for the run at the end of the block, so that another can follow.
+
+    They are killed if the block raises, and waited for otherwise.
+    """
     before = set(os.environ)
     failed = True
     try:
@@ -43,16 +49,16 @@ def own_processes(trainer: Trainer) -> Iterator[None]:
         failed = False
     finally:
         procs: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
-        ended = list(procs)
+        children = list(procs)
         if failed:
-            procs.clear()  # or Lightning's watch over them would kill this process for the death of one
-        for process in ended:
+            procs.clear()  # otherwise Lightning's monitor thread kills this process when one of them dies
+        for process in children:
             if failed:
                 process.kill()
             process.wait()
         if jit_distributed_available():
             torch.distributed.destroy_process_group()
-        # By these the next Trainer of this process would believe that its processes are there already.
+        # With these set, the next Trainer in this process would assume that its processes are already running.
         for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
             if name not in before:
                 os.environ.pop(name, None)

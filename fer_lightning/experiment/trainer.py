@@ -1,4 +1,4 @@
-"""Lightning's Trainer for a run: its settings, its callbacks, its processes, and the fit."""
+"""Build Lightning's Trainer and the callbacks of a run, and fit."""
 
 import logging
 import sys
@@ -26,34 +26,41 @@ from fer_lightning.models.checkpoint import read_checkpoint
 from fer_lightning.training.module import EmotionClassifier
 
 
-def for_this_machine(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Trainer's arguments with every "auto" of ours decided, and the machine and choice in one line."""
+def resolve_trainer_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Replace this project's "auto" and null values by what suits the machine.
+
+    Returns:
+        The arguments of Lightning's Trainer, and one line that names the machine, the precision and its reason.
+    """
     chosen = dict(arguments)
     kind = hardware.accelerator(str(chosen["accelerator"]))
-    why = "as asked"
+    reason = "as requested"
     if chosen["precision"] == "auto":
-        chosen["precision"], why = hardware.choose_precision(kind)
+        chosen["precision"], reason = hardware.choose_precision(kind)
     if chosen["enable_progress_bar"] is None:
         chosen["enable_progress_bar"] = sys.stderr.isatty()
     if chosen.get("sync_batchnorm") == "auto":
         chosen["sync_batchnorm"] = kind == "cuda"
-    return chosen, f"{hardware.describe(kind)}; precision {chosen['precision']} ({why})"
+    return chosen, f"{hardware.describe(kind)}; precision {chosen['precision']} ({reason})"
 
 
 def build_callbacks(nodes: Mapping[str, Any]) -> list[Callback]:
-    """Build the callbacks that a configuration lists, each by its name and a node with a ``_target_``.
+    """Build the callbacks of a configuration.
+
+    Args:
+        nodes: a node with a ``_target_`` for each callback, by name.
 
     Raises:
-        UserError: a node that names no callback.
+        UserError: a node whose ``_target_`` is not a Lightning callback.
     """
     callbacks = []
     for name, node in nodes.items():
         callback = build(node)
         if not isinstance(callback, Callback):
-            with_target = [other for other in nodes if other != name]
+            others = [other for other in nodes if other != name]
             raise UserError(
-                f"callbacks.{name} is not a Lightning callback.{did_you_mean(name, with_target)} A callback of "
-                f"your own is named by its class: callbacks.{name}._target_=my_module.MyCallback"
+                f"callbacks.{name} is not a Lightning callback.{did_you_mean(name, others)} For a custom "
+                f"callback, set callbacks.{name}._target_=my_module.MyCallback."
             )
         callbacks.append(callback)
     return callbacks
@@ -62,26 +69,26 @@ def build_callbacks(nodes: Mapping[str, Any]) -> list[Callback]:
 def make_trainer(
     logger: Logger | bool, callbacks: list[Callback], run_dir: Path, arguments: dict[str, Any]
 ) -> Trainer:
-    """A Lightning Trainer; what it refuses is the person's to put right.
+    """Build Lightning's Trainer, and silence the warnings that do not apply to this project.
 
     Raises:
-        UserError: an argument that Trainer refuses.
+        UserError: an argument that Trainer rejects, or processes that this program cannot start.
     """
-    # Batches are gathered from memory in one call: workers would only copy them once more.
+    # Batches are gathered from memory in one call, so worker processes would only add a copy.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # A fit that validates at its end only has no monitor before.
+    # A fit that validates only at its end has no monitored value before that.
     warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
-    # Epochs are always logged, whatever the interval; and a resumed run's folder is there on purpose.
+    # Epochs are logged whatever the interval, and the folder of a resumed run is expected to exist.
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # Its batches go on where they were: see FaceLoader.
+    # FaceLoader continues with the batch after the checkpoint's.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
-    # What is logged is that of all processes already.
+    # The logged values are already reduced across processes.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.15
-    # `announce` has said what Lightning would, but for the network's layers, and for a process that
-    # died and takes the run's others with it.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # an internal of Lightning 2.6 with torch 2.15
+    # `announce` replaces Lightning's info messages, except for the table of layers and the message about a process
+    # that died and takes the others with it.
     for package in ("fabric", "pytorch"):
         logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     for module in ("pytorch.callbacks.model_summary", "fabric.strategies.launchers.subprocess_script"):
@@ -91,9 +98,9 @@ def make_trainer(
         "callbacks": callbacks,
         "default_root_dir": run_dir,
         "plugins": [AtomicCheckpointIO()],
-        "use_distributed_sampler": False,  # EpochBatches deals the images out itself
+        "use_distributed_sampler": False,  # EpochBatches splits the images between processes itself
     }
-    # Lightning leaves on what an earlier run of this process has asked for.
+    # Lightning does not turn this off again after an earlier run in this process.
     torch.use_deterministic_algorithms(False)
     settings = ours | arguments
     try:
@@ -101,7 +108,7 @@ def make_trainer(
     except Exception as error:
         if not raised_within(error, *LIBRARIES):
             raise
-        raise UserError(f"Lightning's Trainer does not take this: {first_line(error)}") from error
+        raise UserError(f"Lightning's Trainer rejected its arguments: {first_line(error)}") from error
     if trainer.world_size > 1:
         prepare_processes(trainer)
     return trainer
@@ -115,25 +122,25 @@ def fit(
     record: RunRecord,
     resume_from: Path | None = None,
 ) -> None:
-    """Fits, and fills `record` with what came of it, also when it is interrupted.
+    """Fit, and store the outcome in `record`, even if the fit is interrupted.
 
     Args:
-        module: with fresh weights, or those to start from.
+        module: the module with its initial weights.
         data: the faces.
-        trainer: with `history` and a ModelCheckpoint among its callbacks.
-        history: what the epochs' records are taken from.
-        record: gains the history, the best epoch and its value, and the speed.
-        resume_from: a checkpoint to go on from.
+        trainer: a trainer whose callbacks include `history` and a ModelCheckpoint.
+        history: the callback that recorded the epochs.
+        record: receives the history, the best epoch and its value, and the training speed.
+        resume_from: a checkpoint to resume from.
 
     Raises:
-        UserError: settings that do not go together, such as a monitor that the Trainer never computes.
+        UserError: settings that contradict each other, e.g. a monitor that is never computed.
     """
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except (MisconfigurationException, ValueError) as error:
-        # Settings that do not go together. What Lightning refuses in somebody's own hook is a bug of that hook.
-        of_settings = isinstance(error, MisconfigurationException) or "`val_check_interval`" in str(error)
-        if not of_settings or not raised_within(error, *LIBRARIES, EmotionClassifier.__module__):
+        # Contradictory settings. What Lightning rejects in a user's hook is a bug in that hook.
+        is_about_settings = isinstance(error, MisconfigurationException) or "`val_check_interval`" in str(error)
+        if not is_about_settings or not raised_within(error, *LIBRARIES, EmotionClassifier.__module__):
             raise
         raise UserError(f"Lightning cannot fit with these settings: {first_line(error)}") from error
     finally:
@@ -141,6 +148,7 @@ def fit(
         record.images_per_second = history.images_per_second
         best = best_checkpoint(trainer)
         if best is not None:
-            with suppress(UserError):  # in the place of what went wrong before; the test names it otherwise
+            # An unreadable checkpoint must not hide the fit's own error; without one, the test reports it.
+            with suppress(UserError):
                 record.best_epoch = read_checkpoint(best).epoch
                 record.best_value = best_value(trainer)

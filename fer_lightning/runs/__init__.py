@@ -1,1 +1,1 @@
-"""Folders of runs and sweeps; nothing here imports torch."""
+"""Run and sweep folders, their ranking, and searches. Does not import torch."""

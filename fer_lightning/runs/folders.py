@@ -1,9 +1,10 @@
-"""Folders of runs: who works in them, and how each run stands."""
+"""Claim run folders, find them, and read the status of their runs."""
 
 import json
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from fer_lightning.errors import UserError
@@ -18,13 +19,16 @@ DONE = ("finished", "pruned")
 
 @contextmanager
 def claim(run_dir: Path) -> Iterator[bool]:
-    """Keeps other processes out of a run's folder until the end of the block; yields whether it is ours.
+    """Claim a run's folder for this process until the end of the block; create it if it is missing.
+
+    Yields:
+        Whether the folder is ours; False if another process has claimed it.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: the folder cannot be written.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        # One of several processes of one run, which work under the first one's claim.
+        # Another process of a run on several devices, covered by the first process's claim.
         yield True
         return
     try:
@@ -36,23 +40,25 @@ def claim(run_dir: Path) -> Iterator[bool]:
         yield ours
 
 
-def remove_unbegun(folder: Path) -> None:
-    """Removes the folder of a run or sweep that never began, and those above it that are empty then."""
+def remove_unstarted(folder: Path) -> None:
+    """Remove the folder of a run or sweep that never started, and the parent folders that this leaves empty."""
     if {path.name for path in folder.iterdir()} - {LOCK, SWEEP_LOCK, SWEEP, "multirun.yaml"}:
         return
-    for path in folder.iterdir():
-        path.unlink()
-    with suppress(OSError):  # "not empty" ends it
+    # Windows refuses to delete a lock file that is still open.
+    with suppress(PermissionError) if sys.platform == "win32" else nullcontext():
+        for path in folder.iterdir():
+            path.unlink()
+    with suppress(OSError):  # stops at the first folder that is not empty
         while folder.name:
             folder.rmdir()
             folder = folder.parent
 
 
 def read_results(run_dir: Path) -> Json | None:
-    """A run's results.json, or None where there is none yet.
+    """Return the content of a run's results.json, or None if it does not exist yet.
 
     Raises:
-        UserError: it is damaged, which no interruption does.
+        UserError: the file is damaged. Interruptions cannot cause that, because it is written atomically.
     """
     path = run_dir / "results.json"
     try:
@@ -60,14 +66,14 @@ def read_results(run_dir: Path) -> Json | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}. Remove it to have the run done again.") from error
+        raise UserError(f"{path} is damaged: {error}. Delete it to repeat the run.") from error
     if not isinstance(results, dict) or not isinstance(results.get("status"), str):
-        raise UserError(f"{path} is damaged: it has no status. Remove it to have the run done again.")
+        raise UserError(f"{path} is damaged: it has no status. Delete it to repeat the run.")
     return results
 
 
 def status(run_dir: Path) -> str:
-    """running, finished, pruned, failed or interrupted, as which a killed run counts."""
+    """Return a run's status: running, finished, pruned, failed or interrupted. Killed runs count as interrupted."""
     if is_locked(run_dir / LOCK):
         return "running"
     results = read_results(run_dir)
@@ -75,12 +81,12 @@ def status(run_dir: Path) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """An exception's type and the first line that it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    """Return an exception's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Every run's folder below `folder`, itself included, whatever it has written so far; in natural order."""
-    found = {path.parent for name in (LOCK, "config.yaml", "results.json") for path in folder.rglob(name)}
-    return sorted(found, key=lambda path: [(part.isdigit() and int(part), part) for part in path.parts])
+    """Return the run folders below `folder`, itself included, in natural order, however little they hold."""
+    folders = {path.parent for name in (LOCK, "config.yaml", "results.json") for path in folder.rglob(name)}
+    return sorted(folders, key=lambda path: [(part.isdigit() and int(part), part) for part in path.parts])

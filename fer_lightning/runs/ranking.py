@@ -1,12 +1,9 @@
-"""Folders of runs and sweeps: who works in them, how each run stands, and all of them ranked.
-
-Imports nothing heavy.
-"""
+"""Rank the runs below a folder, and format and plot the ranking. Imports nothing heavy."""
 
 import math
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,50 +15,68 @@ from fer_lightning.text import decimal, format_table, percent
 
 @dataclass(frozen=True)
 class Run:
-    """A run in a ranking."""
+    """A run in a ranking.
 
-    name: str  # its folder, from where the ranking was made
+    Attributes:
+        name: its folder, relative to the ranked one.
+        status: running, finished, pruned, failed or interrupted.
+        error: type and first line of the exception that made the run fail.
+        settings: the settings that differ between the ranked runs.
+        metric: val_accuracy or val_loss.
+        best: the best value of `metric`.
+        best_epoch: the epoch of `best`, from 0.
+        history: one entry per epoch.
+        val_split: the validation split.
+        accuracy: accuracy of the best weights on `split`, a fraction.
+        split: the test split.
+        train_seconds: duration of the fit without validation.
+    """
+
+    name: str
     status: str
-    error: str | None  # of a failed run
-    settings: dict[str, str]  # those that are not the same in all runs
-    metric: str  # val_accuracy or val_loss, of which `best` is the best
+    error: str | None
+    settings: dict[str, str]
+    metric: str
     best: float | None
-    best_epoch: int | None  # from 0
-    history: list[dict[str, float]]  # a record for each epoch
+    best_epoch: int | None
+    history: list[dict[str, float]]
     val_split: str | None
-    accuracy: float | None  # on `split`, of the best weights
+    accuracy: float | None
     split: str | None
     train_seconds: float | None
 
     def to_json(self) -> Json:
-        """All but the history, as plain values."""
-        told = {**vars(self), "epochs": len(self.history)}
-        del told["history"]
-        return told
+        """Return the fields as plain values, with the number of epochs in place of the history."""
+        entry = {**vars(self), "epochs": len(self.history)}
+        del entry["history"]
+        return entry
 
 
 def rank_runs(folder: Path) -> list[Run]:
-    """Every run below `folder`, the best on its validation split first, those without a number last.
+    """Return the runs below `folder`, the best on the validation split first, runs without a value last.
 
-    What ranks is accuracy, or loss where all runs have chosen their best epoch by it. The test split does not:
-    choosing among runs by it would make it a validation split.
+    They are ranked by accuracy, or by loss if all runs selected their best epoch by loss; never by the test split,
+    because selecting runs on it would make it a validation split.
+
+    Raises:
+        UserError: a run's results.json is damaged.
     """
-    found = [(run_dir, read_results(run_dir) or {}) for run_dir in run_folders(folder)]
-    settings = [_settings(run_dir, results) for run_dir, results in found]
-    told = [own for own in settings if own]  # a run that was killed at its very beginning tells nothing
-    keys = dict.fromkeys(key for own in told for key in own)
-    differ = [key for key in keys if len({own.get(key) for own in told}) > 1]
-    by_loss = {results.get("monitor") for _, results in found if results.get("history")} == {"loss/val"}
+    results_of = {run_dir: read_results(run_dir) or {} for run_dir in run_folders(folder)}
+    settings_of = {run_dir: _settings(run_dir, results) for run_dir, results in results_of.items()}
+    known = [settings for settings in settings_of.values() if settings]  # none for a run killed at its very start
+    keys = dict.fromkeys(key for settings in known for key in settings)
+    differing = [key for key in keys if len({settings.get(key) for settings in known}) > 1]
+    by_loss = {results.get("monitor") for results in results_of.values() if results.get("history")} == {"loss/val"}
     metric, sign = ("val_loss", -1) if by_loss else ("val_accuracy", 1)
     runs = []
-    for (run_dir, results), own in zip(found, settings, strict=True):
-        name, differing = run_dir.relative_to(folder).as_posix(), {key: own[key] for key in differ if key in own}
-        runs.append(_run(name, run_dir, results, differing, metric, sign))
+    for run_dir, results in results_of.items():
+        settings = {key: settings_of[run_dir][key] for key in differing if key in settings_of[run_dir]}
+        runs.append(_run(run_dir.relative_to(folder).as_posix(), run_dir, results, settings, metric, sign))
     return sorted(runs, key=lambda run: math.inf if run.best is None else -sign * run.best)
 
 
 def _run(name: str, run_dir: Path, results: Json, settings: dict[str, str], metric: str, sign: int) -> Run:
-    """A run whose best epoch has the highest `sign` times `metric`."""
+    """Return the ranked form of a run; its best epoch maximises `sign` times `metric`."""
     history = results.get("history") or []
     epochs = [epoch for epoch in history if math.isfinite(epoch.get(metric, math.nan))]
     best = max(epochs, key=lambda epoch: sign * epoch[metric], default=None)
@@ -82,6 +97,7 @@ def _run(name: str, run_dir: Path, results: Json, settings: dict[str, str], metr
 
 
 def _settings(run_dir: Path, results: Json) -> dict[str, str]:
+    """Return the settings on a run's command line, by name."""
     command = results.get("command")
     if command is None:
         path = run_dir / "command.txt"
@@ -91,27 +107,30 @@ def _settings(run_dir: Path, results: Json) -> dict[str, str]:
 
 
 def importance(runs: Sequence[Run]) -> dict[str, float]:
-    """Which share of the differences between runs each setting explains alone, 0 to 1.
+    """Return the share of the variance between runs that each setting alone explains, from 0 to 1.
 
-    That is Kelley's epsilon squared ("An unbiased correlation ratio measure", 1935) of the runs' best values in
-    groups with the same setting: the share of the variance between the groups, less what chance would give so many
-    groups; 0 where that is less than nothing. Numbers with more than four values make four groups of equal size.
+    This is Kelley's epsilon squared ("An unbiased correlation ratio measure", 1935) of the runs' best values,
+    grouped by the setting: the variance between groups as a share of the total, less the share expected by chance
+    for that number of groups, and at least 0. Numeric settings with more than four values are binned into four
+    groups of equal size.
     """
     scored = [(run.settings, run.best) for run in runs if run.best is not None]
     values = [best for _, best in scored]
     total = sum((value - fmean(values)) ** 2 for value in values)
     shares = {}
     for key in dict.fromkeys(key for settings, _ in scored for key in settings):
-        of_group: dict[object, list[float]] = {}
-        for group, value in zip(_groups([settings.get(key, "") for settings, _ in scored]), values, strict=True):
-            of_group.setdefault(group, []).append(value)
-        within = sum((value - fmean(group)) ** 2 for group in of_group.values() for value in group)
-        free = len(values) - len(of_group)
-        shares[key] = max(0.0, 1 - within / free * (len(values) - 1) / total) if free and total else 0.0
+        by_label: dict[object, list[float]] = {}
+        labels = _group_labels([settings.get(key, "") for settings, _ in scored])
+        for label, value in zip(labels, values, strict=True):
+            by_label.setdefault(label, []).append(value)
+        within = sum((value - fmean(group)) ** 2 for group in by_label.values() for value in group)
+        freedom = len(values) - len(by_label)
+        shares[key] = max(0.0, 1 - within / freedom * (len(values) - 1) / total) if freedom and total else 0.0
     return shares
 
 
-def _groups(values: Sequence[str]) -> Sequence[object]:
+def _group_labels(values: Sequence[str]) -> Sequence[object]:
+    """Return the group of each value: itself, or one of four bins if there are more than four numbers."""
     try:
         numbers = [float(value) for value in values]
     except ValueError:
@@ -123,10 +142,10 @@ def _groups(values: Sequence[str]) -> Sequence[object]:
 
 
 def draw_runs(folder: Path, runs: Sequence[Run]) -> list[Path]:
-    """Draws the runs' histories, their settings as parallel coordinates, and what each setting is worth.
+    """Plot the runs' histories, their settings as parallel coordinates, and the settings' importance.
 
     Returns:
-        The pictures, in `folder`/figures; none where there are not two runs to compare.
+        The paths of the PNG files in `folder`/figures; empty if fewer than two runs have a value to compare.
     """
     from fer_lightning.drawing.style import pixels, write_png
     from fer_lightning.drawing.sweeps import importances, parallel_coordinates, run_histories
@@ -134,7 +153,7 @@ def draw_runs(folder: Path, runs: Sequence[Run]) -> list[Path]:
     scored = [run for run in runs if run.best is not None]
     if len(scored) < 2:
         return []
-    names = [" ".join([run.name, *_told(run.settings)]) for run in scored]
+    names = [_label(run) for run in scored]
     metric = scored[0].metric
     val_split = " and ".join(sorted({str(run.val_split) for run in scored}))
     title = f"{len(scored)} runs, {metric.removeprefix('val_')} on {val_split}"
@@ -155,20 +174,20 @@ def draw_runs(folder: Path, runs: Sequence[Run]) -> list[Path]:
     return paths
 
 
-def _told(settings: Mapping[str, str]) -> list[str]:
-    """Settings as NAME=value, numbers with four digits: a search gives them with seventeen."""
-    told = []
-    for key, value in settings.items():
+def _label(run: Run) -> str:
+    """Return a run's name and settings in one line; long numbers, as a search gives them, to four digits."""
+    words = [run.name]
+    for key, value in run.settings.items():
         try:
             short = f"{float(value):.4g}" if len(value) > 8 else value
         except ValueError:
             short = value
-        told.append(f"{key}={short}")
-    return told
+        words.append(f"{key}={short}")
+    return " ".join(words)
 
 
 def format_runs(folder: Path, runs: Sequence[Run]) -> str:
-    """The ranking as a table of at most 80 columns, with the failed runs' errors below."""
+    """Return the ranking as a table at most 80 columns wide, followed by the errors of failed runs."""
     numbers = [
         [
             percent(run.best) if run.metric == "val_accuracy" else decimal(run.best),
@@ -183,10 +202,9 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     header = [quantity, "test", "best/epochs", "seconds", "status"]
     width = 80 - sum(2 + max(map(len, column)) for column in zip(header, *numbers, strict=True))
     rows = []
-    for run, own in zip(runs, numbers, strict=True):
-        told = " ".join([run.name, *_told(run.settings)])
-        first, *more = textwrap.wrap(told, width, subsequent_indent="  ", break_on_hyphens=False)
-        rows += [[first, *own], *([line, "", "", "", "", ""] for line in more)]
+    for run, cells in zip(runs, numbers, strict=True):
+        first, *more = textwrap.wrap(_label(run), width, subsequent_indent="  ", break_on_hyphens=False)
+        rows += [[first, *cells], *([line, "", "", "", "", ""] for line in more)]
     val_splits = ", ".join(sorted({run.val_split for run in runs if run.val_split and run.best is not None}))
     lines = [
         *textwrap.wrap(
@@ -201,6 +219,6 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     if failed:
         lines.append("")
         for run in failed:
-            told = f"{run.name} failed: {run.error or 'not recorded'}"
-            lines += textwrap.wrap(told, 80, subsequent_indent="  ", max_lines=3)
+            text = f"{run.name} failed: {run.error or 'error not recorded'}"
+            lines += textwrap.wrap(text, 80, subsequent_indent="  ", max_lines=3)
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Searches with Optuna: sweeps whose runs are the trials of a study, which lies in a journal beside them.
+"""Search with Optuna: a sweep whose runs are the trials of a study, kept in a journal in the sweep's folder.
 
-The trial's number is the name of its run's folder. Several processes may work on one study, and each may die at any
-moment: what it had begun is taken up by the others, or by the same command given again.
+A run's folder is named by its trial's number. Several processes may share a study, and each may be killed at any
+time: its unfinished trial is resumed by another process, or when the command is repeated.
 """
 
 import sys
@@ -24,7 +24,10 @@ _STUDY = "search"
 
 
 class _KernelLock(JournalFileOpenLock):
-    """Ours in place of Optuna's, which outlive a killed process and are broken open after half a minute."""
+    """Journal lock that the kernel releases when its process dies.
+
+    Optuna's own locks outlive a killed process, and expire only after half a minute.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -32,23 +35,27 @@ class _KernelLock(JournalFileOpenLock):
         self._held = ExitStack()
 
     def acquire(self) -> bool:
+        """Wait for the lock."""
         return self._held.enter_context(lock(self._path))
 
     def release(self) -> None:
+        """Release the lock."""
         self._held.close()
 
 
 def _storage(folder: Path) -> JournalStorage:
+    """Open the journal of a sweep, after removing a half-written last line."""
     path = folder / JOURNAL
+    # On Windows our own lock is untested, so Optuna's is used.
     journal_lock = JournalFileOpenLock(str(path)) if sys.platform == "win32" else _KernelLock(path)
     backend = JournalFileBackend(str(path), journal_lock)
     journal_lock.acquire()
     try:
         content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):  # the machine stopped while the last line was written
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):  # the machine stopped while the last line was written
             with path.open("r+b") as file:
-                file.truncate(whole)
+                file.truncate(complete)
     finally:
         journal_lock.release()
     return JournalStorage(backend)
@@ -62,16 +69,16 @@ def search(
     suggest: Callable[[optuna.Trial], list[str]],
     launch: Callable[[int, list[str]], None],
 ) -> None:
-    """Has trials run until there are enough; those that nobody has finished come first.
+    """Run trials until the study has `n_trials`; unfinished trials come first.
 
     Args:
-        folder: of the sweep; each trial's run is in a folder below, named by the trial's number.
-        monitor: the metric to bring to its best: lowest if its name begins with "loss", else highest.
-        n_trials: how many there shall be, those of former and of parallel processes included.
-        seed: of the choices. Each trial has a sampler of its own, so that a search that was interrupted does not
-            begin again with the choices that it had made already.
-        suggest: what a trial runs with, asked of it by its suggest methods.
-        launch: does the run of a trial's number with these settings, or sees that another process does it.
+        folder: the sweep's folder; each trial's run gets a subfolder named by the trial's number.
+        monitor: the metric to optimise, minimised if its name begins with "loss", otherwise maximised.
+        n_trials: total number of trials, including those of earlier commands and of parallel processes.
+        seed: seed of the sampler. Each trial gets its own sampler, seeded by `seed` and the number of trials, so
+            that an interrupted search does not repeat its choices when it is resumed.
+        suggest: returns the settings of a trial, chosen with the trial's suggest methods.
+        launch: carries out the run of a trial's number with these settings, unless another process is doing so.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -81,15 +88,15 @@ def search(
         load_if_exists=True,
     )
     sweep = Sweep(folder)
-    failed: set[int] = set()  # tried once more by the next command, not by this one
+    failed: set[int] = set()  # retried when the command is repeated, not by this process
     while True:
         with lock_sweep(folder):
             unfinished = []
-            for begun in study.get_trials(states=(TrialState.RUNNING,)):
-                run_dir = folder / str(begun.number)
-                told = _tell(study, begun.number, run_dir)
-                if not told and begun.number not in failed and sweep.is_open(run_dir):
-                    unfinished.append(begun)
+            for started in study.get_trials(states=(TrialState.RUNNING,)):
+                run_dir = folder / str(started.number)
+                ended = _tell_outcome(study, started.number, run_dir)
+                if not ended and started.number not in failed and sweep.is_pending(run_dir):
+                    unfinished.append(started)
             if not unfinished and len(study.trials) >= n_trials:
                 return
             study.sampler = TPESampler(seed=seed + len(study.trials))
@@ -100,14 +107,14 @@ def search(
             failed.add(trial.number)
 
 
-def _tell(study: optuna.Study, number: int, run_dir: Path) -> bool:
-    """Tells the study what came of a trial whose run has ended well; whether there was anything to tell.
+def _tell_outcome(study: optuna.Study, number: int, run_dir: Path) -> bool:
+    """Tell the study the outcome of a finished or pruned run, and return whether there was one.
 
-    A failed or interrupted run is not told: it will be tried again.
+    Failed and interrupted runs are not reported, because they will be retried.
     """
     results = read_results(run_dir) or {"status": "none"}
     if results["status"] == "finished":
-        value = results["best_value"]  # none where nothing was validated
+        value = results["best_value"]  # None if the run did not validate
         study.tell(number, value, TrialState.FAIL if value is None else None)
     elif results["status"] == "pruned":
         study.tell(number, state=TrialState.PRUNED)
@@ -117,12 +124,12 @@ def _tell(study: optuna.Study, number: int, run_dir: Path) -> bool:
 
 
 def trial_of(run_dir: Path, startup_trials: int, warmup_epochs: int) -> optuna.Trial | None:
-    """The trial that a run belongs to, with a pruner; None where it belongs to none or that has ended.
+    """Return the trial of a run, with a pruner, or None if the run has no trial or its trial has ended.
 
     Args:
         run_dir: the run's folder.
-        startup_trials: so many trials must have ended before one is given up.
-        warmup_epochs: so many epochs a trial is let alone.
+        startup_trials: trials that must have finished before any is pruned.
+        warmup_epochs: epochs of a trial before it may be pruned.
     """
     if not run_dir.name.isdigit() or not (run_dir.parent / JOURNAL).exists():
         return None
@@ -139,7 +146,7 @@ def trial_of(run_dir: Path, startup_trials: int, warmup_epochs: int) -> optuna.T
 
 
 def report(trial: optuna.Trial, value: float, epoch: int) -> None:
-    """Tells an epoch's value, unless it was told before: an epoch that was cut short is done again."""
+    """Report the value of an epoch, unless a run that was then interrupted has already reported that epoch."""
     reported = trial.study.trials[trial.number].intermediate_values
     if epoch not in reported:
         trial.report(value, epoch)

@@ -142,8 +142,8 @@ def test_the_peers_augmentation_is_that_of_the_baseline():
         ("raw_loop", {"steps": 2}),
         ("bare_trainer", {"steps": 2}),
         ("captured_loop", {"steps": 4, "k": 2}),
-        ("floor", {"way": "bf16-mixed channels_last eager", "steps": 2}),
-        ("floor", {"way": "32-true contiguous eager", "steps": 2}),
+        ("floor", {"mode": "bf16-mixed channels_last eager", "steps": 2}),
+        ("floor", {"mode": "32-true contiguous eager", "steps": 2}),
         ("inference", {"batch_size": 1}),
     ],
 )
@@ -256,8 +256,8 @@ def test_a_training_step_by_its_parts(bench, monkeypatch):
     """At batch 32: ours 320 ms, of these 64 Trainer's and 96 the data's; the best of the floors is the floor."""
     floors = {"bf16-mixed channels_last eager": 200.0, "32-true contiguous eager": 80.0}
 
-    def contender(bench, name, *settings, way=None, **arguments):
-        return lambda: {"images_per_second": 125.0 if name == "raw_loop" else floors.get(way, 100.0)}
+    def contender(bench, name, *settings, mode=None, **arguments):
+        return lambda: {"images_per_second": 125.0 if name == "raw_loop" else floors.get(mode, 100.0)}
 
     monkeypatch.setattr(benchmark, "contender", contender)
     monkeypatch.setattr(benchmark, "train", lambda bench, *settings: lambda: {"images_per_second": 100.0})

@@ -59,7 +59,7 @@ def test_joblib_runs_a_sweep_in_other_processes_and_a_failed_run_shows_in_the_ex
     assert {run["threads"] for run in outputs.values()} == {str(max(os.cpu_count() // 2, 1))}
     assert err.splitlines()[-2:] == [
         "error: seed=1 is bad luck.",
-        "error: 1 of 3 runs failed; the same command tries them again.",
+        "error: 1 of 3 runs failed; repeat the command to retry them.",
     ]
     assert "1 failed: UserError: seed=1 is bad luck." in out
     assert "Traceback" not in err

@@ -255,7 +255,7 @@ def test_testing_alone_uses_the_checkpoints_own_network_and_input(capsys):
     out = capsys.readouterr().out
     assert "32x32 px" in out
     assert "selected on validation (by the checkpoint's own run), tested on test\n" in out
-    assert "score too well" not in out
+    assert "optimistic" not in out
 
 
 def test_testing_alone_says_what_selected_the_checkpoint_whatever_the_split_now(capsys):
@@ -267,7 +267,7 @@ def test_testing_alone_says_what_selected_the_checkpoint_whatever_the_split_now(
     assert (again["val_split"], again["split"]) == ("validation+test", "test")
     out = capsys.readouterr().out
     assert "selected on validation+test (by the checkpoint's own run), tested on test\n" in out
-    assert "note: weights selected on test score too well on it\n" in out
+    assert "note: weights selected on test have optimistic scores on it\n" in out
 
     content = torch.load(path, weights_only=True)
     del content["fer_lightning"]["val_split"]  # as checkpoints were before they recorded it
@@ -311,8 +311,8 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(capsys):
 
     assert both["val_split"] == "validation+test"
     out = capsys.readouterr().out
-    assert "note: the members' runs selected on different splits: validation, validation+test\n" in out
-    assert "note: weights selected on test score too well on it\n" in out
+    assert "note: the members were selected on different splits: validation, validation+test\n" in out
+    assert "note: weights selected on test have optimistic scores on it\n" in out
     assert "32x32 px" in out
     assert "48x48 px" in out
     assert EventAccumulator("runs/default/both").Reload().Tags()["tensors"]  # the run's texts
@@ -344,7 +344,7 @@ def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):
     out, err = capsys.readouterr()
     assert err.count("error: The network fer_model0 cannot be built with channels=[4, 0]") == 2
     assert "Traceback" not in err
-    assert err.endswith("error: 2 of 4 runs failed; the same command tries them again.\n")
+    assert err.endswith("error: 2 of 4 runs failed; repeat the command to retry them.\n")
     assert "4 runs in runs/default/s, ranked by accuracy on validation" in out
     for n in (2, 3):
         assert f"{n} failed: UserError: The network fer_model0 cannot be built with channels=[4, 0]\n  at 48" in out
@@ -372,7 +372,7 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(capsys):
     done, events = (folder / "0/results.json").read_bytes(), set(folder.glob("0/events.*"))
 
     assert main(job, arguments) == 0
-    assert "job 0: finished before, skipped" in capsys.readouterr().out
+    assert "job 0: already finished, skipped" in capsys.readouterr().out
     assert (folder / "0/results.json").read_bytes() == done
     assert [len(results_of(folder / str(n))["history"]) for n in range(3)] == [3, 3, 3]
     assert set(folder.glob("0/events.*")) == events
@@ -408,26 +408,26 @@ def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_go_on(monkeypatc
 
     run(*arguments)
     assert results_of("runs/default/s/0")["status"] == "finished"
-    assert "job 1: finished before, skipped" in capsys.readouterr().out
+    assert "job 1: already finished, skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["monitor=accuracy"], "monitor=accuracy is not a metric. Did you mean accuracy/"),
-        (["stages=[tets]"], "stages=['tets']"),
-        (["stages=[test]"], "needs the checkpoint to test"),
+        (["stages=[tets]"], "stages=['tets']: expected fit, test or both, e.g. stages=[fit,test]."),
+        (["stages=[test]"], "stages=[test]: no checkpoint to test. Set ckpt="),
         (["ckpt=nowhere.ckpt"], "nowhere.ckpt cannot be read: No such file"),
         (["ckpt=3"], "ckpt=3: expected a string, a list of strings or null."),
-        (["stages=[test]", "ckpt=[]"], "needs the checkpoint to test"),
+        (["stages=[test]", "ckpt=[]"], "stages=[test]: no checkpoint to test. Set ckpt="),
         (["stages=[test]", "ckpt=[nowhere.ckpt,b.ckpt]"], "nowhere.ckpt cannot be read"),
-        (["ckpt=[a.ckpt,b.ckpt]"], "ckpt=[a.ckpt,b.ckpt] is an ensemble, which can only be tested"),
-        (["trainer.accelerator=quantum"], "Trainer does not take this"),
-        (["trainer.precision=7"], "Trainer does not take this"),
+        (["ckpt=[a.ckpt,b.ckpt]"], "ckpt=[a.ckpt,b.ckpt]: an ensemble can only be tested. Add stages=[test]."),
+        (["trainer.accelerator=quantum"], "Trainer rejected its arguments"),
+        (["trainer.precision=7"], "Trainer rejected its arguments"),
         (["data=fer2013", "data.path=nowhere.zip"], "nowhere.zip does not exist"),
         (["optim.name=adamm"], "optim.name=adamm"),
         (["optim=sgd", "optim.momentum=0"], "optim.name=sgd cannot be built with"),
-        (["seed=-1"], "seed=-1 is out of range"),
+        (["seed=-1"], "seed=-1: expected a number from 0 to 4294967295."),
     ],
 )
 def test_a_persons_mistake_ends_in_one_message_and_leaves_nothing(arguments, said, capsys, tmp_path):

@@ -132,7 +132,7 @@ def test_minutes_are_a_number_above_0(value, capsys, tmp_path):
     run(f"checkpoint.every_n_minutes={value}", code=1)
     assert "must be a number above 0" in capsys.readouterr().err
     run(f"checkpoint.every_n_minutes={value}", "stages=[test]", "ckpt=best", code=1)
-    assert "is for a fit" in capsys.readouterr().err
+    assert ": only a fit uses it. Leave it at null." in capsys.readouterr().err
     for other in ("often", "true"):
         run(f"checkpoint.every_n_minutes={other}", code=1)
         assert f"every_n_minutes={other}: expected a number or null." in capsys.readouterr().err
@@ -152,9 +152,10 @@ def test_a_checkpoint_cut_in_half_is_set_aside(damaged, capsys):
         cut(folder / name)
     capsys.readouterr()
     resume("runs/default/a", "trainer.max_epochs=3")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in damaged:
-        assert f"{name} is damaged" in told.replace("\n", " ")
+        path = folder / name
+        assert f"note:     renamed to {path}.damaged: ckpt={path} is damaged" in output.replace("\n", " ")
         assert (folder / f"{name}.damaged").exists()
     assert same(content("runs/default/a", "last.ckpt"), content("runs/default/never", "last.ckpt"))
     assert results_of("runs/default/a")["status"] == "finished"
@@ -196,4 +197,4 @@ def test_a_finished_run_that_goes_on_and_is_killed_is_interrupted():
 def test_a_run_does_not_go_on_with_other_data(capsys):
     run("name=a", "trainer.max_epochs=1")
     resume("runs/default/a", "trainer.max_epochs=2", "data.n_train=105", code=1)
-    assert "was trained on other data" in capsys.readouterr().err
+    assert "resume: this run was trained on different data than" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_a_sweep_killed_at_any_moment_goes_on(moment):
     with start() as process:
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert "job 0: finished before, skipped\n" in output
+    assert "job 0: already finished, skipped\n" in output
     resumed = "runs/default/s/1" if moment == "before results.json" else None
     assert begun() == ["0 5 None", "1 6 None", f"1 6 {resumed}", "2 7 None"]
     assert [status(folder) for folder in run_folders(Path("runs"))] == ["finished"] * 3
@@ -118,7 +118,7 @@ def test_processes_share_a_sweep_and_take_up_what_a_killed_one_left():
             Path("go").touch()
             output, _ = second.communicate(timeout=120)
     assert second.returncode == 0, output
-    assert "job 0: another process does it, passed over\n" in output
+    assert "job 0: running in another process, skipped\n" in output
     assert begun() == ["0 5 None", "1 6 None", "2 7 None", "0 5 None"]
     assert "3 runs in runs/default/s" in output
 
@@ -132,7 +132,7 @@ def test_runs_that_others_still_do_are_left_to_them(capsys):
         assert ours
         assert main(lambda cfg, folder: (done.append(cfg.seed), finish(folder)), SWEEP) == 0
     assert done == [5, 7]
-    assert "1 of 3 runs are still going on in other processes." in capsys.readouterr().out
+    assert "1 of 3 runs are still running in other processes." in capsys.readouterr().out
 
 
 def test_a_failed_run_is_tried_by_the_next_command_and_not_by_a_neighbour(capsys):
@@ -166,10 +166,10 @@ def test_a_signal_stops_the_whole_sweep():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("seed=1,2", "augment=none"), "this one is without augment=none,light and with augment=none."),
-        (("seed=1,2", "augment=none,light", "tta=mirror"), "this one is with tta=mirror."),
-        (("seed=1,2",), "this one is without augment=none,light."),
-        (("augment=none,light", "seed=1,2"), "this one is in another order."),
+        (("seed=1,2", "augment=none"), "this one lacks augment=none,light and adds augment=none."),
+        (("seed=1,2", "augment=none,light", "tta=mirror"), "this one adds tta=mirror."),
+        (("seed=1,2",), "this one lacks augment=none,light."),
+        (("augment=none,light", "seed=1,2"), "this one orders its settings differently."),
         (("seed=shuffle(1,2)",), "leave out shuffle"),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_search_tells_what_came_of_its_runs_and_can_be_continued(capsys):
 
     tried = []
     assert main(lambda cfg, folder: (tried.append(folder.name), finish(cfg, folder)), SEARCH[:-1]) == 1
-    assert "without augment=none,light" in capsys.readouterr().err
+    assert "this one lacks augment=none,light" in capsys.readouterr().err
     again = lambda cfg, folder: (tried.append(folder.name), finish(cfg, folder))  # noqa: E731
     assert main(again, (*SEARCH, "hydra.sweeper.n_trials=5")) == 0
     assert tried == ["1", "4"]
@@ -163,7 +163,7 @@ def test_processes_share_a_search():
             wait_for(lambda: len(begun()) == 5)
             output, _ = second.communicate(timeout=120)
             assert second.returncode == 0, output
-            assert "1 of 5 runs are still going on in other processes." in output
+            assert "1 of 5 runs are still running in other processes." in output
         Path("go").touch()
         output, _ = first.communicate(timeout=120)
     assert first.returncode == 0, output
