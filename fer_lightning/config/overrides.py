@@ -179,8 +179,9 @@ def _compose_choices(overrides: list[Override], conf: Conf) -> DictConfig:
         cfg = conf.compose([_first_value(o) for o in [*groups, *others]])
     _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
-    without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
-    _check_keys(cfg, conf.compose(without_global))
+    if any(choices[group] for group in GLOBAL_GROUPS):  # only their files can add keys
+        without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
+        _check_keys(cfg, conf.compose(without_global))
     for key in cfg.hydra.sweeper.get("params") or {}:  # set by a file of group sweep
         if (full := full_key(key)) != key and full in set(_leaves(cfg)):
             raise UserError(f"hydra.sweeper.params: {key} does not exist. Did you mean {full}?")
