@@ -170,7 +170,7 @@ def test_a_signal_stops_the_whole_sweep():
         (("seed=1,2", "augment=none,light", "tta=mirror"), "this one adds tta=mirror."),
         (("seed=1,2",), "this one lacks augment=none,light."),
         (("augment=none,light", "seed=1,2"), "this one orders its settings differently."),
-        (("seed=shuffle(1,2)",), "leave out shuffle"),
+        (("seed=shuffle(1,2)",), "Leave out shuffle"),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused(arguments, said, capsys):
