@@ -18,8 +18,8 @@ from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models import build_model
 
-# The only globals in a checkpoint of plain weights. weights_only=True allows others, some of which can allocate
-# unlimited memory, such as a bytearray of arbitrary length.
+# The only globals in a checkpoint of plain weights, besides storage classes. weights_only=True allows others, some
+# of which can allocate unlimited memory, such as a bytearray of arbitrary length.
 _PLAIN = {"collections OrderedDict", "torch Size", "torch._utils _rebuild_tensor_v2"}
 
 
@@ -134,7 +134,7 @@ def _pickled_names(content: bytes) -> tuple[set[str], str]:
 
 
 class _ForeignError(Exception):
-    """The contents of a checkpoint differ from what this project writes."""
+    """A mismatch between a checkpoint's contents and what this project writes."""
 
 
 def _parse(path: Path, content: Any) -> Checkpoint:

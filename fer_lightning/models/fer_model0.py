@@ -1,4 +1,4 @@
-"""FERModel0, the network of the original training recipe."""
+"""FERModel0, the network of experiment=baseline."""
 
 from collections.abc import Sequence
 

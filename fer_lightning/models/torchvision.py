@@ -46,9 +46,8 @@ def torchvision_net(architecture: str = "resnet18", image_size: int = 224) -> nn
         net: nn.Module = models.get_model(architecture, weights=None, num_classes=NUM_CLASSES, **options)
         _use_grey_input(net)
         with torch.no_grad():
-            net.eval()(
-                torch.zeros(1, 1, image_size, image_size)
-            )  # other architectures fail only here if the image is too small
+            # Some architectures detect only here that the image is too small.
+            net.eval()(torch.zeros(1, 1, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         if isinstance(error, RuntimeError) and hardware.is_out_of_memory(error):
             raise

@@ -50,7 +50,7 @@ def faces() -> Faces:
     return synthetic_faces(n_train=70, n_val=21, n_test=14)
 
 
-def test_fer_model0_has_the_layers_of_the_original():
+def test_fer_model0_has_the_layers_and_parameters_of_the_baseline():
     net = build_model("fer_model0", image_size=128, channels=[16, 32, 64])
     assert net(torch.zeros(2, 1, 128, 128)).shape == (2, 7)
     names = [type(layer).__name__ for layer in net.features]
