@@ -1,4 +1,4 @@
-"""Faults that the tests cause in runs of train.py, and small runs to cause them in."""
+"""Small runs of train.py, and faults for tests to cause in them."""
 
 import json
 import os
@@ -29,7 +29,7 @@ SMALL = [
     "logger=none",
     "callbacks=none",
 ]
-# With what has a state: momentum, a schedule with warm-up, dropout, batch norm. Averaged weights go beside these.
+# Components with a state: momentum, a schedule with warm-up, dropout and batch norm.
 STATEFUL = [
     "model=resnet",
     "model.channels=[4,8]",
@@ -41,16 +41,16 @@ STATEFUL = [
 
 
 def run(*arguments: str, code: int = 0) -> None:
-    """A small run in this process, which is to end with `code`."""
+    """Do a small run in this process, and check that its exit code is `code`."""
     assert main(job, [*SMALL, *arguments]) == code
 
 
 class Kill(Callback):
-    """Kills the process by SIGKILL at a step: once, for the file that names it is taken away first.
+    """Callback that kills the process with SIGKILL after a step, once.
 
     Args:
-        path: of the file, with the number of steps done and, where wanted, a delay in seconds; where there is none,
-            nothing happens.
+        path: file that holds the global step and optionally a delay in seconds. It is removed before the kill;
+            without it, nothing happens.
     """
 
     def __init__(self, path: str) -> None:
@@ -71,11 +71,11 @@ class Kill(Callback):
 
 
 class Killed(BaseException):
-    """As after a kill, nothing more is written."""
+    """Raised in place of a kill. Not an Exception, so that nothing more is written."""
 
 
 class KilledAt(Callback):
-    """What `Kill` does, without a process of its own."""
+    """Callback that raises `Killed` after a step, to simulate a kill within this process."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -86,12 +86,12 @@ class KilledAt(Callback):
 
 
 def kill_at(path: str | Path) -> list[str]:
-    """The settings of train.py that put `Kill` among the callbacks."""
+    """Return the overrides of train.py that add the callback `Kill`."""
     return ["callbacks.kill._target_=faults.Kill", f"callbacks.kill.path={path}"]
 
 
 def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
-    """Puts the callback into the next run of this process, before those that write checkpoints."""
+    """Add a callback to the next run in this process, before the callbacks that write checkpoints."""
     make = job_module.make_trainer
 
     def made(logger: Any, callbacks: list[Callback], *rest: Any) -> Trainer:
@@ -102,14 +102,14 @@ def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
 
 
 def content(folder: str | Path, name: str) -> dict[str, Any]:
-    """A checkpoint without what may differ: paths, seconds and Lightning's counts for progress bars."""
+    """Return a checkpoint without the parts that may differ: paths, durations and progress counters."""
     checkpoint = torch.load(Path(folder) / "checkpoints" / name, weights_only=True)
     kept = ("state_dict", "optimizer_states", "lr_schedulers", "current_model_state", "averaging_state", "epoch")
     return {key: checkpoint[key] for key in (*kept, "global_step") if key in checkpoint}
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal bit for bit, tensors within dicts and lists included."""
+    """Return whether two values are equal bit for bit, including tensors within dicts and lists."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -124,8 +124,8 @@ def results_of(folder: str | Path) -> dict[str, Any]:
     return results
 
 
-def told(folder: str | Path) -> tuple[Any, Any]:
-    """results.json without seconds and what tells one run from another."""
+def outcome(folder: str | Path) -> tuple[Any, Any]:
+    """Return the history and results of a run, without durations and what identifies the run."""
     results = results_of(folder)
     history = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in results["history"]]
     kept = ("status", "error", "accuracy", "loss", "splits", "last_epoch", "best_epoch", "per_class")
@@ -133,8 +133,8 @@ def told(folder: str | Path) -> tuple[Any, Any]:
 
 
 def differences(folder: str | Path, other: str | Path) -> list[str]:
-    """Which of what two finished runs left differs."""
-    found = [] if told(folder) == told(other) else ["results.json"]
-    return found + [
+    """Return the names of the files that differ between two finished runs."""
+    differing = [] if outcome(folder) == outcome(other) else ["results.json"]
+    return differing + [
         name for name in ("last.ckpt", "best.ckpt") if not same(content(folder, name), content(other, name))
     ]

@@ -1,4 +1,4 @@
-"""The plan of the package, so that it cannot rot: floors, sizes, branches, and where private APIs may be used."""
+"""Structural rules of the package: import order, sizes, branches, and where private APIs may be used."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from project import ROOT
 PACKAGE = ROOT / "fer_lightning"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# From the ground up: a module imports from its own floor and those below.
+# Lowest first. A module may import from its own floor and the floors below.
 FLOORS = (
     "emotions errors files text exit hardware arguments",
     "data",
@@ -32,7 +32,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.s
 
 MOST_ROOT_FILES, MOST_LINES, MOST_BRANCHES = 10, 450, 15
 
-# Where private names of other packages may be used. Optuna has no public way to open a trial again by its number.
+# Modules that may use private names of other packages. Optuna has no public way to reopen a trial by its number.
 PRIVATE = ("training/compat.py", "config/compat.py", "runs/search.py")
 
 
@@ -42,7 +42,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module of the package that a module imports, also within functions and for type checkers."""
+    """Yield the modules of the package that a module imports, including imports in functions and for typing."""
     modules = {name_of(module) for module in MODULES}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -60,20 +60,20 @@ def room(name: str) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_down_the_floors(path):
     name = name_of(path)
-    if name == "fer_lightning":  # the public names, which it passes on
+    if name == "fer_lightning":  # re-exports the public names
         return
-    assert room(name) in FLOOR, f"{name} is in no room of the plan"
+    assert room(name) in FLOOR, f"{name} is on no floor"
     above = [other for other in imports(path) if room(other) and FLOOR[room(other)] > FLOOR[room(name)]]
-    assert not above, f"{name} imports from floors above its own"
+    assert not above, f"{name} imports from a higher floor"
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    arrows = {name_of(path): set(imports(path)) - {name_of(path)} for path in MODULES}
-    del arrows["fer_lightning"]
-    while free := [name for name, targets in arrows.items() if not targets & arrows.keys()]:
+def test_there_are_no_import_cycles():
+    imported = {name_of(path): set(imports(path)) - {name_of(path)} for path in MODULES}
+    del imported["fer_lightning"]
+    while free := [name for name, targets in imported.items() if not targets & imported.keys()]:
         for name in free:
-            del arrows[name]
-    assert not arrows, "these are, or lead into, a circle"
+            del imported[name]
+    assert not imported, "these modules are part of an import cycle or lead into one"
 
 
 def test_the_package_root_stays_small():
@@ -81,12 +81,12 @@ def test_the_package_root_stays_small():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_file_is_a_warehouse(path):
+def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= MOST_LINES
 
 
 def branches(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Branches in a function's own body: those of functions and classes within it are their own."""
+    """Return the number of branches in a function, without those of nested functions and classes."""
     count, nodes = 0, list(ast.iter_child_nodes(function))
     while nodes:
         node = nodes.pop()
@@ -110,30 +110,30 @@ def branches(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_function_branches_too_often(path):
+def test_functions_have_few_branches(path):
     functions = [
         node
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    found = {function.name: branches(function) for function in functions}
-    assert {name: n for name, n in found.items() if n > MOST_BRANCHES} == {}
+    counts = {function.name: branches(function) for function in functions}
+    assert {name: n for name, n in counts.items() if n > MOST_BRANCHES} == {}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_private_names_of_others_are_used_in_one_place(path):
+def test_private_names_of_other_packages_are_used_only_in_compat_modules(path):
     if path.relative_to(PACKAGE).as_posix() in PRIVATE:
         return
-    found = []
+    uses = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             of = node.value
             ours = isinstance(of, ast.Name) and of.id in ("self", "cls")
             inherited = isinstance(of, ast.Call) and isinstance(of.func, ast.Name) and of.func.id == "super"
             if not ours and not inherited and node.attr != "_target_":
-                found.append(f"{ast.unparse(node)}, line {node.lineno}")
+                uses.append(f"{ast.unparse(node)}, line {node.lineno}")
         elif isinstance(node, ast.ImportFrom) and node.module:
             private = [alias.name for alias in node.names if alias.name.startswith("_")]
             if private or any(part.startswith("_") and part != "__future__" for part in node.module.split(".")):
-                found.append(f"{ast.unparse(node)}, line {node.lineno}")
-    assert found == []
+                uses.append(f"{ast.unparse(node)}, line {node.lineno}")
+    assert uses == []

@@ -1,4 +1,4 @@
-"""trainer=ddp on two CPU processes, really started: what one process comes to, and nothing left behind."""
+"""trainer=ddp on two real CPU processes gives the results of one process and leaves no process behind."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from fer_lightning.config.cli import main
 from fer_lightning.data.augment import BatchAugment
 from fer_lightning.models.checkpoint import read_checkpoint
 
-# Every last batch is uneven: 57 = 3 x 16 + 9, 21 = 2 x 8 + 5, and at test 35 = 4 x 8 + 3.
+# Every last batch is smaller than the others: 57 = 3 x 16 + 9, 21 = 2 x 8 + 5, and at test 35 = 4 x 8 + 3.
 SETTINGS = (
     "data=synthetic",
     "data.n_train=57",
@@ -42,10 +42,10 @@ SCORES = ("n", "accuracy", "macro_f1", "accuracy_leak_free", "n_leak_free")
 
 @dataclass(frozen=True)
 class Runs:
-    folder: Path  # of the sweep two/0 and two/1; alone/ in it has the same runs by one process
+    folder: Path  # holds the sweep two/0 and two/1, and in alone/ the same runs on one process
     output: str
     exit_code: int
-    further: list[int]  # the processes that the second run had started
+    children: list[int]  # process ids that the second run had started
     resumed: "subprocess.CompletedProcess[str]"
 
     def run(self, name: str) -> Path:
@@ -55,15 +55,15 @@ class Runs:
         return json.loads((self.run(name) / "results.json").read_text())
 
 
-def children(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A sweep of two runs in two processes each, of which the second is stopped by SIGTERM and resumed."""
+    """Run a sweep of two runs on two processes each; the second run is stopped with SIGTERM and resumed."""
     if not Path("/proc/self/task").exists():
-        pytest.skip("the processes are looked for in Linux's /proc")
+        pytest.skip("needs Linux's /proc to list processes")
     folder = tmp_path_factory.mktemp("ddp")
     where = {
         "cwd": folder,
@@ -76,7 +76,7 @@ def runs(tmp_path_factory):
     (folder / "hold").write_text("1")
     sweep = ["-m", "name=two", "seed=0,1", *SETTINGS, "trainer=ddp", "trainer.devices=2"]
     with subprocess.Popen([*command, *sweep], **where) as process:
-        further = children(held(process, folder))
+        children = children_of(held(process, folder))
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=600)
     stopped = (folder / "runs/default/two/1/results.json").read_text()
@@ -91,10 +91,10 @@ def runs(tmp_path_factory):
         patch.chdir(folder / "alone")
         patch.setattr(sys, "argv", ["train.py"])
         assert main(job, ["-m", "name=one", "seed=0,1", *SETTINGS]) == 0
-    return Runs(folder, output, process.returncode, further, resumed)
+    return Runs(folder, output, process.returncode, children, resumed)
 
 
-def test_the_processes_see_every_image_once_in_the_batches_of_one(runs):
+def test_the_processes_share_the_batches_of_one_process(runs):
     one, two = watched(runs.folder / "alone", "0"), watched(runs.folder, "0")
     assert {(epoch, batch, rank) for epoch, batch, rank, _ in two} == {
         (epoch, batch, rank) for epoch in (0, 1) for batch in range(4) for rank in (0, 1)
@@ -107,13 +107,13 @@ def test_the_processes_see_every_image_once_in_the_batches_of_one(runs):
         shares = [part for (e, b, *_), part in two.items() if (e, b) == (epoch, batch)]
         index = torch.cat([share["index"] for share in shares])
         assert set(index.tolist()) == set(whole["index"].tolist())
-        # Augmented as in one process: by the image, whichever process draws, and wherever in its batch.
+        # Augmentation depends on the image, not on the process or the position in its batch.
         row = {image: n for n, image in enumerate(whole["index"].tolist())}
         images = torch.cat([share["images"] for share in shares])
         torch.testing.assert_close(images, whole["images"][[row[image] for image in index.tolist()]])
 
 
-def test_the_first_image_of_each_process_is_augmented_by_draws_of_its_own(runs):
+def test_the_first_image_of_each_process_is_augmented_differently(runs):
     first = [
         part["index"][:1] for (epoch, batch, *_), part in watched(runs.folder, "0").items() if not epoch + batch
     ]
@@ -123,7 +123,7 @@ def test_the_first_image_of_each_process_is_augmented_by_draws_of_its_own(runs):
     assert not torch.allclose(*(augment(face, index, 0, 0, 48) for index in first))
 
 
-def test_training_comes_to_the_weights_and_metrics_of_one_process(runs):
+def test_training_gives_the_weights_and_metrics_of_one_process(runs):
     one, two = runs.results("../../alone/runs/default/one/0"), runs.results("two/0")
     for mine, theirs in zip(two["history"], one["history"], strict=True):
         assert mine["images"] == theirs["images"] == 57
@@ -140,7 +140,7 @@ def test_training_comes_to_the_weights_and_metrics_of_one_process(runs):
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-5)
 
 
-def test_results_are_those_of_the_same_checkpoints_tested_by_one_process(runs, monkeypatch):
+def test_results_equal_those_of_one_process_testing_the_same_checkpoints(runs, monkeypatch):
     monkeypatch.chdir(runs.folder)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     two = runs.results("two/0")
@@ -158,7 +158,7 @@ def test_results_are_those_of_the_same_checkpoints_tested_by_one_process(runs, m
             assert again["without_tta"]["test"]["accuracy"] == two["without_tta"]["test"]["accuracy"]
 
 
-def test_everything_is_written_and_said_once(runs):
+def test_everything_is_written_and_printed_once(runs):
     def files(folder):
         return sorted(
             re.sub(r"tfevents\.\d+\..*", "tfevents", str(path.relative_to(folder))) for path in folder.rglob("*")
@@ -183,11 +183,11 @@ def test_sigterm_ends_every_process_and_leaves_results_marked_interrupted(runs):
     stopped = json.loads((runs.folder / "stopped.json").read_text())
     assert stopped["status"] == "interrupted"
     assert [epoch["epoch"] for epoch in stopped["history"]] == [0]
-    assert len(runs.further) == 1
-    assert not any(Path(f"/proc/{pid}").exists() for pid in runs.further)
+    assert len(runs.children) == 1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in runs.children)
 
 
-def test_a_stopped_run_is_resumed_by_as_many_processes(runs):
+def test_a_stopped_run_is_resumed_on_the_same_number_of_processes(runs):
     assert runs.resumed.returncode == 0, runs.resumed.stdout
     assert "2 processes share each batch" in runs.resumed.stdout
     one, two = runs.results("../../alone/runs/default/one/1"), runs.results("two/1")

@@ -1,4 +1,4 @@
-"""Faults in the middle of a run, each caused for real: what is told, what is left, and that the run can go on."""
+"""Real faults in the middle of a run: the message, the files that remain, and that the run can be resumed."""
 
 import os
 import shutil
@@ -28,8 +28,8 @@ from fer_lightning.training.module import EmotionClassifier
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def the_error(capsys):
-    """The one line on stderr."""
+def error_line(capsys):
+    """Return the only line on stderr."""
     error = capsys.readouterr().err
     assert "Traceback" not in error
     [line] = error.splitlines()
@@ -38,7 +38,7 @@ def the_error(capsys):
 
 
 class At(Callback):
-    """Does something at the end of an epoch's training, before the checkpoints are written."""
+    """Callback that acts at the end of an epoch's training, before the checkpoints are written."""
 
     def __init__(self, epoch, act):
         self.epoch = epoch
@@ -56,14 +56,14 @@ def mount(folder, *options):
 
 @contextmanager
 def mounted(folder, *options):
-    """A small disk of its own, in memory."""
+    """Mount a tmpfs on a new folder."""
     folder.mkdir()
     try:
         done = mount(folder, *options)
     except FileNotFoundError:
-        pytest.skip("there is no mount on this machine")
+        pytest.skip("needs the command mount")
     if done.returncode:
-        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+        pytest.skip(f"needs permission to mount: {done.stderr.strip()}")
     try:
         yield
     finally:
@@ -71,7 +71,7 @@ def mounted(folder, *options):
 
 
 def fill(folder, leave):
-    """Takes what room there is, but for so many bytes."""
+    """Fill the disk, except for `leave` bytes."""
     with open(folder / "filler", "wb", buffering=0) as file:
         try:
             while True:
@@ -90,9 +90,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(leave, capsys, monkeypatch, tmp_p
         with_callback(monkeypatch, At(1, lambda: fill(disk, leave)))
         capsys.readouterr()
         run("name=a", "model.channels=[8,16]", "logger=tensorboard", code=1)
-        line = the_error(capsys)
+        line = error_line(capsys)
         assert "runs/default/a cannot be written: No space left on device" in line
-        assert "resume=runs/default/a" in line
+        assert line.endswith("continue with resume=runs/default/a.")
         folder = Path("runs/default/a")
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
         assert read_checkpoint(folder / "checkpoints/last.ckpt").epoch == 0
@@ -111,21 +111,21 @@ def test_a_folder_that_turns_read_only(capsys, monkeypatch, tmp_path):
         monkeypatch.chdir(disk)
         with_callback(monkeypatch, At(1, lambda: mount(checkpoints, "-o", "ro")))
         run("name=a", code=1)
-        assert "runs/default/a cannot be written: Read-only file system" in the_error(capsys)
+        assert "runs/default/a cannot be written: Read-only file system" in error_line(capsys)
         assert results_of("runs/default/a")["status"] == "failed"
         subprocess.run(["umount", str(checkpoints)], check=True)
         assert read_checkpoint(checkpoints / "last.ckpt").epoch == 0
 
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         assert main(job, ["resume=runs/default/a"]) == 1
-        assert "runs/default/a cannot be written" in the_error(capsys)
+        assert "runs/default/a cannot be written" in error_line(capsys)
         run("name=b", code=1)
-        assert "runs/default/b cannot be created: " in the_error(capsys)
+        assert "runs/default/b cannot be created: " in error_line(capsys)
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         assert main(job, ["resume=runs/default/a"]) == 0
 
 
-def test_nan_stops_the_fit_and_keeps_what_was_good(capsys, monkeypatch):
+def test_nan_stops_the_fit_and_keeps_the_last_finite_weights(capsys, monkeypatch):
     transfer = FaceDataModule.on_after_batch_transfer
     batches = []
 
@@ -139,10 +139,10 @@ def test_nan_stops_the_fit_and_keeps_what_was_good(capsys, monkeypatch):
 
     monkeypatch.setattr(FaceDataModule, "on_after_batch_transfer", poisoned)
     run("name=a", "trainer.log_every_n_steps=2", "checkpoint.every_n_minutes=1e-9", code=1)
-    line = the_error(capsys)
+    line = error_line(capsys)
     assert "The loss of step 4 of 7 in epoch 1 is NaN or infinite" in line
     assert "optim.lr" in line
-    assert len(batches) == 7 + 5  # before the next step
+    assert len(batches) == 7 + 5  # the next batch is fetched, but not trained on
     results = results_of("runs/default/a")
     assert results["status"] == "failed"
     assert results["error"].startswith("UserError: The loss of step 4 of 7 in epoch 1")
@@ -161,7 +161,7 @@ def test_weights_that_diverge_in_the_last_step_are_not_saved(capsys, monkeypatch
     for settings in (["name=validated"], ["name=not", "trainer.limit_val_batches=0"]):
         with_callback(monkeypatch, Spoil())
         run(*settings, code=1)
-        assert " in epoch 1 is NaN or infinite" in the_error(capsys)
+        assert " in epoch 1 is NaN or infinite" in error_line(capsys)
         path = Path("runs/default") / settings[0].removeprefix("name=") / "checkpoints/last.ckpt"
         assert read_checkpoint(path).epoch == 0
 
@@ -174,20 +174,20 @@ def test_weights_that_diverge_in_the_last_step_are_not_saved(capsys, monkeypatch
     ],
     ids=["gpu", "cpu"],
 )
-def test_out_of_memory_says_what_to_lower(error, capsys, monkeypatch):
+def test_out_of_memory_names_the_settings_to_lower(error, capsys, monkeypatch):
     def step(self, batch, batch_idx):
         raise error
 
     monkeypatch.setattr(EmotionClassifier, "training_step", step)
     run("name=a", code=1)
-    line = the_error(capsys)
+    line = error_line(capsys)
     assert str(error).splitlines()[0] in line
     for name in ("data.batch_size", "model.channels", "trainer.precision"):
         assert name in line
     assert results_of("runs/default/a")["status"] == "failed"
 
 
-def test_data_that_are_deleted_while_a_run_trains_on_them(monkeypatch, tmp_path):
+def test_data_may_be_deleted_while_a_run_trains_on_them(monkeypatch, tmp_path):
     archive = write_zip(tmp_path / "fer2013.zip", fake_faces())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     own = [setting for setting in SMALL if not setting.startswith("data")]
@@ -219,7 +219,7 @@ class Signal(Callback):
     "hook",
     ["on_fit_start", "on_train_batch_end", "on_validation_batch_end", "on_test_batch_end", "on_predict_batch_end"],
 )
-def test_a_signal_while_the_network_is_at_work(hook, signum, code, monkeypatch, capsys):
+def test_a_signal_during_training_validation_or_test(hook, signum, code, monkeypatch, capsys):
     with_callback(monkeypatch, Signal(hook, signum))
     run("name=a", "trainer.max_epochs=1", code=code)
     assert capsys.readouterr().err == f"stopped by {signum.name}\n"
@@ -232,7 +232,7 @@ def test_a_signal_while_the_network_is_at_work(hook, signum, code, monkeypatch, 
 @pytest.mark.parametrize(("signum", "code"), SIGNALS)
 @pytest.mark.parametrize("name", ["config.yaml", "best.ckpt", "last.ckpt", "results.json"])
 def test_a_signal_while_a_file_is_written(name, signum, code, monkeypatch):
-    """And the other signal while the first one is answered."""
+    """Further signals arrive while the first one is handled."""
     replace, sent = os.replace, []
 
     def slow(temporary, path):
@@ -257,23 +257,23 @@ def test_a_signal_while_a_file_is_written(name, signum, code, monkeypatch):
 
 
 @pytest.mark.parametrize(("signum", "code"), SIGNALS)
-def test_a_signal_before_the_run_began_leaves_nothing(signum, code, monkeypatch, tmp_path):
+def test_a_signal_before_the_run_started_leaves_no_files(signum, code, monkeypatch, tmp_path):
     monkeypatch.setattr(job_module, "build_model", lambda **_: signal.raise_signal(signum))
     run("name=a", code=code)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_is_at_work_is_left_alone(monkeypatch, capsys):
+def test_a_running_run_cannot_be_resumed(monkeypatch, capsys):
     def second():
         assert main(job, ["resume=runs/default/a"]) == 1
 
     with_callback(monkeypatch, At(0, second))
     run("name=a", "trainer.max_epochs=1")
-    assert "runs/default/a is in use" in the_error(capsys)
+    assert "runs/default/a is in use" in error_line(capsys)
     assert results_of("runs/default/a")["status"] == "finished"
 
 
-def test_of_two_runs_that_start_at_the_same_moment_one_is_refused():
+def test_one_of_two_runs_that_start_at_the_same_time_is_refused():
     code = (
         "import sys; from fer_lightning.config.cli import main\n"
         "def job(cfg, run_dir):\n"
@@ -292,28 +292,28 @@ def test_of_two_runs_that_start_at_the_same_moment_one_is_refused():
         )
         for _ in range(2)
     ]
-    # The one that is refused ends, which ends its output; the other waits for the end of its input.
-    said = [process.stdout.readline() for process in both]
+    # The refused process exits, which closes its output; the other one waits for the end of its input.
+    outputs = [process.stdout.readline() for process in both]
     errors = [process.communicate()[1] for process in both]
-    assert sorted(said) == ["", "in\n"]
+    assert sorted(outputs) == ["", "in\n"]
     assert sorted(process.returncode for process in both) == [0, 1]
     assert sum("runs/default/a is in use" in error or "already contains a run" in error for error in errors) == 1
 
 
-def test_a_run_that_was_there_by_the_time_the_lock_was_free(monkeypatch, capsys):
+def test_a_run_created_while_waiting_for_the_lock_is_kept(monkeypatch, capsys):
     run("name=a", "trainer.max_epochs=1", "stages=[fit]")
     monkeypatch.setattr(config, "_folder", lambda overrides, multirun: Path("runs/default/a"))
     run("name=a", code=1)
-    assert "already contains a run" in the_error(capsys)
+    assert "already contains a run" in error_line(capsys)
 
 
-def test_a_cut_checkpoint_to_test_is_one_line(capsys):
+def test_testing_a_truncated_checkpoint_prints_one_line(capsys):
     run("name=a", "trainer.max_epochs=1", "stages=[fit]")
     path = Path("runs/default/a/checkpoints/best.ckpt")
     whole = path.read_bytes()
     for part in (0.1, 0.5, 0.99):
         path.write_bytes(whole[: int(part * len(whole))])
         run("name=b", "stages=[test]", f"ckpt={path}", code=1)
-        assert f"ckpt={path} is" in the_error(capsys)
+        assert f"ckpt={path} is" in error_line(capsys)
         with pytest.raises(UserError, match="damaged"):
             read_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Whole runs through train.py, small enough for a test: what they leave, how they go on, how they stop."""
+"""Small but complete runs of train.py: their files, how they resume and how they stop."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def same_weights(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_what_a_run_leaves(capsys):
+def test_files_and_results_of_a_run(capsys):
     run("name=first", "trainer.max_epochs=2", "experiment=demo", "model.channels=[4,8]")
     folder = Path("runs/demo/first")
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -113,7 +113,7 @@ def test_what_a_run_leaves(capsys):
     assert {"predictions/sample", "confusion/val", "confusion/test"} <= set(shown["images"])
 
 
-def test_one_seed_gives_one_result_and_zero_is_a_seed():
+def test_the_seed_determines_the_result():
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(f"name={name}", f"seed={seed}", "trainer.max_epochs=1", "callbacks=none", "logger=none")
     assert same_weights(weights_of("runs/default/a"), weights_of("runs/default/b"))
@@ -121,8 +121,8 @@ def test_one_seed_gives_one_result_and_zero_is_a_seed():
     assert results_of("runs/default/a")["accuracy"] == results_of("runs/default/b")["accuracy"]
 
 
-def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped():
-    """SIGTERM in the middle of an epoch, in a process of its own, as Ctrl-C or a scheduler would."""
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one():
+    """A separate process gets SIGTERM in the middle of an epoch, as from a scheduler."""
     arguments = [*SMALL, "data.n_train=1400", "trainer.max_epochs=3", "callbacks=none"]
     assert main(job, [*arguments, "name=never"]) == 0
     folder = Path("runs/default/stopped")
@@ -150,8 +150,8 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped():
     for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "epoch"):
         assert [epoch[key] for epoch in finished["history"]] == [epoch[key] for epoch in never["history"]]
     assert (finished["accuracy"], finished["best_epoch"]) == (never["accuracy"], never["best_epoch"])
-    # One TensorBoard run, no epoch in it twice. The last point before the stop may be missing: Lightning writes it
-    # after the checkpoint, and the signal can come between. results.json has it.
+    # No epoch appears twice in TensorBoard. The last point before the stop may be missing, because Lightning writes
+    # it after the checkpoint, and the signal can arrive in between; results.json has it.
     steps = [event.step for event in EventAccumulator(str(folder)).Reload().Scalars("loss/train")]
     assert steps in ([0, 1, 2], [1, 2], [0, 2])
 
@@ -181,7 +181,7 @@ def test_more_batches_between_validations_than_an_epoch_has(capsys):
     assert results_of("runs/default/a")["status"] == "failed"
 
 
-def test_a_value_error_of_our_own_is_not_taken_for_a_persons_mistake(monkeypatch):
+def test_a_value_error_in_our_own_code_is_not_a_user_error(monkeypatch):
     def broken(self):
         raise ValueError("a bug")
 
@@ -197,7 +197,7 @@ def test_resume_can_raise_the_number_of_epochs():
     assert [epoch["epoch"] for epoch in results_of("runs/default/a")["history"]] == [0, 1]
 
 
-def test_a_run_begun_before_a_setting_existed_gets_its_default():
+def test_a_run_older_than_a_setting_gets_its_default():
     run("name=a", "trainer.max_epochs=1", "callbacks=none", "stages=[fit]")
     path = Path("runs/default/a/config.yaml")
     settings = path.read_text()
@@ -225,7 +225,7 @@ def test_a_moved_run_keeps_its_best_epoch(monkeypatch):
     assert results["best_epoch"] == 0
     states = torch.load(moved / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
     assert str(Path("runs/default/a")) not in str(states)
-    # Under Lightning's own name, so that a run begun with its ModelCheckpoint finds its state too.
+    # The state has the key of Lightning's ModelCheckpoint, so that runs that used that class can be resumed.
     assert sum(key.startswith("ModelCheckpoint{") for key in states) == 2
 
 
@@ -239,7 +239,7 @@ def test_resume_refuses_what_it_cannot_change(argument, capsys):
     assert argument.split("=")[0].removeprefix("~") in capsys.readouterr().err
 
 
-def test_testing_alone_uses_the_checkpoints_own_network_and_input(capsys):
+def test_a_test_only_run_uses_the_network_and_input_of_the_checkpoint(capsys):
     run("name=a", "trainer.max_epochs=1", "callbacks=none", "data.image_size=32", "model.channels=[3,5]")
     run(
         "name=again",
@@ -258,7 +258,7 @@ def test_testing_alone_uses_the_checkpoints_own_network_and_input(capsys):
     assert "optimistic" not in out
 
 
-def test_testing_alone_says_what_selected_the_checkpoint_whatever_the_split_now(capsys):
+def test_a_test_only_run_reports_the_split_that_selected_the_checkpoint(capsys):
     run("name=a", "trainer.max_epochs=1", "callbacks=none", "data.split=kaggle_folder", "stages=[fit]")
     capsys.readouterr()
     path = Path("runs/default/a/checkpoints/best.ckpt")
@@ -270,7 +270,7 @@ def test_testing_alone_says_what_selected_the_checkpoint_whatever_the_split_now(
     assert "note: weights selected on test have optimistic scores on it\n" in out
 
     content = torch.load(path, weights_only=True)
-    del content["fer_lightning"]["val_split"]  # as checkpoints were before they recorded it
+    del content["fer_lightning"]["val_split"]  # as in checkpoints from before it was recorded
     torch.save(content, path)
     run("name=old", "stages=[test]", f"ckpt={path}")
     assert results_of("runs/default/old")["val_split"] is None
@@ -299,13 +299,13 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(capsys):
     plain, mirrored = [], []
     for path in (a, b):
         module = classifier_from(read_checkpoint(path))
-        own = module.inputs
-        given = normalise(resize(images, own.image_size), own.mean, own.std)
+        spec = module.inputs
+        inputs = normalise(resize(images, spec.image_size), spec.mean, spec.std)
         with torch.no_grad():
-            plain.append(module(given).softmax(dim=1))
-            mirrored.append(module(given.flip(-1)).softmax(dim=1))
-    for scores, answers in ((both, plain + mirrored), (both["without_tta"]["test"], plain)):
-        mean = torch.stack(answers).mean(dim=0)
+            plain.append(module(inputs).softmax(dim=1))
+            mirrored.append(module(inputs.flip(-1)).softmax(dim=1))
+    for scores, probabilities in ((both, plain + mirrored), (both["without_tta"]["test"], plain)):
+        mean = torch.stack(probabilities).mean(dim=0)
         assert scores["loss"] == pytest.approx(-mean.log()[range(14), labels].mean().item(), rel=1e-4)
         assert scores["accuracy"] == (mean.argmax(dim=1) == labels).double().mean().item()
 
@@ -318,7 +318,7 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(capsys):
     assert EventAccumulator("runs/default/both").Reload().Tags()["tensors"]  # the run's texts
 
 
-def test_many_runs_in_one_process_leave_no_thread_and_no_file_open():
+def test_runs_in_one_process_leave_no_threads_or_open_files():
     held = []
 
     def counted(cfg, run_dir):
@@ -331,7 +331,7 @@ def test_many_runs_in_one_process_leave_no_thread_and_no_file_open():
     assert held[0] == held[1] == held[2]
 
 
-def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):
+def test_a_sweep_ranks_its_runs_and_survives_a_failed_one(capsys):
     run(
         "-m",
         "name=s",
@@ -353,8 +353,8 @@ def test_a_sweep_ranks_its_runs_and_outlives_a_failing_one(capsys):
     assert runs[2]["error"].startswith("UserError: The network fer_model0 cannot be built with channels=[4, 0]")
 
 
-def test_a_sweep_that_was_killed_goes_on_where_it_was(capsys):
-    """kill -9 in the middle of the second of three runs; the same command ends as if it had never happened."""
+def test_a_killed_sweep_is_resumed_by_the_same_command(capsys):
+    """SIGKILL in the middle of the second of three runs; repeating the command completes the sweep."""
     arguments = [*SMALL, "data.n_train=700", "trainer.max_epochs=3", "callbacks=none", "stages=[fit]"]
     arguments += ["-m", "name=s", "seed=0,1,2"]
     folder = Path("runs/default/s")
@@ -376,18 +376,18 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(capsys):
     assert (folder / "0/results.json").read_bytes() == done
     assert [len(results_of(folder / str(n))["history"]) for n in range(3)] == [3, 3, 3]
     assert set(folder.glob("0/events.*")) == events
-    # No epoch twice. The first one's point may be lost: the kill can come between its checkpoint and the flush.
+    # No epoch appears twice. The first point may be lost if the kill came between its checkpoint and the flush.
     steps = [event.step for event in EventAccumulator(str(folder / "1")).Reload().Scalars("loss/train")]
     assert steps in ([0, 1, 2], [1, 2])
 
 
-def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_go_on(monkeypatch, capsys):
-    whole = FaceDataModule.train_dataloader
+def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_continue(monkeypatch, capsys):
+    original = FaceDataModule.train_dataloader
 
     def broken(self):
         if self.seed == 0:
             raise RuntimeError("out of luck\nand of memory")
-        return whole(self)
+        return original(self)
 
     arguments = (
         "-m",
@@ -412,7 +412,7 @@ def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_go_on(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["monitor=accuracy"], "monitor=accuracy is not a metric. Did you mean accuracy/"),
         (["stages=[tets]"], "stages=['tets']: expected fit, test or both, e.g. stages=[fit,test]."),
@@ -430,11 +430,11 @@ def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_go_on(monkeypatc
         (["seed=-1"], "seed=-1: expected a number from 0 to 4294967295."),
     ],
 )
-def test_a_persons_mistake_ends_in_one_message_and_leaves_nothing(arguments, said, capsys, tmp_path):
+def test_a_user_error_prints_one_message_and_leaves_no_files(arguments, message, capsys, tmp_path):
     settings = [setting for setting in SMALL if not (arguments[0] == "data=fer2013" and setting.startswith("data"))]
     assert main(job, [*settings, *arguments]) == 1
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
     assert list(tmp_path.rglob("*")) == []
 
@@ -444,10 +444,10 @@ class Bomb:
         return (os.system, ("touch exploded",))
 
 
-def test_a_checkpoint_cannot_run_code_and_a_wrong_one_is_named(tmp_path):
+def test_a_checkpoint_cannot_run_code_and_invalid_ones_are_refused(tmp_path):
     run("name=a", "trainer.max_epochs=1", "callbacks=none", "logger=none", "stages=[fit]")
     whole = Path("runs/default/a/checkpoints/best.ckpt").read_bytes()
-    content = torch.load("runs/default/a/checkpoints/best.ckpt", weights_only=True)  # plain enough to load so
+    content = torch.load("runs/default/a/checkpoints/best.ckpt", weights_only=True)  # needs no pickled classes
     assert content["fer_lightning"]["classes"] == list(EMOTIONS)
     cases = {
         "bomb.ckpt": (Bomb(), "could run code"),
@@ -457,9 +457,9 @@ def test_a_checkpoint_cannot_run_code_and_a_wrong_one_is_named(tmp_path):
             "was trained on the classes",
         ),
     }
-    for name, (bad, said) in cases.items():
+    for name, (bad, message) in cases.items():
         torch.save(bad, tmp_path / name)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             read_checkpoint(tmp_path / name)
     for name, data in (("cut.ckpt", whole[: len(whole) // 2]), ("empty.ckpt", b""), ("text.ckpt", b"hello")):
         (tmp_path / name).write_bytes(data)
@@ -468,7 +468,7 @@ def test_a_checkpoint_cannot_run_code_and_a_wrong_one_is_named(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-# Every choice that conf/ offers runs: a new file there is tested without a word here. Experiments and sweeps below.
+# Every option in conf/, so that new files are tested automatically. Experiments and sweeps have tests below.
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF_DIR.glob("*/*.yaml"))
@@ -477,7 +477,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_runs(choice, monkeypatch, tmp_path):
+def test_every_option_runs(choice, monkeypatch, tmp_path):
     archive = tmp_path / "fer2013.zip"
     write_zip(archive, fake_faces())
     monkeypatch.setenv("FER2013_PATH", str(archive))
@@ -495,7 +495,7 @@ def test_every_ablation_runs(ablation):
     assert results_of("runs/fast/a")["status"] == "finished"
 
 
-def test_a_gpu_that_is_not_there_is_one_line(monkeypatch, capsys, tmp_path):
+def test_a_missing_gpu_prints_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     settings = [setting for setting in SMALL if setting != "trainer.accelerator=cpu"]
@@ -507,12 +507,12 @@ def test_a_gpu_that_is_not_there_is_one_line(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("experiment", [path.stem for path in sorted(CONF_DIR.glob("experiment/*.yaml"))])
-def test_every_experiment_runs_on_files_in_the_real_format(experiment, tmp_path):
+def test_every_experiment_runs_on_files_in_the_format_of_fer2013(experiment, tmp_path):
     archive = tmp_path / "fer2013.zip"
     write_zip(archive, fake_faces())
     data = [] if experiment == "demo" else [f"data.path={archive}"]
     few = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu"]
-    if experiment in ("tiny", "best_cpu_distilled"):  # whose teacher takes 48 px
+    if experiment in ("tiny", "best_cpu_distilled"):  # the teacher has an input of 48 px
         few.append("distill.ckpt=tiny")
     else:
         few.append("data.image_size=16")
@@ -527,14 +527,14 @@ def test_every_experiment_runs_on_files_in_the_real_format(experiment, tmp_path)
 
 
 @pytest.mark.parametrize("experiment", [path.stem for path in sorted(CONF_DIR.glob("experiment/*.yaml"))])
-def test_an_experiment_leaves_no_callback_behind_that_was_chosen_away(experiment):
+def test_callbacks_none_removes_the_callbacks_of_an_experiment(experiment):
     composed = []
     arguments = [f"experiment={experiment}", "callbacks=none", "name=a"]
     assert main(lambda cfg, run_dir: composed.append(cfg.callbacks), arguments) == 0
     assert composed == [{}]
 
 
-# But optuna.yaml, which has its own tests in test_search.py.
+# optuna.yaml has its own tests in test_search.py.
 SWEEPS = [path.stem for path in sorted(CONF_DIR.glob("sweep/*.yaml")) if path.stem != "optuna"]
 
 
@@ -550,7 +550,7 @@ def test_every_sweep_composes(sweep):
     assert len(jobs) > 1
 
 
-def test_real_data_one_step(real_data):
+def test_real_data_has_the_published_counts(real_data):
     arguments = (
         "trainer.max_epochs=1",
         "data.image_size=24",

@@ -1,4 +1,4 @@
-"""Runs killed by SIGKILL and resumed: the weights and records of runs that were never interrupted, bit for bit."""
+"""Runs that are killed and resumed end with the weights and records of uninterrupted runs, bit for bit."""
 
 import os
 import signal
@@ -39,8 +39,8 @@ def resume(folder, *arguments, code=0):
     [([], 7), (["checkpoint.every_n_minutes=1e-9"], 11)],
     ids=["epochs", "within an epoch"],
 )
-def test_a_run_killed_at_a_step_ends_as_one_never_killed(minutes, resumed_after, capsys):
-    """SIGKILL in the second of three epochs of seven steps, in a process of its own."""
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(minutes, resumed_after, capsys):
+    """A separate process gets SIGKILL in the second of three epochs of seven steps."""
     settings = [*STATEFUL, "callbacks.ema._target_=fer_lightning.callbacks.ema.EMA", *minutes]
     run("name=never", *settings)
     Path("step").write_text("12")
@@ -70,7 +70,7 @@ def test_a_run_killed_at_a_step_ends_as_one_never_killed(minutes, resumed_after,
     ],
     ids=["validation within epochs", "validation across epochs", "accumulated gradients"],
 )
-def test_steps_that_are_special_are_places_to_go_on_from(settings, monkeypatch):
+def test_resuming_at_steps_with_validation_or_accumulation(settings, monkeypatch):
     settings = [*settings, "model.channels=[2]", "checkpoint.every_n_minutes=1e-9", "trainer.max_epochs=2"]
     run("name=never", *settings)
     for step in (3, 6):
@@ -81,8 +81,8 @@ def test_steps_that_are_special_are_places_to_go_on_from(settings, monkeypatch):
         assert differences(f"runs/default/{step}", "runs/default/never") == []
 
 
-def test_a_run_goes_on_elsewhere_with_data_elsewhere_and_for_longer(monkeypatch, tmp_path):
-    """The run's folder and its data were moved, and trainer.max_epochs is raised; the learning rate is constant."""
+def test_a_moved_run_resumes_with_moved_data_and_more_epochs(monkeypatch, tmp_path):
+    """The learning rate is constant, so that a raised trainer.max_epochs does not change the first epochs."""
     archive = write_zip(tmp_path / "fer2013.zip", fake_faces())
     own = ["data=fer2013", "data.image_size=24", "data.batch_size=8", "model.channels=[2]", "callbacks=none"]
     own += ["logger=none", "trainer.accelerator=cpu", "trainer.enable_model_summary=false", "trainer.max_epochs=2"]
@@ -100,7 +100,7 @@ def test_a_run_goes_on_elsewhere_with_data_elsewhere_and_for_longer(monkeypatch,
     assert differences(moved, "runs/default/never") == []
 
 
-def test_a_raised_number_of_epochs_stretches_the_schedule():
+def test_raising_the_number_of_epochs_extends_the_schedule():
     run("name=a", "optim.schedule=cosine", "trainer.max_epochs=1", "stages=[fit]")
     resume("runs/default/a", "trainer.max_epochs=2")
     [first, second] = (epoch["lr"] for epoch in results_of("runs/default/a")["history"])
@@ -110,7 +110,7 @@ def test_a_raised_number_of_epochs_stretches_the_schedule():
     assert state[0]["last_epoch"] == 14
 
 
-def test_an_epoch_goes_on_with_its_own_batches_only(monkeypatch, capsys):
+def test_an_epoch_cannot_be_resumed_with_another_batch_size(monkeypatch, capsys):
     with_callback(monkeypatch, KilledAt(5))
     with pytest.raises(Killed):
         run("name=a", "checkpoint.every_n_minutes=1e-9")
@@ -121,14 +121,14 @@ def test_an_epoch_goes_on_with_its_own_batches_only(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("argument", ["optim.lr=1e-4", "model.channels=[8,8]"])
-def test_what_a_checkpoint_overrules_is_refused(argument, capsys):
+def test_settings_fixed_by_the_checkpoint_cannot_be_changed(argument, capsys):
     run("name=a", "trainer.max_epochs=1", "stages=[fit]")
     resume("runs/default/a", argument, code=1)
     assert "ckpt=runs/default/a/checkpoints/last.ckpt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan"])
-def test_minutes_are_a_number_above_0(value, capsys, tmp_path):
+def test_every_n_minutes_must_be_positive(value, capsys, tmp_path):
     run(f"checkpoint.every_n_minutes={value}", code=1)
     assert "must be a number above 0" in capsys.readouterr().err
     run(f"checkpoint.every_n_minutes={value}", "stages=[test]", "ckpt=best", code=1)
@@ -139,17 +139,17 @@ def test_minutes_are_a_number_above_0(value, capsys, tmp_path):
     assert list(tmp_path.rglob("*")) == []
 
 
-def cut(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.mark.parametrize("damaged", [["last.ckpt"], ["best.ckpt"], ["last.ckpt", "best.ckpt"]])
-def test_a_checkpoint_cut_in_half_is_set_aside(damaged, capsys):
+def test_a_truncated_checkpoint_is_renamed_and_skipped(damaged, capsys):
     run("name=never")
     run("name=a", "trainer.max_epochs=2")
     folder = Path("runs/default/a/checkpoints")
     for name in damaged:
-        cut(folder / name)
+        truncate(folder / name)
     capsys.readouterr()
     resume("runs/default/a", "trainer.max_epochs=3")
     output = capsys.readouterr().out
@@ -161,16 +161,16 @@ def test_a_checkpoint_cut_in_half_is_set_aside(damaged, capsys):
     assert results_of("runs/default/a")["status"] == "finished"
 
 
-@pytest.mark.parametrize("said", ["stages=[test]", "ckpt=best", "monitor=loss/val", "seed=3"])
-def test_a_resumed_run_keeps_what_its_fit_was_about(said, capsys):
+@pytest.mark.parametrize("setting", ["stages=[test]", "ckpt=best", "monitor=loss/val", "seed=3"])
+def test_a_resumed_run_refuses_settings_of_another_fit(setting, capsys):
     run("name=a", "trainer.max_epochs=1")
     before = {path: path.read_bytes() for path in Path("runs/default/a").rglob("*") if path.is_file()}
-    resume("runs/default/a", said, code=1)
+    resume("runs/default/a", setting, code=1)
     assert "a resumed run continues its fit" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in Path("runs/default/a").rglob("*") if path.is_file()}
 
 
-def test_a_resume_that_is_refused_changes_nothing(capsys):
+def test_a_refused_resume_changes_no_files(capsys):
     run("name=a", "trainer.max_epochs=1")
     folder = Path("runs/default/a")
     before = {name: (folder / name).read_bytes() for name in ("config.yaml", "command.txt", "results.json")}
@@ -180,7 +180,7 @@ def test_a_resume_that_is_refused_changes_nothing(capsys):
     assert len(results_of(folder)["history"]) == 2
 
 
-def test_a_finished_run_that_goes_on_and_is_killed_is_interrupted():
+def test_a_finished_run_that_is_extended_and_killed_is_interrupted():
     run("name=a", "trainer.max_epochs=1", *kill_at(Path("step")))
     folder = Path("runs/default/a")
     Path("step").write_text("12")
@@ -194,7 +194,7 @@ def test_a_finished_run_that_goes_on_and_is_killed_is_interrupted():
     assert len(results_of(folder)["history"]) == 3
 
 
-def test_a_run_does_not_go_on_with_other_data(capsys):
+def test_a_run_cannot_be_resumed_with_other_data(capsys):
     run("name=a", "trainer.max_epochs=1")
     resume("runs/default/a", "trainer.max_epochs=2", "data.n_train=105", code=1)
     assert "resume: this run was trained on different data than" in capsys.readouterr().err

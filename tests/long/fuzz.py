@@ -1,13 +1,13 @@
-"""Every reader of files from strangers, fed mutated ones for a bounded time.
+"""Fuzz every reader of untrusted files for a limited time.
 
     pip install atheris
     python tests/long/fuzz.py --seconds 60 --out results/reliability/fuzz.json
 
-Each of the readers in tests/hostile.py gets a process of its own for so many seconds. Where atheris is installed,
-it mutates valid files going by the coverage of the Python code (libFuzzer); otherwise they are mutated blindly.
-A crash is anything but an answer or a UserError: another exception, a file left outside, 20 seconds without an
-answer, more than 4 GiB of memory, a signal. The input and the traceback of each are kept in --crashes. Cost: the
-seconds times ten, and a few more for every start.
+Each reader in tests/hostile.py runs in its own process for --seconds. With atheris installed, valid files are
+mutated guided by the coverage of the Python code (libFuzzer); otherwise at random. A crash is any outcome other
+than a result or a UserError: another exception, a file written elsewhere, 20 seconds without a result, more than
+4 GiB of memory, or a signal. The input and traceback of each crash are kept in --crashes. Takes ten times
+--seconds, plus the start-ups.
 """
 
 import argparse
@@ -31,7 +31,7 @@ INSTRUMENTED = ("fer_lightning", "PIL", "zipfile", "yaml", "omegaconf")
 
 
 def fuzz(name: str, seconds: int, counts_file: Path, crashes: Path) -> None:
-    """Feeds one reader until the time is over; does not return."""
+    """Fuzz one reader until the time is up, then exit the process."""
     try:
         import atheris
     except ImportError:
@@ -42,14 +42,14 @@ def fuzz(name: str, seconds: int, counts_file: Path, crashes: Path) -> None:
         with atheris.instrument_imports(include=list(INSTRUMENTED)):
             import hostile
     with counts_file.open("r+b") as file:
-        counts = memoryview(mmap.mmap(file.fileno(), 24)).cast("q")  # tried, accepted, crashed: outlives a kill
+        counts = memoryview(mmap.mmap(file.fileno(), 24)).cast("q")  # tried, accepted, crashed; survives a kill
     seen: set[str] = set()
 
     def feed(content: bytes) -> None:
         counts[0] += 1
         try:
             counts[1] += hostile.attempt(name, content)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is what is looked for)
+        except Exception as error:  # noqa: BLE001 (any exception is a finding)
             counts[2] += 1
             where = traceback.extract_tb(error.__traceback__)[-1]
             fault = f"{type(error).__name__} {where.filename}:{where.lineno}"
@@ -61,9 +61,9 @@ def fuzz(name: str, seconds: int, counts_file: Path, crashes: Path) -> None:
     for seed in seeds:
         feed(seed)
     if counts[1] != len(seeds):
-        sys.exit(f"{name}: a valid file was not taken")
+        sys.exit(f"{name}: a valid file was rejected")
     if atheris is None:
-        blind(feed, seeds, seconds)
+        feed_randomly(feed, seeds, seconds)
     corpus = crashes / f"corpus-{name}"
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(seeds):
@@ -74,8 +74,8 @@ def fuzz(name: str, seconds: int, counts_file: Path, crashes: Path) -> None:
     atheris.Fuzz()
 
 
-def blind(feed: object, seeds: list[bytes], seconds: int) -> None:
-    """Mutations by chance, without a look at what they reach."""
+def feed_randomly(feed: object, seeds: list[bytes], seconds: int) -> None:
+    """Feed random mutations, without coverage guidance."""
     import random
     import signal
 
@@ -97,17 +97,21 @@ def blind(feed: object, seeds: list[bytes], seconds: int) -> None:
     sys.exit(0)
 
 
-def keep(content: bytes, name: str, crashes: Path, told: str) -> None:
+def keep(content: bytes, name: str, crashes: Path, report: str) -> None:
+    """Save the input and the traceback of a crash."""
     stem = crashes / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
     stem.with_suffix(".bin").write_bytes(content)
-    stem.with_suffix(".txt").write_text(told)
+    stem.with_suffix(".txt").write_text(report)
 
 
 def main() -> int:
+    """Fuzz the readers, print a table, and return 1 if any crashed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=60, help="for each reader; default %(default)s")
-    parser.add_argument("--readers", nargs="+", choices=READERS, default=READERS, metavar="NAME", help="only these")
-    parser.add_argument("--crashes", type=Path, default=Path("fuzz"), help="folder for what crashed; default fuzz")
+    parser.add_argument("--seconds", type=int, default=60, help="time for each reader; default %(default)s")
+    parser.add_argument(
+        "--readers", nargs="+", choices=READERS, default=READERS, metavar="NAME", help="readers; default all"
+    )
+    parser.add_argument("--crashes", type=Path, default=Path("fuzz"), help="folder for crashes; default fuzz")
     parser.add_argument("--out", type=Path, metavar="PATH", help="write the counts as JSON")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -120,7 +124,7 @@ def main() -> int:
     from fer_lightning.text import format_table
 
     args.crashes.mkdir(parents=True, exist_ok=True)
-    found = {}
+    counts = {}
     for name in args.readers:
         counts_file = args.crashes / f"counts-{name}"
         counts_file.write_bytes(bytes(24))
@@ -131,20 +135,20 @@ def main() -> int:
             _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         tried, accepted, crashed = memoryview(counts_file.read_bytes()).cast("q")
-        found[name] = {
+        counts[name] = {
             "tried": tried,
             "accepted": accepted,
             "refused": tried - accepted - crashed - bool(process.returncode),
             "crashed": crashed + bool(process.returncode),  # a timeout, a signal, too much memory
             "peak_mib": round(usage.ru_maxrss / 1024),
         }
-        print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
+        print(f"{name}: {counts[name]}", file=sys.stderr, flush=True)
     header = ["reader", "tried", "accepted", "refused", "crashed", "peak MiB"]
-    print(format_table(header, [[name, *(f"{n:,}" for n in row.values())] for name, row in found.items()]))
+    print(format_table(header, [[name, *(f"{n:,}" for n in row.values())] for name, row in counts.items()]))
     if args.out:
         engine = "atheris" if find_spec("atheris") else "blind"
-        write_json(args.out, {"engine": engine, "seconds_each": args.seconds, "readers": found})
-    return 1 if any(row["crashed"] for row in found.values()) else 0
+        write_json(args.out, {"engine": engine, "seconds_each": args.seconds, "readers": counts})
+    return 1 if any(row["crashed"] for row in counts.values()) else 0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Kills the processes of a sweep at random moments, over and over, and looks for anything lost or done twice.
+"""Kill the processes of a sweep at random moments, and check that no run is lost or repeated.
 
-Two processes at a time work on a grid of seeds, then on a search with Optuna; one after the other is killed with
-kill -9 at a random moment, from its start-up to the end of a run, and started again by the same command. When the
-kills are over and all is done, every run must have finished with every epoch once, no results.json may have changed
-after it had said "finished", and every epoch of the grid must have the numbers of a sweep that nobody disturbed.
-The runs are of seconds on drawn faces, on the CPU.
+Two processes at a time work on a grid of seeds, then on a search with Optuna. They are repeatedly killed with
+SIGKILL at a random moment, from start-up to the end of a run, and restarted with the same command. At the end,
+every run must have finished with each epoch once, no results.json may have changed after its status was
+"finished", and every epoch of the grid must have the numbers of an undisturbed sweep. The runs take seconds, on
+synthetic faces and the CPU.
 
     python tests/long/kill_sweep.py --kills 20 --out results/reliability/kill_sweep.json
 
-About ten seconds a kill on two idle cores.
+Each kill takes about ten seconds on two idle cores.
 """
 
 import argparse
@@ -40,59 +40,69 @@ SMALL = [
     f"trainer.max_epochs={EPOCHS}",
     "callbacks=none",
 ]
-KEPT = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images")  # without the clock's
+KEPT = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "lr",
+    "images",
+)  # without durations
 
 
 def main() -> int:
-    """Runs both experiments, prints a table and writes the numbers."""
+    """Run both experiments, print a table, and return 1 if runs were lost, repeated or different."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10, help="of each kind of sweep; default %(default)s")
-    parser.add_argument("--runs", type=int, default=8, help="of each sweep; default %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments; default %(default)s")
-    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--kills", type=int, default=10, help="kills for each kind of sweep; default %(default)s")
+    parser.add_argument("--runs", type=int, default=8, help="runs of each sweep; default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments; default %(default)s")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     seeds = ",".join(map(str, range(args.runs)))
     kinds = {
         "grid": [f"seed={seeds}"],
         "search": ["sweep=optuna", "optim.lr=tag(log,interval(1e-5,1e-1))", f"hydra.sweeper.n_trials={args.runs}"],
     }
-    found = {}
+    outcomes = {}
     for kind, settings in kinds.items():
         with tempfile.TemporaryDirectory() as folder:
-            found[kind] = torment(Path(folder), settings, args.kills, random.Random(args.seed))
+            outcomes[kind] = disturb(Path(folder), settings, args.kills, random.Random(args.seed))
             if kind == "grid":
-                compare(Path(folder), settings, found[kind])
-        print(kind, found[kind], file=sys.stderr, flush=True)
-    columns = list(found["grid"])
-    rows = [[kind, *(str(row.get(key, "-")) for key in columns)] for kind, row in found.items()]
+                compare(Path(folder), settings, outcomes[kind])
+        print(kind, outcomes[kind], file=sys.stderr, flush=True)
+    columns = list(outcomes["grid"])
+    rows = [[kind, *(str(row.get(key, "-")) for key in columns)] for kind, row in outcomes.items()]
     print(format_table(["", *columns], rows))
     if args.out:
-        write_json(args.out, {"kills_each": args.kills, "seed": args.seed, **found})
+        write_json(args.out, {"kills_each": args.kills, "seed": args.seed, **outcomes})
     return (
-        1 if any(row[key] for row in found.values() for key in ("lost", "twice", "different") if key in row) else 0
+        1
+        if any(row[key] for row in outcomes.values() for key in ("lost", "twice", "different") if key in row)
+        else 0
     )
 
 
 def start(folder: Path, settings: list[str], name: str = "s") -> subprocess.Popen[bytes]:
-    """The sweep's command, its output added to a file."""
+    """Start the sweep's command, and append its output to a file."""
     command = [sys.executable, str(ROOT / "train.py"), "-m", f"name={name}", *SMALL, *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (folder / "output").open("ab") as output:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
-def torment(folder: Path, settings: list[str], kills: int, moments: random.Random) -> dict[str, Any]:
-    """Has two processes work on a sweep, kills and starts them again, then lets the sweep end.
+def disturb(folder: Path, settings: list[str], kills: int, moments: random.Random) -> dict[str, Any]:
+    """Run a sweep in two processes that are killed and restarted, then let the sweep finish.
 
     Returns:
-        How many runs there are, how many kills met a process in a run, and what was "lost" or done "twice".
+        The number of runs, of kills, of kills during a run, and of runs that were "lost" or done "twice".
     """
     sweep = folder / "runs/default/s"
-    began = time.monotonic()
+    started = time.monotonic()
     finished: dict[str, bytes] = {}
     twice = in_a_run = done = 0
 
-    def look() -> None:
+    def count_repeated() -> None:
         nonlocal twice
         for run_dir in run_folders(sweep):
             if (read_results(run_dir) or {}).get("status") in ("finished", "pruned"):
@@ -104,7 +114,7 @@ def torment(folder: Path, settings: list[str], kills: int, moments: random.Rando
         processes = [process for process in processes if process.poll() is None]
         while len(processes) < 2:
             processes.append(start(folder, settings))
-        if moments.random() < 0.8:  # the rest is killed in its start-up
+        if moments.random() < 0.8:  # the others are killed during start-up
             while not any(status(run_dir) == "running" for run_dir in run_folders(sweep)):
                 if all(process.poll() is not None for process in processes):
                     break
@@ -115,36 +125,38 @@ def torment(folder: Path, settings: list[str], kills: int, moments: random.Rando
         alive = victim.poll() is None
         victim.kill()
         victim.wait()
-        look()
+        count_repeated()
         in_a_run += before > sum(status(run_dir) == "running" for run_dir in run_folders(sweep))
         done += 1
         if not alive and all(process.poll() is not None for process in processes):
-            break  # all was done before all kills were
+            break  # the sweep finished before the last kill
     for process in processes:
         process.wait()
     code = start(folder, settings).wait()
-    look()
+    count_repeated()
     results = [read_results(run_dir) or {} for run_dir in run_folders(sweep)]
-    whole = sum(
+    complete = sum(
         run.get("status") in ("finished", "pruned")
         and [epoch["epoch"] for epoch in run["history"]] == list(range(len(run["history"])))
         and (run["status"] == "pruned" or len(run["history"]) == EPOCHS)
         for run in results
     )
-    asked = len(settings[0].split(",")) if settings[0].startswith("seed") else int(settings[-1].partition("=")[2])
+    requested = (
+        len(settings[0].split(",")) if settings[0].startswith("seed") else int(settings[-1].partition("=")[2])
+    )
     return {
         "runs": len(results),
         "kills": done,
         "in a run": in_a_run,
         "exit code": code,
-        "lost": abs(asked - whole),
+        "lost": abs(requested - complete),
         "twice": twice,
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(time.monotonic() - started),
     }
 
 
-def compare(folder: Path, settings: list[str], found: dict[str, Any]) -> None:
-    """Adds how many runs are "different" from those of a sweep that nobody disturbed."""
+def compare(folder: Path, settings: list[str], outcome: dict[str, Any]) -> None:
+    """Add to `outcome` the number of runs that are "different" from those of an undisturbed sweep."""
     start(folder, settings, name="undisturbed").wait()
 
     def numbers(name: str) -> dict[str, Any]:
@@ -156,7 +168,7 @@ def compare(folder: Path, settings: list[str], found: dict[str, Any]) -> None:
         }
 
     disturbed, undisturbed = numbers("s"), numbers("undisturbed")
-    found["different"] = sum(disturbed.get(number) != told for number, told in undisturbed.items())
+    outcome["different"] = sum(disturbed.get(number) != run for number, run in undisturbed.items())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Whether a long run, and many runs in one process, leave anything behind.
+"""Check that a long run, and many runs in one process, do not leak resources.
 
     python tests/long/soak.py --out results/reliability/soak.json
 
-Starts train.py twice with small drawn data: once for 200 epochs, once for a sweep of 50 runs. A callback notes at
-the end of every epoch, after a garbage collection, what the process holds: resident memory, open files, threads,
-live figures and tensors, warning filters and log handlers. A tenth of the way in everything has been imported and
-allocated once; from there to the end all of it should be flat, but for the configurations that Hydra keeps until a
-sweep is over, 0.15 MiB each. Linux only. Cost: about 15 minutes on one core.
+Starts train.py twice with small synthetic data: once for 200 epochs, once for a sweep of 50 runs. At the end of
+every epoch, after a garbage collection, a callback records the resources of the process: resident memory, open
+files, threads, live figures and tensors, warning filters and log handlers. After a tenth of the time everything
+has been imported and allocated once; from then on the numbers should not grow, except for the configurations that
+Hydra keeps until a sweep ends, 0.15 MiB each. Linux only. Takes about 15 minutes on one core.
 """
 
 import argparse
@@ -38,29 +38,32 @@ SETTINGS = (
     "trainer.accelerator=cpu",
     "trainer.enable_model_summary=false",
 )
-MAY_GROW_MIB = 32.0  # resident memory; everything else may not grow at all
+MAY_GROW_MIB = 32.0  # limit for resident memory; nothing else may grow
 
 
 class Sampler(Callback):
-    """Appends a line of JSON on what the process holds to a file, at the end of every epoch."""
+    """Callback that appends the resources of the process to a file at the end of every epoch, as a line of JSON."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(held()) + "\n")
+            file.write(json.dumps(resources()) + "\n")
 
 
-def held() -> dict[str, float]:
-    """What this process holds right now, after a garbage collection."""
+def resources() -> dict[str, float]:
+    """Return the resources that this process holds after a garbage collection."""
     import torch
     from matplotlib.figure import Figure
 
     gc.collect()
-    kinds = [type(thing) for thing in gc.get_objects()]  # not isinstance, which would wake lazy proxies
+    kinds = [type(item) for item in gc.get_objects()]  # isinstance would load lazy proxies
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    loggers = [logging.root, *(one for one in logging.root.manager.loggerDict.values() if hasattr(one, "handlers"))]
+    loggers = [
+        logging.root,
+        *(item for item in logging.root.manager.loggerDict.values() if hasattr(item, "handlers")),
+    ]
     return {
         "memory_mib": int(status["VmRSS"].split()[0]) / 1024,
         "open_files": len(os.listdir("/proc/self/fd")),
@@ -69,12 +72,12 @@ def held() -> dict[str, float]:
         "tensors": sum(issubclass(kind, torch.Tensor) for kind in kinds),
         "objects": len(kinds),
         "warning_filters": len(warnings.filters),
-        "log_handlers": sum(len(one.handlers) for one in loggers),
+        "log_handlers": sum(len(logger.handlers) for logger in loggers),
     }
 
 
 def soak(*arguments: str) -> list[dict[str, float]]:
-    """What a process of train.py with these settings held, epoch by epoch."""
+    """Run train.py with these settings, and return its resources after each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         samples = Path(folder) / "samples.jsonl"
         probe = ("+callbacks.soak._target_=soak.Sampler", f"+callbacks.soak.path={samples}")
@@ -92,7 +95,7 @@ def soak(*arguments: str) -> list[dict[str, float]]:
 
 
 def growth(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """For each quantity its value a tenth of the way in and at the end, and its peak."""
+    """Return the value of each resource at a tenth of the samples and at the end, and its peak."""
     early = samples[len(samples) // 10]
     return {
         name: {
@@ -105,20 +108,21 @@ def growth(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def is_flat(grown: dict[str, dict[str, float]]) -> bool:
-    """Whether only what may grow did."""
-    left = dict(grown)
-    memory = left.pop("memory_mib")
-    left.pop("objects")  # caches of small things; what they weigh is in the memory
+    """Return whether memory grew within its limit and nothing else grew."""
+    others = dict(grown)
+    memory = others.pop("memory_mib")
+    others.pop("objects")  # includes caches of small objects, whose size counts as memory
     return memory["at_the_end"] - memory["at_a_tenth"] <= MAY_GROW_MIB and all(
-        one["at_the_end"] <= one["at_a_tenth"] for one in left.values()
+        values["at_the_end"] <= values["at_a_tenth"] for values in others.values()
     )
 
 
 def main() -> int:
+    """Do both experiments, print their tables, and return 1 if anything grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=200, help="of the long run; default %(default)s")
-    parser.add_argument("--runs", type=int, default=50, help="of the sweep; default %(default)s")
-    parser.add_argument("--out", type=Path, metavar="PATH", help="write the numbers as JSON")
+    parser.add_argument("--epochs", type=int, default=200, help="epochs of the long run; default %(default)s")
+    parser.add_argument("--runs", type=int, default=50, help="runs of the sweep; default %(default)s")
+    parser.add_argument("--out", type=Path, metavar="PATH", help="JSON file to write")
     args = parser.parse_args()
 
     parts = {
@@ -128,7 +132,7 @@ def main() -> int:
             ("-m", "name=soak", "trainer.max_epochs=1", "seed=" + ",".join(map(str, range(args.runs)))),
         ),
     }
-    found: dict[str, Any] = {"settings": SETTINGS, "may_grow_mib": MAY_GROW_MIB}
+    report: dict[str, Any] = {"settings": SETTINGS, "may_grow_mib": MAY_GROW_MIB}
     flat = True
     for name, (count, arguments) in parts.items():
         samples = soak(*arguments)
@@ -136,15 +140,15 @@ def main() -> int:
         grown = growth(samples)
         flat &= is_flat(grown)
         memory = [round(sample["memory_mib"], 1) for sample in samples]
-        found[name] = {"count": count, "flat": is_flat(grown), "growth": grown, "memory_mib": memory}
+        report[name] = {"count": count, "flat": is_flat(grown), "growth": grown, "memory_mib": memory}
         rows = [
-            [what, *(f"{one[when]:.0f}" for when in ("at_a_tenth", "at_the_end", "peak"))]
-            for what, one in grown.items()
+            [resource, *(f"{values[key]:.0f}" for key in ("at_a_tenth", "at_the_end", "peak"))]
+            for resource, values in grown.items()
         ]
         print(f"\n{count} {name}: {'flat' if is_flat(grown) else 'GROWS'}\n")
         print(format_table(["held by the process", "at a tenth", "at the end", "peak"], rows), flush=True)
     if args.out:
-        write_json(args.out, found)
+        write_json(args.out, report)
         print(f"\nwritten: {args.out}")
     return 0 if flat else 1
 

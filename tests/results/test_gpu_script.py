@@ -1,4 +1,4 @@
-"""results/gpu.sh: its commands compose, what fails or takes too long stops no other, what it found is copied."""
+"""results/gpu.sh: its commands compose, failures and timeouts do not stop it, and its results are copied."""
 
 import json
 import os
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def plan(call, *settings):
-    """The commands that a call would run."""
+    """Return the commands that a call would run."""
     done = subprocess.run(
         ["bash", str(ROOT / "results/gpu.sh"), call, os.path.abspath("out"), *settings],
         env={**os.environ, "PLAN": "1"},
@@ -53,16 +53,16 @@ def test_every_command_composes(call, runs):
 
     for command in plan(call, "trainer.log_every_n_steps=7"):
         if command[:2] == ["python", "train.py"]:
-            # The ensemble's has no settings of a training's.
-            further = [] if "-m" in command else ["trainer.log_every_n_steps=7"]
-            assert main(compose, [*command[2:], *further]) == 0
+            # The script does not pass training settings to the ensemble.
+            extra = [] if "-m" in command else ["trainer.log_every_n_steps=7"]
+            assert main(compose, [*command[2:], *extra]) == 0
         else:
             assert command[:3] == ["python", "-m", "pytest"] or command[4] in SECTIONS
     parents = [str(run_dir.parent.relative_to("runs")) for run_dir in composed]
     assert {parent: parents.count(parent) for parent in parents} == runs
 
 
-def test_the_student_learns_from_the_teachers_that_were_trained():
+def test_the_student_uses_the_checkpoints_of_the_trained_teachers():
     [student, ensemble] = plan("student")
     [teachers] = [word.removeprefix("distill.ckpt=") for word in student if word.startswith("distill.ckpt=")]
     assert f"ckpt={teachers}" in ensemble
@@ -73,14 +73,14 @@ def test_the_student_learns_from_the_teachers_that_were_trained():
     assert set(teachers.strip("[]").split(",")) == trained
 
 
-def test_a_wrong_call_is_told_how_it_goes():
+def test_an_invalid_call_prints_the_usage():
     done = subprocess.run(["bash", str(ROOT / "results/gpu.sh"), "chekc", "out"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "results/gpu.sh check OUT" in done.stderr
     assert not Path("out").exists()
 
 
-# In the place of Python: the second part of the benchmark and the speed run fail, and the last training takes long.
+# Replaces Python: a part of the benchmark and the speed run fail, and the last training takes long.
 PYTHON = """#!/usr/bin/env bash
 echo "$*" >> "$STARTED"
 while [ $# -gt 1 ] && [ "$1" != --out ]; do words="$words $1"; shift; done
@@ -96,7 +96,7 @@ esac
 
 @pytest.fixture
 def call(tmp_path):
-    """Runs the script in a copy of the project, with PYTHON in the place of Python."""
+    """Return a function that runs the script in a copy of the project, with PYTHON in place of Python."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(PYTHON)
     (tmp_path / "bin/python").chmod(0o755)
@@ -118,7 +118,7 @@ def call(tmp_path):
     return run_script
 
 
-def test_what_fails_or_takes_too_long_stops_no_other_and_is_done_the_next_time(call, tmp_path):
+def test_failed_and_timed_out_commands_do_not_stop_others_and_are_repeated(call, tmp_path):
     done, started = call(budget_s=3)
     assert done.returncode == 1
     assert len(started) == 6
@@ -126,12 +126,12 @@ def test_what_fails_or_takes_too_long_stops_no_other_and_is_done_the_next_time(c
     assert done.stdout.endswith("the table\nOut of time: run the same command again.\n")
     log = (tmp_path / "out/check.log").read_text()
     assert [line.split()[3] for line in log.splitlines() if "exit code" in line] == ["0", "0", "1", "0", "1", "124"]
-    # The first part of the benchmark is done with.
+    # The part of the benchmark that succeeded is not repeated.
     done, again = call(budget_s=3)
     assert again == [line for line in started if "benchmark training" not in line]
 
 
-def test_a_call_without_time_does_nothing_and_says_so(call):
+def test_a_call_without_time_left_starts_nothing_and_reports_it(call):
     done, started = call(budget_s=0)
     assert (done.returncode, started) == (3, [])
     assert "no time left for: python -m pytest" in done.stdout
@@ -149,7 +149,7 @@ def test_a_run_that_failed_early_is_in_the_table(monkeypatch, capsys):
     assert Path("out/runs.tar.gz").exists()
 
 
-def test_what_was_found_leaves_in_a_few_files(monkeypatch, capsys):
+def test_results_are_copied_to_the_output_folder(monkeypatch, capsys):
     run("-m", "experiment=best_cpu", "name=gpu-a", "seed=0", "trainer.max_epochs=1", "tta=mirror")
     Path("runs/gpu-data.json").write_text("{}")
     Path("out").mkdir()

@@ -1,4 +1,4 @@
-"""The networks that ship: small, loadable by name, and as good as their card says, to the last image."""
+"""Shipped networks: small, loadable by name, and exactly as accurate as their card states."""
 
 import json
 import re
@@ -34,22 +34,22 @@ def run_dir(tmp_path, monkeypatch):
     return tmp_path / "runs/default/a"
 
 
-def test_a_run_becomes_a_network_that_ships(run_dir, tmp_path):
+def test_shipping_the_network_of_a_run(run_dir, tmp_path):
     faces = synthetic_faces(**DATA)
     shipped = ship_weights.ship(run_dir, "mine", faces)
     assert json.loads((tmp_path / "mine.json").read_text()) == shipped
     content = torch.load(tmp_path / "mine.pt", weights_only=True)
     assert "optimizer_states" not in content
     for name, tensor in content["state_dict"].items():
-        wanted = torch.float16 if tensor.ndim > 1 else torch.int64 if "num_batches" in name else torch.float32
-        assert tensor.dtype == wanted, name
+        expected = torch.float16 if tensor.ndim > 1 else torch.int64 if "num_batches" in name else torch.float32
+        assert tensor.dtype == expected, name
     clf = fer_lightning.load_checkpoint(tmp_path / "mine.pt", "cpu")
-    right = (clf.predict(faces.images[-14:], tta="mirror").labels == faces.labels[-14:]).mean()
-    assert shipped["tta"]["mirror"]["test"]["accuracy"] == pytest.approx(right)
+    accuracy = (clf.predict(faces.images[-14:], tta="mirror").labels == faces.labels[-14:]).mean()
+    assert shipped["tta"]["mirror"]["test"]["accuracy"] == pytest.approx(accuracy)
     assert shipped["parameters"] == sum(p.numel() for p in clf.net.parameters())
 
 
-def test_the_command_says_what_the_network_scores(run_dir, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_scores_of_the_network(run_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fer_lightning.data.fer2013.load_faces", lambda *_, **__: synthetic_faces(**DATA))
     assert ship_weights.main([str(run_dir), "mine"]) == 0
     assert re.search(r"tta=shifts: validation [\d.]+%, test [\d.]+%", capsys.readouterr().out)
@@ -57,28 +57,28 @@ def test_the_command_says_what_the_network_scores(run_dir, tmp_path, monkeypatch
     assert "best.ckpt cannot be read: No such file or directory" in capsys.readouterr().err
 
 
-def test_a_network_that_does_not_ship():
+def test_an_unknown_network_is_refused():
     with pytest.raises(UserError, match=r"'bets' ships.*Did you mean best"):
         fer_lightning.load_pretrained("bets")
 
 
-def test_what_ships_is_small():
+def test_the_shipped_files_are_small():
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 12 * MEBIBYTES
     assert "best" in pretrained_names()
 
 
 @pytest.mark.parametrize("name", pretrained_names())
-def test_a_shipped_network_answers(name):
+def test_a_shipped_network_predicts(name):
     clf = fer_lightning.load_pretrained(name, device="cpu")
-    answers = clf.predict(np.random.default_rng(0).integers(0, 256, (3, 48, 48), np.uint8))
-    assert answers.probabilities.shape == (3, 7)
-    np.testing.assert_allclose(answers.probabilities.sum(axis=1), 1, rtol=1e-5)
+    predictions = clf.predict(np.random.default_rng(0).integers(0, 256, (3, 48, 48), np.uint8))
+    assert predictions.probabilities.shape == (3, 7)
+    np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, rtol=1e-5)
     card = json.loads((WEIGHTS / f"{name}.json").read_text())
     assert card["parameters"] == sum(p.numel() for p in clf.net.parameters())
 
 
 @pytest.mark.parametrize("name", pretrained_names())
-def test_a_shipped_network_is_as_good_as_its_card_says(name, real_data):
+def test_a_shipped_network_scores_what_its_card_states(name, real_data):
     faces = load_faces(real_data)
     card = json.loads((WEIGHTS / f"{name}.json").read_text())
     clf = fer_lightning.load_pretrained(name, device="cpu")

@@ -1,13 +1,17 @@
-"""Sweeps that are killed, shared and repeated, with a run that takes no time; and the ranking of runs."""
+"""Sweeps that are killed, shared between processes and repeated, with dummy runs; and the ranking of runs."""
 
 import csv
+import errno
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -19,13 +23,14 @@ from fer_lightning.config.compose import to_yaml
 from fer_lightning.config.schema import to_dict
 from fer_lightning.errors import Stopped, UserError
 from fer_lightning.files import write_json
+from fer_lightning.runs import lock as lock_module
 from fer_lightning.runs import ranking as runs
 from fer_lightning.runs.folders import claim, run_folders, status
 from fer_lightning.runs.lock import is_locked, lock
 from fer_lightning.runs.sweep import begin_sweep
 
-# A run of three steps, each of which waits until a file of its name is there, unless there is one named "go".
-# Every run that begins adds a line to the file "begun".
+# A dummy run of three steps. Each step waits for a file named after the step and the run, or for the file "go".
+# Every run appends a line to the file "begun" when it starts.
 SLOW_SWEEP = """
 import sys, time
 from pathlib import Path
@@ -69,9 +74,9 @@ def begun():
     return Path("begun").read_text().splitlines() if Path("begun").exists() else []
 
 
-def wait_for(what):
+def wait_for(condition):
     deadline = time.monotonic() + 120
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -81,7 +86,7 @@ def finish(run_dir):
 
 
 @pytest.mark.parametrize("moment", ["before config.yaml", "before a checkpoint", "before results.json"])
-def test_a_sweep_killed_at_any_moment_goes_on(moment):
+def test_a_sweep_killed_at_any_moment_is_resumed(moment):
     Path("config0").touch()
     Path("checkpoint0").touch()
     Path("results0").touch()
@@ -107,7 +112,7 @@ def test_a_sweep_killed_at_any_moment_goes_on(moment):
     assert [status(folder) for folder in run_folders(Path("runs"))] == ["finished"] * 3
 
 
-def test_processes_share_a_sweep_and_take_up_what_a_killed_one_left():
+def test_processes_share_a_sweep_and_complete_the_runs_of_a_killed_one():
     with start() as first:
         wait_for(lambda: len(begun()) == 1)
         with start() as second:
@@ -123,7 +128,7 @@ def test_processes_share_a_sweep_and_take_up_what_a_killed_one_left():
     assert "3 runs in runs/default/s" in output
 
 
-def test_runs_that_others_still_do_are_left_to_them(capsys):
+def test_runs_in_other_processes_are_skipped(capsys):
     run_dir = Path("runs/default/s/1")
     run_dir.mkdir(parents=True)
     begin_sweep(run_dir.parent, ["seed=5,6,7"])
@@ -135,13 +140,13 @@ def test_runs_that_others_still_do_are_left_to_them(capsys):
     assert "1 of 3 runs are still running in other processes." in capsys.readouterr().out
 
 
-def test_a_failed_run_is_tried_by_the_next_command_and_not_by_a_neighbour(capsys):
+def test_a_failed_run_is_retried_by_the_next_command_only(capsys):
     tried = []
 
     def job(cfg, run_dir):
         tried.append(cfg.seed)
         if cfg.seed == 5:
-            # A neighbour fails at the next run meanwhile.
+            # Meanwhile, the next run fails in another process.
             write_json(run_dir.with_name("1") / "results.json", {"status": "failed", "command": "python train.py"})
             raise UserError("no luck")
         finish(run_dir)
@@ -164,7 +169,7 @@ def test_a_signal_stops_the_whole_sweep():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("seed=1,2", "augment=none"), "this one lacks augment=none,light and adds augment=none."),
         (("seed=1,2", "augment=none,light", "tta=mirror"), "this one adds tta=mirror."),
@@ -173,24 +178,24 @@ def test_a_signal_stops_the_whole_sweep():
         (("seed=shuffle(1,2)",), "Leave out shuffle"),
     ],
 )
-def test_another_sweep_in_the_same_folder_is_refused(arguments, said, capsys):
+def test_another_sweep_in_the_same_folder_is_refused(arguments, message, capsys):
     begin_sweep(Path("runs/default/s"), ["seed=1,2", "augment=none,light"])
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
     assert main(lambda cfg, run_dir: finish(run_dir), ("-m", "name=s", *arguments)) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("arguments", [("name=s",), ("-m", "name=one", "seed=1,2")])
-def test_one_run_does_not_enter_a_sweep_nor_a_sweep_a_run(arguments, capsys):
+def test_a_run_cannot_use_a_sweeps_folder_nor_a_sweep_a_runs(arguments, capsys):
     begin_sweep(Path("runs/default/s"), ["seed=1,2"])
     finish(Path("runs/default/one"))
     assert main(lambda cfg, run_dir: finish(run_dir), arguments) == 1
     assert "already contains a run" in capsys.readouterr().err
 
 
-def test_a_run_that_another_process_works_on_is_not_resumed(capsys):
+def test_a_run_in_another_process_is_not_resumed(capsys):
     run_dir = Path("runs/default/a")
 
     def begin(cfg, folder):
@@ -202,7 +207,7 @@ def test_a_run_that_another_process_works_on_is_not_resumed(capsys):
     assert "another process works on this run" in capsys.readouterr().err
 
 
-def test_a_lock_goes_with_its_process(tmp_path):
+def test_a_lock_is_released_when_its_process_is_killed(tmp_path):
     path = tmp_path / "lock"
     assert not is_locked(path)
     code = (
@@ -219,6 +224,40 @@ def test_a_lock_goes_with_its_process(tmp_path):
         assert not is_locked(path)
         with lock(path, wait=False) as ours:
             assert ours
+
+
+def test_the_lock_for_windows_uses_msvcrt_like_flock(tmp_path, monkeypatch):
+    """Tested with a stand-in for msvcrt that locks with flock; nothing here has run on Windows."""
+    fcntl, calls = pytest.importorskip("fcntl"), []
+
+    def locking(fd, mode, n_bytes):
+        assert (os.lseek(fd, 0, os.SEEK_CUR), n_bytes) == (0, 1)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_UN if mode == "unlock" else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PermissionError(errno.EACCES, "the byte is locked") from error
+        calls.append(mode)
+
+    fake = SimpleNamespace(locking=locking, LK_NBLCK="lock", LK_UNLCK="unlock")
+    path = tmp_path / "lock"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "msvcrt", fake)
+        patch.setattr(sys, "platform", "win32")
+        windows = SimpleNamespace(**runpy.run_path(lock_module.__file__))
+        assert not windows.is_locked(path)
+        path.write_text("not empty, so that appending starts elsewhere")
+        with windows.lock(path) as ours:
+            assert ours
+            assert windows.is_locked(path)
+            with windows.lock(path, wait=False) as ours_too:
+                assert not ours_too
+        assert not windows.is_locked(path)
+        with path.open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            threading.Timer(0.3, fcntl.flock, (other, fcntl.LOCK_UN)).start()
+            with windows.lock(path) as ours:  # waits for longer than the attempts of wait=False
+                assert ours
+    assert calls == ["lock", "unlock"] * 3
 
 
 def some_run(folder, settings, accuracies, status="finished", **more):
@@ -251,7 +290,7 @@ def some_runs(folder):
     (folder / "s/11/.lock").touch()
 
 
-def test_the_ranking_puts_the_best_first_and_shows_what_differs(tmp_path):
+def test_the_ranking_puts_the_best_first_and_shows_differing_settings(tmp_path):
     some_runs(tmp_path)
     ranked = runs.rank_runs(tmp_path)
     assert [run.name for run in ranked] == ["s/1", "s/2", "s/0", "s/10", "s/11"]
@@ -268,15 +307,15 @@ def test_the_ranking_puts_the_best_first_and_shows_what_differs(tmp_path):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_the_command_prints_the_table_json_and_csv_and_draws(tmp_path, capsys):
+def test_the_command_prints_table_json_and_csv_and_plots(tmp_path, capsys):
     some_runs(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert command(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == runs.format_runs(tmp_path, runs.rank_runs(tmp_path)) + "\n"
     assert sorted(tmp_path.rglob("*")) == before
     assert command(["runs", str(tmp_path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told[0]["name"], told[0]["best"], told[0]["settings"], told[0]["epochs"]) == ("s/1", 0.6, {"b": "2"}, 2)
+    best = json.loads(capsys.readouterr().out)[0]
+    assert (best["name"], best["best"], best["settings"], best["epochs"]) == ("s/1", 0.6, {"b": "2"}, 2)
     assert command(["runs", str(tmp_path), "--csv", "--plots"]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["b"] for row in rows] == ["2", "3", "1", "4", "5"]
@@ -288,21 +327,21 @@ def test_the_command_prints_the_table_json_and_csv_and_draws(tmp_path, capsys):
     assert "no runs below" in capsys.readouterr().err
 
 
-def test_importance_by_hand():
+def test_importance_matches_a_manual_calculation():
     def one(best, **settings):
         return runs.Run("", "finished", None, settings, "val_accuracy", best, 0, [], None, None, None, None)
 
-    # Means 0.2 and 0.6 about 0.4, within each a spread of 0.1: sums of squares 0.16 between, 0.04 within.
+    # Group means 0.2 and 0.6 around 0.4, deviations of 0.1 within: sums of squares 0.16 between, 0.04 within.
     ranked = [one(0.1, a="x", c="1"), one(0.3, a="x", c="2"), one(0.5, a="y", c="1"), one(0.7, a="y", c="2")]
     shares = runs.importance([*ranked, one(None, a="z", c="9")])
     assert shares["a"] == pytest.approx(1 - (0.04 / 2) / (0.2 / 3))
     assert shares["c"] == 0.0
-    # As many values as runs would explain everything: numbers make four groups, texts nothing.
+    # As many values as runs: numbers are binned into four groups, texts explain nothing.
     eight = [one(n // 2 / 10, lr=f"{n}e-3", text=f"t{n}") for n in range(8)]
     assert runs.importance(eight) == {"lr": 1.0, "text": 0.0}
 
 
-def test_damaged_results_are_named(capsys):
+def test_damaged_results_are_reported(capsys):
     assert main(lambda cfg, run_dir: finish(run_dir), SWEEP) == 0
     Path("runs/default/s/1/results.json").write_text("{")
     capsys.readouterr()
@@ -311,7 +350,7 @@ def test_damaged_results_are_named(capsys):
     assert "runs/default/s/1/results.json is damaged" in line
 
 
-def test_runs_that_chose_their_epoch_by_the_loss_are_ranked_by_it(tmp_path):
+def test_runs_with_the_loss_as_monitor_are_ranked_by_loss(tmp_path):
     some_run(tmp_path / "0", "a=1", [0.1, 0.4], monitor="loss/val")
     some_run(tmp_path / "1", "a=2", [0.6, 0.3], monitor="loss/val")
     first, second = runs.rank_runs(tmp_path)
@@ -320,7 +359,7 @@ def test_runs_that_chose_their_epoch_by_the_loss_are_ranked_by_it(tmp_path):
     assert "ranked by loss on PublicTest" in " ".join(runs.format_runs(Path("x"), [first, second]).split())
 
 
-def test_long_settings_are_broken_into_lines(tmp_path):
+def test_long_settings_are_wrapped(tmp_path):
     for number in range(2):
         some_run(tmp_path / str(number), " ".join(f"model.setting{k}=value{number}" for k in range(9)), [0.5])
     text = runs.format_runs(Path("x"), runs.rank_runs(tmp_path))

@@ -1,4 +1,4 @@
-"""Searches with Optuna: what they choose, how they go on when killed, and when a run is given up."""
+"""Searches with Optuna: the search space, resuming after a kill, and pruning."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ optuna = pytest.importorskip("optuna", reason='searches need pip install -e ".[s
 FOLDER = Path("runs/default/s")
 SEARCH = ("-m", "sweep=optuna", "name=s", "optim.lr=tag(log,interval(1e-5,1e-1))", "augment=none,light")
 
-# A run that takes no time but waits for the file "go"; each that begins adds a line to the file "begun".
+# A dummy run; run 1 waits for the file "go". Every run appends a line to the file "begun" when it starts.
 SLOW_SEARCH = """
 import sys, time
 from pathlib import Path
@@ -50,8 +50,8 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def finish(cfg, run_dir, **results):
-    told = {"status": "finished", "command": "python train.py", "best_value": cfg.optim["lr"]}
-    write_json(run_dir / "results.json", told | results)
+    defaults = {"status": "finished", "command": "python train.py", "best_value": cfg.optim["lr"]}
+    write_json(run_dir / "results.json", defaults | results)
 
 
 def study_of(folder=FOLDER):
@@ -75,7 +75,7 @@ def states(study):
         ("++a=choice(x,y)", "y", optuna.distributions.CategoricalDistribution(["x", "y"]), "++a=y"),
     ],
 )
-def test_hydras_grammar_is_the_search_space(override, given, distribution, setting):
+def test_hydras_override_grammar_defines_the_search_space(override, given, distribution, setting):
     from hydra_plugins.optuna_sweeper import _setting
 
     parsed = parse_override(override)
@@ -85,7 +85,7 @@ def test_hydras_grammar_is_the_search_space(override, given, distribution, setti
     assert _setting(trial, parse_override("c=1")) == "c=1"
 
 
-def test_a_search_tells_what_came_of_its_runs_and_can_be_continued(capsys):
+def test_a_search_reports_its_runs_to_the_study_and_can_be_extended(capsys):
     def job(cfg, run_dir):
         if run_dir.name == "1":
             raise UserError("no luck")
@@ -111,7 +111,7 @@ def test_a_search_tells_what_came_of_its_runs_and_can_be_continued(capsys):
     assert [trial.params["optim.lr"] for trial in study_of().trials][:4] == rates
 
 
-def test_a_loss_is_searched_for_its_lowest():
+def test_a_loss_is_minimised():
     assert main(finish, (*SEARCH, "monitor=loss/val", "hydra.sweeper.n_trials=1")) == 0
     assert study_of().direction.name == "MINIMIZE"
 
@@ -130,14 +130,14 @@ def begun():
     return [line.split() for line in Path("begun").read_text().splitlines()] if Path("begun").exists() else []
 
 
-def wait_for(what):
+def wait_for(condition):
     deadline = time.monotonic() + 120
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def test_a_killed_search_resumes_the_trial_in_flight_and_chooses_as_if_never_killed():
+def test_a_killed_search_resumes_its_unfinished_trial_and_makes_the_same_choices():
     three = (*SEARCH[:2], "name=never", *SEARCH[3:], "hydra.sweeper.n_trials=3")
     assert main(finish, three) == 0
     with start("hydra.sweeper.n_trials=3") as process:
@@ -171,7 +171,7 @@ def test_processes_share_a_search():
     assert states(study_of()) == ["COMPLETE"] * 5
 
 
-def test_a_search_stops_on_a_signal_and_tells_a_trial_that_had_finished_unknown_to_it():
+def test_a_trial_that_finished_before_a_signal_is_reported_by_the_next_command():
     def job(cfg, run_dir):
         finish(cfg, run_dir)
         raise Stopped(signal.SIGTERM)
@@ -182,7 +182,7 @@ def test_a_search_stops_on_a_signal_and_tells_a_trial_that_had_finished_unknown_
     assert states(study_of()) == ["COMPLETE"]
 
 
-def test_half_a_line_at_the_end_of_the_journal_is_dropped():
+def test_an_incomplete_last_line_of_the_journal_is_removed():
     assert main(finish, (*SEARCH, "hydra.sweeper.n_trials=1")) == 0
     with (FOLDER / "optuna.journal").open("a") as file:
         file.write('{"op_code":')
@@ -190,8 +190,8 @@ def test_half_a_line_at_the_end_of_the_journal_is_dropped():
     assert states(study_of()) == ["COMPLETE"] * 2
 
 
-def test_a_hopeless_run_is_given_up(capsys):
-    """The trial before had 100% after the second epoch, which this one's steps are much too small for."""
+def test_a_hopeless_run_is_pruned(capsys):
+    """The first trial reports 100% after the second epoch; the second one learns too slowly to reach that."""
     from fer_lightning.commands.train import job
 
     small = ("data=synthetic", "data.n_train=28", "data.n_val=14", "data.n_test=14", "model.channels=[4]")
@@ -203,7 +203,7 @@ def test_a_hopeless_run_is_given_up(capsys):
 
         report(trial_of(run_dir, 1, 2), 1.0, 1)
         report(trial_of(run_dir, 1, 2), 1.0, 2)
-        report(trial_of(run_dir, 1, 2), 0.0, 2)  # told before: the first one stands
+        report(trial_of(run_dir, 1, 2), 0.0, 2)  # already reported, so ignored
         finish(cfg, run_dir)
 
     given = ("-m", *small, "optim.lr=tag(log,interval(1e-9,1e-8))")
@@ -222,7 +222,7 @@ def test_a_hopeless_run_is_given_up(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("sweep=optuna",), "sweep=optuna has nothing to search"),
         (("sweep=optuna", "optim.lr=tag(log,interval(0,1))"), "expected interval(low,high)"),
@@ -232,14 +232,14 @@ def test_a_hopeless_run_is_given_up(capsys):
         (("sweep=optuna", "optim.lr=interval(low,high)"), "cannot parse"),
     ],
 )
-def test_what_cannot_be_searched_is_one_line(arguments, said, capsys, tmp_path):
+def test_an_invalid_search_prints_one_line(arguments, message, capsys, tmp_path):
     assert main(finish, ("-m", *arguments)) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_optuna_it_is_one_line(monkeypatch, capsys, tmp_path):
+def test_a_search_without_optuna_prints_one_line(monkeypatch, capsys, tmp_path):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "optuna" else find(name, *rest)
