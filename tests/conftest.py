@@ -1,6 +1,7 @@
 """Fixtures: every test gets its own cache and no network access; others are shared by several tests."""
 
 import os
+import shutil
 import socket
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 
 # Before torch is imported. The tests run side by side, so more threads per process would only compete.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+from faults import run
 
 from fer_lightning import hardware
 
@@ -42,3 +45,18 @@ def real_data():
     if not REAL_DATA:
         pytest.skip("FER2013_PATH is not set: tests on the real data are left out")
     return REAL_DATA
+
+
+@pytest.fixture
+def trained(own_folder, tmp_path_factory):
+    """Return a function that puts a finished run of one epoch into runs/default/a; each kind is trained once."""
+
+    def copy(*settings):
+        kept = tmp_path_factory.getbasetemp() / "trained" / "-".join(["run", *settings])
+        if not kept.exists():
+            run("name=a", "trainer.max_epochs=1", *settings)
+            shutil.copytree("runs/default/a", kept)
+        else:
+            shutil.copytree(kept, "runs/default/a")
+
+    return copy

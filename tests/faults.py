@@ -10,25 +10,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from project import SMALL
 
 from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
 from fer_lightning.experiment import job as job_module
 
-SMALL = [
-    "data=synthetic",
-    "data.n_train=112",
-    "data.n_val=21",
-    "data.n_test=14",
-    "data.batch_size=16",
-    "data.image_size=24",
-    "model.channels=[4,8]",
-    "trainer.accelerator=cpu",
-    "trainer.enable_model_summary=false",
-    "trainer.max_epochs=3",
-    "logger=none",
-    "callbacks=none",
-]
 # Components with a state: momentum, a schedule with warm-up, dropout and batch norm.
 STATEFUL = [
     "model=resnet",

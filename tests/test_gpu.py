@@ -97,6 +97,7 @@ def test_run_gets_the_results_of_the_cpu(device):
         assert got["last_epoch"][name]["loss"] == pytest.approx(scores["loss"], rel=5e-2)
 
 
+@pytest.mark.slow
 def test_automatic_settings_learn(device, tmp_path):
     """Train with precision=auto, which is bf16 on a GPU, with figures, TensorBoard and a teacher."""
     drawing = ["callbacks=grad_cam", "logger=tensorboard", "trainer.log_every_n_steps=2"]
@@ -157,6 +158,7 @@ def test_killed_run_resumes_bit_for_bit(device, monkeypatch):
     torch.use_deterministic_algorithms(False)  # Lightning leaves it on
 
 
+@pytest.mark.slow
 def test_sweep_frees_the_memory_of_its_runs(device, capsys):
     allocated = []
 
@@ -171,6 +173,7 @@ def test_sweep_frees_the_memory_of_its_runs(device, capsys):
     assert allocated[1] <= allocated[0] + 2**17  # the dataset of one run is 340 kB
 
 
+@pytest.mark.slow
 def test_ddp_with_one_device(device):
     settings = ["trainer=ddp", "trainer.devices=1", on(device), "trainer.max_epochs=1", "data=synthetic"]
     settings += ["data.n_train=35", "data.n_val=7", "data.n_test=7", "model.channels=[2]", "callbacks=none"]

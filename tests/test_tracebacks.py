@@ -6,9 +6,9 @@ import sys
 
 import contributed
 import pytest
-from faults import SMALL, results_of
+from faults import results_of
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from project import ROOT
+from project import ROOT, SMALL
 
 from fer_lightning import models
 from fer_lightning.__main__ import main as tools

@@ -9,6 +9,8 @@ import tomllib
 import pytest
 from project import ROOT
 
+pytestmark = pytest.mark.slow
+
 FEW = ["data.n_train=112", "data.n_val=14", "data.n_test=14", "data.image_size=16", "model.channels=[4]"]
 ONCE = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks=none", "logger=none"]
 

@@ -200,6 +200,7 @@ def test_many_faces_are_memory_mapped_and_have_the_requested_counts():
     assert isinstance(faces.images, contenders.np.memmap)
 
 
+@pytest.mark.slow
 def test_train_measures_a_run_in_a_separate_process(bench):
     trained = processes.train(bench, "stages=[fit]", "trainer.max_epochs=1", "trainer.limit_train_batches=2")()
     assert trained.keys() == TRAINED.keys()

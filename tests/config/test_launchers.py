@@ -44,6 +44,7 @@ def start(folder, *command, threads="1"):
     )
 
 
+@pytest.mark.slow
 def test_joblib_runs_a_sweep_in_other_processes_and_a_failed_run_shows_in_the_exit_code(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -66,6 +67,7 @@ def test_joblib_runs_a_sweep_in_other_processes_and_a_failed_run_shows_in_the_ex
     assert "Warning" not in err
 
 
+@pytest.mark.slow
 def test_a_preempted_job_is_requeued_and_resumes_from_its_last_checkpoint(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     settings = (

@@ -19,6 +19,8 @@ from fer_lightning.config.cli import main
 from fer_lightning.data.augment import BatchAugment
 from fer_lightning.models.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 # Every last batch is smaller than the others: 57 = 3 x 16 + 9, 21 = 2 x 8 + 5, and at test 35 = 4 x 8 + 3.
 SETTINGS = (
     "data=synthetic",

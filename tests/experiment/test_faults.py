@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from fake_fer2013 import fake_faces, write_zip
-from faults import SMALL, content, differences, results_of, run, same, with_callback
+from faults import content, differences, results_of, run, same, with_callback
 from lightning.pytorch import Callback
-from project import ROOT
+from project import ROOT, SMALL
 
 from fer_lightning import files
 from fer_lightning.commands.train import job
@@ -263,12 +263,12 @@ def test_a_signal_before_the_run_started_leaves_no_files(signum, code, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_running_run_cannot_be_resumed(monkeypatch, capsys):
+def test_a_running_run_cannot_be_resumed(trained, monkeypatch, capsys):
     def second():
         assert main(job, ["resume=runs/default/a"]) == 1
 
     with_callback(monkeypatch, At(0, second))
-    run("name=a", "trainer.max_epochs=1")
+    trained()
     assert "runs/default/a is in use" in error_line(capsys)
     assert results_of("runs/default/a")["status"] == "finished"
 
@@ -300,15 +300,15 @@ def test_one_of_two_runs_that_start_at_the_same_time_is_refused():
     assert sum("runs/default/a is in use" in error or "already contains a run" in error for error in errors) == 1
 
 
-def test_a_run_created_while_waiting_for_the_lock_is_kept(monkeypatch, capsys):
-    run("name=a", "trainer.max_epochs=1", "stages=[fit]")
+def test_a_run_created_while_waiting_for_the_lock_is_kept(trained, monkeypatch, capsys):
+    trained("stages=[fit]")
     monkeypatch.setattr(config, "_folder", lambda overrides, multirun: Path("runs/default/a"))
     run("name=a", code=1)
     assert "already contains a run" in error_line(capsys)
 
 
-def test_testing_a_truncated_checkpoint_prints_one_line(capsys):
-    run("name=a", "trainer.max_epochs=1", "stages=[fit]")
+def test_testing_a_truncated_checkpoint_prints_one_line(trained, capsys):
+    trained("stages=[fit]")
     path = Path("runs/default/a/checkpoints/best.ckpt")
     whole = path.read_bytes()
     for part in (0.1, 0.5, 0.99):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from fake_fer2013 import fake_faces, write_zip
 from faults import (
-    SMALL,
     STATEFUL,
     Killed,
     KilledAt,
@@ -22,7 +21,7 @@ from faults import (
     same,
     with_callback,
 )
-from project import ROOT
+from project import ROOT, SMALL
 
 from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
@@ -34,6 +33,7 @@ def resume(folder, *arguments, code=0):
     assert main(job, [f"resume={folder}", *arguments]) == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("minutes", "resumed_after"),
     [([], 7), (["checkpoint.every_n_minutes=1e-9"], 11)],
@@ -121,8 +121,8 @@ def test_an_epoch_cannot_be_resumed_with_another_batch_size(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("argument", ["optim.lr=1e-4", "model.channels=[8,8]"])
-def test_settings_fixed_by_the_checkpoint_cannot_be_changed(argument, capsys):
-    run("name=a", "trainer.max_epochs=1", "stages=[fit]")
+def test_settings_fixed_by_the_checkpoint_cannot_be_changed(trained, argument, capsys):
+    trained("stages=[fit]")
     resume("runs/default/a", argument, code=1)
     assert "ckpt=runs/default/a/checkpoints/last.ckpt" in capsys.readouterr().err
 
@@ -162,16 +162,16 @@ def test_a_truncated_checkpoint_is_renamed_and_skipped(damaged, capsys):
 
 
 @pytest.mark.parametrize("setting", ["stages=[test]", "ckpt=best", "monitor=loss/val", "seed=3"])
-def test_a_resumed_run_refuses_settings_of_another_fit(setting, capsys):
-    run("name=a", "trainer.max_epochs=1")
+def test_a_resumed_run_refuses_settings_of_another_fit(trained, setting, capsys):
+    trained()
     before = {path: path.read_bytes() for path in Path("runs/default/a").rglob("*") if path.is_file()}
     resume("runs/default/a", setting, code=1)
     assert "a resumed run continues its fit" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in Path("runs/default/a").rglob("*") if path.is_file()}
 
 
-def test_a_refused_resume_changes_no_files(capsys):
-    run("name=a", "trainer.max_epochs=1")
+def test_a_refused_resume_changes_no_files(trained, capsys):
+    trained()
     folder = Path("runs/default/a")
     before = {name: (folder / name).read_bytes() for name in ("config.yaml", "command.txt", "results.json")}
     resume(folder, "trainer.max_epochs=2", "trainer.val_check_interval=99", code=1)
@@ -194,7 +194,7 @@ def test_a_finished_run_that_is_extended_and_killed_is_interrupted():
     assert len(results_of(folder)["history"]) == 3
 
 
-def test_a_run_cannot_be_resumed_with_other_data(capsys):
-    run("name=a", "trainer.max_epochs=1")
+def test_a_run_cannot_be_resumed_with_other_data(trained, capsys):
+    trained()
     resume("runs/default/a", "trainer.max_epochs=2", "data.n_train=105", code=1)
     assert "resume: this run was trained on different data than" in capsys.readouterr().err

@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from faults import SMALL, STATEFUL, differences, kill_at  # noqa: E402
+from faults import STATEFUL, differences, kill_at  # noqa: E402
+from project import SMALL  # noqa: E402
 
 from fer_lightning.files import write_json  # noqa: E402
 from fer_lightning.text import format_table  # noqa: E402

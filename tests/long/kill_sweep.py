@@ -22,23 +22,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fer_lightning.files import write_json
-from fer_lightning.runs.folders import read_results, run_folders, status
-from fer_lightning.text import format_table
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from project import SMALL  # noqa: E402
+
+from fer_lightning.files import write_json  # noqa: E402
+from fer_lightning.runs.folders import read_results, run_folders, status  # noqa: E402
+from fer_lightning.text import format_table  # noqa: E402
+
 EPOCHS = 4
-SMALL = [
-    "data=synthetic",
+SETTINGS = [
+    *SMALL,
     "data.n_train=280",
     "data.n_val=70",
-    "data.n_test=14",
-    "data.batch_size=16",
-    "model.channels=[4,8]",
-    "trainer.accelerator=cpu",
-    "trainer.enable_model_summary=false",
+    "data.image_size=128",
     f"trainer.max_epochs={EPOCHS}",
-    "callbacks=none",
+    "logger=tensorboard",
 ]
 KEPT = (
     "epoch",
@@ -85,7 +85,7 @@ def main() -> int:
 
 def start(folder: Path, settings: list[str], name: str = "s") -> subprocess.Popen[bytes]:
     """Start the sweep's command, and append its output to a file."""
-    command = [sys.executable, str(ROOT / "train.py"), "-m", f"name={name}", *SMALL, *settings]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", f"name={name}", *SETTINGS, *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (folder / "output").open("ab") as output:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)

@@ -34,6 +34,7 @@ def plan(call, *settings):
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "runs"),
     [

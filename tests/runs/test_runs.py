@@ -85,6 +85,7 @@ def finish(run_dir):
     write_json(run_dir / "results.json", {"status": "finished", "command": "python train.py"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before config.yaml", "before a checkpoint", "before results.json"])
 def test_a_sweep_killed_at_any_moment_is_resumed(moment):
     Path("config0").touch()
@@ -112,6 +113,7 @@ def test_a_sweep_killed_at_any_moment_is_resumed(moment):
     assert [status(folder) for folder in run_folders(Path("runs"))] == ["finished"] * 3
 
 
+@pytest.mark.slow
 def test_processes_share_a_sweep_and_complete_the_runs_of_a_killed_one():
     with start() as first:
         wait_for(lambda: len(begun()) == 1)
@@ -160,6 +162,7 @@ def test_a_failed_run_is_retried_by_the_next_command_only(capsys):
     assert tried == [5, 6]
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_whole_sweep():
     def job(cfg, run_dir):
         raise Stopped(signal.SIGTERM)

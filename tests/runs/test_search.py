@@ -137,6 +137,7 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_killed_search_resumes_its_unfinished_trial_and_makes_the_same_choices():
     three = (*SEARCH[:2], "name=never", *SEARCH[3:], "hydra.sweeper.n_trials=3")
     assert main(finish, three) == 0
@@ -156,6 +157,7 @@ def test_a_killed_search_resumes_its_unfinished_trial_and_makes_the_same_choices
     assert [trial.value for trial in study.trials] == [trial.value for trial in never.trials]
 
 
+@pytest.mark.slow
 def test_processes_share_a_search():
     with start("hydra.sweeper.n_trials=5") as first:
         wait_for(lambda: len(begun()) == 2)

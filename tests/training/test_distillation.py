@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from project import SMALL
 from torch import nn
 
 from fer_lightning.commands.train import job
@@ -120,25 +121,14 @@ def test_teacher_can_average_over_the_mirror_image():
     torch.testing.assert_close(targets.exp(), (both[0] + both[1]) / 2)
 
 
-SMALL = (
-    "data=synthetic",
-    "data.n_train=28",
-    "data.n_val=7",
-    "data.n_test=7",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=1",
-    "trainer.enable_model_summary=false",
-    "callbacks=none",
-    "logger=none",
-    "stages=[fit]",
-)
+ONCE = [*SMALL, "trainer.max_epochs=1", "stages=[fit]"]
 
 
 @pytest.fixture
 def teacher_checkpoint(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    assert main(job, ["name=teacher", "model.channels=[4,8]", *SMALL]) == 0
+    assert main(job, [*ONCE, "name=teacher"]) == 0
     return "runs/default/teacher/checkpoints/best.ckpt"
 
 
@@ -148,8 +138,8 @@ def test_run_with_two_teachers(teacher_checkpoint):
         "distill.temperature=2",
         "model.channels=[3]",
     )
-    assert main(job, ["name=student", *options, *SMALL]) == 0
-    assert main(job, ["name=alone", "model.channels=[3]", *SMALL]) == 0
+    assert main(job, [*ONCE, "name=student", *options]) == 0
+    assert main(job, [*ONCE, "name=alone", "model.channels=[3]"]) == 0
     student, alone = (
         read_checkpoint(f"runs/default/{name}/checkpoints/best.ckpt").state_dict for name in ("student", "alone")
     )
@@ -165,7 +155,7 @@ def test_teacher_with_another_input_format(teacher_checkpoint):
         "data.std=0.2",
         "distill.weight=1.0",
     )
-    assert main(job, ["name=student", *options, *SMALL]) == 0
+    assert main(job, [*ONCE, "name=student", *options]) == 0
 
 
 def test_adapter_feeds_the_same_pixels_in_the_other_format():
