@@ -199,7 +199,7 @@ def test_a_run_that_another_process_works_on_is_not_resumed(capsys):
     assert main(begin, ("name=a",)) == 0
     with claim(run_dir):
         assert main(lambda cfg, folder: None, (f"resume={run_dir}",)) == 1
-    assert "another process works on this run" in capsys.readouterr().err
+    assert "is in use by another process" in capsys.readouterr().err
 
 
 def test_a_lock_goes_with_its_process(tmp_path):
