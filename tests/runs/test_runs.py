@@ -207,7 +207,7 @@ def test_a_run_in_another_process_is_not_resumed(capsys):
     assert main(begin, ("name=a",)) == 0
     with claim(run_dir):
         assert main(lambda cfg, folder: None, (f"resume={run_dir}",)) == 1
-    assert "another process works on this run" in capsys.readouterr().err
+    assert "is in use by another process" in capsys.readouterr().err
 
 
 def test_a_lock_is_released_when_its_process_is_killed(tmp_path):
