@@ -190,16 +190,16 @@ def test_out_of_memory_names_the_settings_to_lower(error, capsys, monkeypatch):
 def test_data_may_be_deleted_while_a_run_trains_on_them(monkeypatch, tmp_path):
     archive = write_zip(tmp_path / "fer2013.zip", fake_faces())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    own = [setting for setting in SMALL if not setting.startswith("data")]
-    own += ["data=fer2013", f"data.path={archive}", "data.image_size=24", "data.batch_size=8"]
-    assert main(job, [*own, "name=never"]) == 0
+    settings = [setting for setting in SMALL if not setting.startswith("data")]
+    settings += ["data=fer2013", f"data.path={archive}", "data.image_size=24", "data.batch_size=8"]
+    assert main(job, [*settings, "name=never"]) == 0
 
     def delete():
         archive.unlink()
         shutil.rmtree(tmp_path / "cache")
 
     with_callback(monkeypatch, At(0, delete))
-    assert main(job, [*own, "name=a"]) == 0
+    assert main(job, [*settings, "name=a"]) == 0
     assert differences("runs/default/a", "runs/default/never") == []
 
 

@@ -84,14 +84,14 @@ def test_resuming_at_steps_with_validation_or_accumulation(settings, monkeypatch
 def test_a_moved_run_resumes_with_moved_data_and_more_epochs(monkeypatch, tmp_path):
     """The learning rate is constant, so that a raised trainer.max_epochs does not change the first epochs."""
     archive = write_zip(tmp_path / "fer2013.zip", fake_faces())
-    own = ["data=fer2013", "data.image_size=24", "data.batch_size=8", "model.channels=[2]", "callbacks=none"]
-    own += ["logger=none", "trainer.accelerator=cpu", "trainer.enable_model_summary=false", "trainer.max_epochs=2"]
-    assert main(job, [*own, f"data.path={archive}", "name=never"]) == 0
+    settings = ["data=fer2013", "data.image_size=24", "data.batch_size=8", "model.channels=[2]", "callbacks=none"]
+    settings += ["logger=none", "trainer.accelerator=cpu", "trainer.enable_model_summary=false"]
+    settings += ["trainer.max_epochs=2"]
+    assert main(job, [*settings, f"data.path={archive}", "name=never"]) == 0
     with_callback(monkeypatch, KilledAt(3))
+    short = ["trainer.max_epochs=1", "checkpoint.every_n_minutes=1e-9"]
     with pytest.raises(Killed):
-        main(
-            job, [*own, f"data.path={archive}", "trainer.max_epochs=1", "checkpoint.every_n_minutes=1e-9", "name=a"]
-        )
+        main(job, [*settings, f"data.path={archive}", *short, "name=a"])
     assert str(ROOT).encode() not in Path("runs/default/a/config.yaml").read_bytes()
     moved, elsewhere = tmp_path / "moved", tmp_path / "data.zip"
     Path("runs/default/a").rename(moved)

@@ -26,8 +26,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fer_lightning.files import write_json  # noqa: E402 (found beside tests/)
-from fer_lightning.text import format_table  # noqa: E402 (found beside tests/)
+from fer_lightning.files import write_json  # noqa: E402 (needs the path above)
+from fer_lightning.text import format_table  # noqa: E402 (needs the path above)
 
 SETTINGS = (
     "experiment=demo",

@@ -30,7 +30,7 @@ from fer_lightning.runs.lock import is_locked, lock
 from fer_lightning.runs.sweep import begin_sweep
 
 # A dummy run of three steps. Each step waits for a file named after the step and the run, or for the file "go".
-# Every run appends a line to the file "begun" when it starts.
+# Every run appends a line to the file "started" when it starts.
 SLOW_SWEEP = """
 import sys, time
 from pathlib import Path
@@ -40,7 +40,7 @@ from fer_lightning.config.schema import to_dict
 from fer_lightning.files import write_atomically, write_json
 
 def job(cfg, run_dir):
-    with open("begun", "a") as file:
+    with open("started", "a") as file:
         print(run_dir.name, cfg.seed, cfg.resume, file=file)
     for step in ("config", "checkpoint", "results"):
         while not (Path(f"{step}{run_dir.name}").exists() or Path("go").exists()):
@@ -70,8 +70,8 @@ def start():
     )
 
 
-def begun():
-    return Path("begun").read_text().splitlines() if Path("begun").exists() else []
+def started():
+    return Path("started").read_text().splitlines() if Path("started").exists() else []
 
 
 def wait_for(condition):
@@ -99,7 +99,7 @@ def test_a_sweep_killed_at_any_moment_is_resumed(moment):
         moment, ".lock"
     )
     with start() as process:
-        wait_for(lambda: len(begun()) == 2 and Path("runs/default/s/1", step).exists())
+        wait_for(lambda: len(started()) == 2 and Path("runs/default/s/1", step).exists())
         process.kill()
     assert process.returncode == -signal.SIGKILL
 
@@ -109,16 +109,16 @@ def test_a_sweep_killed_at_any_moment_is_resumed(moment):
     assert process.returncode == 0, output
     assert "job 0: already finished, skipped\n" in output
     resumed = "runs/default/s/1" if moment == "before results.json" else None
-    assert begun() == ["0 5 None", "1 6 None", f"1 6 {resumed}", "2 7 None"]
+    assert started() == ["0 5 None", "1 6 None", f"1 6 {resumed}", "2 7 None"]
     assert [status(folder) for folder in run_folders(Path("runs"))] == ["finished"] * 3
 
 
 @pytest.mark.slow
 def test_processes_share_a_sweep_and_complete_the_runs_of_a_killed_one():
     with start() as first:
-        wait_for(lambda: len(begun()) == 1)
+        wait_for(lambda: len(started()) == 1)
         with start() as second:
-            wait_for(lambda: len(begun()) == 2)
+            wait_for(lambda: len(started()) == 2)
             assert [status(Path("runs/default/s", str(n))) for n in (0, 1)] == ["running", "running"]
             first.kill()
             first.wait()
@@ -126,7 +126,7 @@ def test_processes_share_a_sweep_and_complete_the_runs_of_a_killed_one():
             output, _ = second.communicate(timeout=120)
     assert second.returncode == 0, output
     assert "job 0: running in another process, skipped\n" in output
-    assert begun() == ["0 5 None", "1 6 None", "2 7 None", "0 5 None"]
+    assert started() == ["0 5 None", "1 6 None", "2 7 None", "0 5 None"]
     assert "3 runs in runs/default/s" in output
 
 

@@ -23,7 +23,7 @@ optuna = pytest.importorskip("optuna", reason='searches need pip install -e ".[s
 FOLDER = Path("runs/default/s")
 SEARCH = ("-m", "sweep=optuna", "name=s", "optim.lr=tag(log,interval(1e-5,1e-1))", "augment=none,light")
 
-# A dummy run; run 1 waits for the file "go". Every run appends a line to the file "begun" when it starts.
+# A dummy run; run 1 waits for the file "go". Every run appends a line to the file "started" when it starts.
 SLOW_SEARCH = """
 import sys, time
 from pathlib import Path
@@ -33,7 +33,7 @@ from fer_lightning.config.schema import to_dict
 from fer_lightning.files import write_atomically, write_json
 
 def job(cfg, run_dir):
-    with open("begun", "a") as file:
+    with open("started", "a") as file:
         print(run_dir.name, cfg.resume, file=file)
     write_atomically(run_dir / "config.yaml", to_yaml(to_dict(cfg)))
     write_atomically(run_dir / "checkpoints" / "last.ckpt", "")
@@ -126,8 +126,8 @@ def start(*arguments):
     )
 
 
-def begun():
-    return [line.split() for line in Path("begun").read_text().splitlines()] if Path("begun").exists() else []
+def started():
+    return [line.split() for line in Path("started").read_text().splitlines()] if Path("started").exists() else []
 
 
 def wait_for(condition):
@@ -142,7 +142,7 @@ def test_a_killed_search_resumes_its_unfinished_trial_and_makes_the_same_choices
     three = (*SEARCH[:2], "name=never", *SEARCH[3:], "hydra.sweeper.n_trials=3")
     assert main(finish, three) == 0
     with start("hydra.sweeper.n_trials=3") as process:
-        wait_for(lambda: len(begun()) == 2 and (FOLDER / "1/checkpoints/last.ckpt").exists())
+        wait_for(lambda: len(started()) == 2 and (FOLDER / "1/checkpoints/last.ckpt").exists())
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert states(study_of()) == ["COMPLETE", "RUNNING"]
@@ -150,7 +150,7 @@ def test_a_killed_search_resumes_its_unfinished_trial_and_makes_the_same_choices
     with start("hydra.sweeper.n_trials=3") as process:
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert begun() == [["0", "None"], ["1", "None"], ["1", str(FOLDER / "1")], ["2", "None"]]
+    assert started() == [["0", "None"], ["1", "None"], ["1", str(FOLDER / "1")], ["2", "None"]]
     study, never = study_of(), study_of(Path("runs/default/never"))
     assert states(study) == ["COMPLETE"] * 3
     assert [trial.params for trial in study.trials] == [trial.params for trial in never.trials]
@@ -160,16 +160,16 @@ def test_a_killed_search_resumes_its_unfinished_trial_and_makes_the_same_choices
 @pytest.mark.slow
 def test_processes_share_a_search():
     with start("hydra.sweeper.n_trials=5") as first:
-        wait_for(lambda: len(begun()) == 2)
+        wait_for(lambda: len(started()) == 2)
         with start("hydra.sweeper.n_trials=5") as second:
-            wait_for(lambda: len(begun()) == 5)
+            wait_for(lambda: len(started()) == 5)
             output, _ = second.communicate(timeout=120)
             assert second.returncode == 0, output
             assert "1 of 5 runs are still running in other processes." in output
         Path("go").touch()
         output, _ = first.communicate(timeout=120)
     assert first.returncode == 0, output
-    assert [number for number, *_ in begun()] == ["0", "1", "2", "3", "4"]
+    assert [number for number, *_ in started()] == ["0", "1", "2", "3", "4"]
     assert states(study_of()) == ["COMPLETE"] * 5
 
 
