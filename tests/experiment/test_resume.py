@@ -130,7 +130,7 @@ def test_settings_fixed_by_the_checkpoint_cannot_be_changed(trained, argument, c
 @pytest.mark.parametrize("value", ["0", "-1", "nan"])
 def test_every_n_minutes_must_be_positive(value, capsys, tmp_path):
     run(f"checkpoint.every_n_minutes={value}", code=1)
-    assert "must be a number above 0" in capsys.readouterr().err
+    assert "expected a number above 0, or null to disable" in capsys.readouterr().err
     run(f"checkpoint.every_n_minutes={value}", "stages=[test]", "ckpt=best", code=1)
     assert ": only a fit uses it. Leave it at null." in capsys.readouterr().err
     for other in ("often", "true"):
