@@ -18,9 +18,8 @@ from fer_lightning.inference.faces import Box, DetectedFace
 Key = TypeVar("Key")
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 FACE_SIZE = 48  # FER-2013's: no network here was trained on sharper faces
-MAX_CROP_SIDE = (
-    96  # pixels: an image whose longer side is at most this is treated as a face that is already cropped
-)
+# An image whose longer side has at most this many pixels is treated as one face that is already cropped.
+MAX_CROP_SIDE = 96
 # The detector finds faces from 80 pixels upwards. Photos are resized so that their longer side has 1280 pixels, of
 # which 80 are a sixteenth.
 _DETECTION_SIDE = 1280

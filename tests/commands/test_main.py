@@ -1,4 +1,4 @@
-"""The console command: answers quickly, names what was meant, and never shows a traceback."""
+"""The console command: fast help, error messages with suggestions instead of tracebacks, and audit."""
 
 import importlib
 import json
@@ -21,7 +21,7 @@ from fer_lightning.data.fer2013 import load_faces
 
 
 def with_copy() -> list[FakeFace]:
-    """Drawn faces, the first of Training over again under another label."""
+    """Return fake faces plus a copy of the first training face under another label."""
     faces = fake_faces()
     first = next(face for face in faces if face.usage == TRAIN)
     copy = FakeFace("train/sad/Training_1.jpg", 4, TRAIN, first.jpeg, first.pixels)
@@ -35,8 +35,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_zip(tmp_path / "fer2013.zip", with_copy())
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a command says on stderr before it ends with 1."""
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the error message of a command that exits with 1."""
     assert main(arguments) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -44,7 +44,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("length", [1, 1_000_000])
-def test_a_reader_who_has_seen_enough_ends_it_quietly(length: int) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(length: int) -> None:
     command = f"lambda _: print('x' * {length}) or 0"
     code = f"import sys\nfrom fer_lightning.exit import exit_code\nsys.exit(exit_code({command}, []))"
     read_end, write_end = os.pipe()
@@ -54,15 +54,15 @@ def test_a_reader_who_has_seen_enough_ends_it_quietly(length: int) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(("output", "code"), [(">/dev/full", 1), (">&-", 0)])
-def test_an_output_that_takes_nothing(output: str, code: int) -> None:
+def test_unwritable_output(output: str, code: int) -> None:
     program = (
         "import sys; from fer_lightning.exit import exit_code; sys.exit(exit_code(lambda _: print(1) or 0, []))"
     )
     done = subprocess.run(["sh", "-c", f'"$0" -c "$1" {output}', sys.executable, program], stderr=subprocess.PIPE)
-    said = b"error: cannot write the output: no space left on device.\n" if code else b""
-    assert (done.returncode, done.stderr) == (code, said)
+    message = b"error: cannot write the output: no space left on device.\n" if code else b""
+    assert (done.returncode, done.stderr) == (code, message)
 
 
 def test_help_lists_the_commands_and_imports_nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_help_lists_the_commands_and_imports_nothing_slow(monkeypatch: pytest.Mo
         "finally:\n    print(*{'torch', 'lightning', 'hydra', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules))"
     )
     monkeypatch.setenv("COLUMNS", "80")
-    own = [name for name in COMMANDS if name != "train"]  # whose help is Hydra's: test_config.py looks at it
+    own = [name for name in COMMANDS if name != "train"]  # test_config.py checks its help
     for arguments in (["--help"], *([name, "--help"] for name in own)):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         *text, imported = done.stdout.splitlines()
@@ -88,7 +88,7 @@ def test_the_installed_command_is_this_one() -> None:
     assert getattr(importlib.import_module(module), function) is main
 
 
-def test_python_m_ends_without_a_traceback() -> None:
+def test_python_m_shows_an_error_without_a_traceback() -> None:
     command = [sys.executable, "-m", "fer_lightning", "audti"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -98,7 +98,7 @@ def test_python_m_ends_without_a_traceback() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["frobnicate"], f"unknown command 'frobnicate'. Choose from {', '.join(COMMANDS)}."),
         ([], "the following arguments are required: COMMAND. See fer-lightning --help."),
@@ -116,23 +116,23 @@ def test_python_m_ends_without_a_traceback() -> None:
         (["audit", "--kinds", "leaks,copy_"], "unknown kind 'copy_'. Choose from leaks, "),
     ],
 )
-def test_mistakes_are_answered(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert said in complaint(capsys, *arguments)
+def test_user_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in error_of(capsys, *arguments)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [["a.jpg", "--csv", "./-b.jpg"], ["--csv", "--", "a.jpg", "-b.jpg"]],
 )
-def test_options_may_stand_between_the_paths(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    told = complaint(capsys, "predict", *arguments).splitlines()
-    assert [line.split(": ")[-2] for line in told] == ["a.jpg", arguments[-1]]
+def test_options_may_appear_between_paths(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    errors = error_of(capsys, "predict", *arguments).splitlines()
+    assert [line.split(": ")[-2] for line in errors] == ["a.jpg", arguments[-1]]
 
 
 def test_audit_help_names_kinds_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         main(["audit", "--help"])
-    assert left.value.code == 0
+    assert exit_info.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for kind in KINDS:
         assert kind in text
@@ -140,7 +140,7 @@ def test_audit_help_names_kinds_and_defaults(capsys: pytest.CaptureFixture[str])
     assert f"0 to {MAX_NEAR_BITS} (default: {NEAR_BITS}," in text
 
 
-def test_audit_writes_what_it_is_asked_for(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_audit_writes_the_requested_files(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["audit", str(data), "--report", "a.html", "--json", "to/a.json", "--exclude", "a.txt"]
     for _ in range(2):  # a second run replaces the files of the first
         assert main(command) == 0
@@ -168,7 +168,7 @@ def test_kinds_choose_what_is_excluded(data: Path, capsys: pytest.CaptureFixture
 def test_audit_finds_the_data_as_train_py_does(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "FER-2013 was not found" in complaint(capsys, "audit")
+    assert "FER-2013 was not found" in error_of(capsys, "audit")
     Path("data").mkdir()
     write_zip(Path("data/fer2013.zip"), fake_faces())
     assert main(["audit"]) == 0
@@ -176,7 +176,7 @@ def test_audit_finds_the_data_as_train_py_does(
     monkeypatch.setenv("FER2013_PATH", str(data))
     assert main(["audit"]) == 0
     assert "57 images, 56 distinct" in capsys.readouterr().out
-    assert "does not exist" in complaint(capsys, "audit", "nowhere")
+    assert "does not exist" in error_of(capsys, "audit", "nowhere")
 
 
 def test_unreadable_images_are_listed_and_the_rest_is_audited(
@@ -190,7 +190,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_audited(
     assert "57 images, 56 distinct" in out
 
 
-def test_probabilities_of_ones_own(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_supplied_probabilities(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faces = load_faces(data)
     probabilities = np.eye(7)[faces.labels]
     probabilities[5] = np.roll(probabilities[5], 1)
@@ -198,20 +198,18 @@ def test_probabilities_of_ones_own(data: Path, capsys: pytest.CaptureFixture[str
     assert main(["audit", str(data), "--probabilities", "p.npz", "--json", "a.json"]) == 0
     assert json.loads(Path("a.json").read_text())["findings"]["mislabels"]["ids"] == [faces.ids[5]]
     assert "suspect labels, from predictions with 98% accuracy" in capsys.readouterr().out
-    assert "p.txt cannot be read" in complaint(capsys, "audit", str(data), "--probabilities", "p.txt")
+    assert "p.txt cannot be read" in error_of(capsys, "audit", str(data), "--probabilities", "p.txt")
 
 
-def test_too_few_images_for_predictions_of_its_own(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_images_for_out_of_fold_predictions(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "57 images are too few: searching for suspect labels needs at least 100" in complaint(
         capsys, "audit", str(data), "--mislabels"
     )
-    assert "mislabels needs predictions" in complaint(capsys, "audit", str(data), "--kinds", "mislabels")
+    assert "mislabels needs predictions" in error_of(capsys, "audit", str(data), "--kinds", "mislabels")
 
 
-def test_a_file_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_files_give_an_error(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").write_text("no folder")
-    assert complaint(capsys, "audit", str(data), "--json", "file/a.json").startswith(
-        "file/a.json cannot be written"
-    )
+    assert error_of(capsys, "audit", str(data), "--json", "file/a.json").startswith("file/a.json cannot be written")
     Path("folder").mkdir()
-    assert complaint(capsys, "audit", str(data), "--json", "folder").startswith("folder cannot be written")
+    assert error_of(capsys, "audit", str(data), "--json", "folder").startswith("folder cannot be written")

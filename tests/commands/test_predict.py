@@ -1,4 +1,4 @@
-"""fer-lightning predict: every kind of source, every form of output, and nothing lost to one bad file."""
+"""fer-lightning predict: every kind of source and output, and results that survive a bad file."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ from fer_lightning.models.checkpoint import InputSpec
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
-    """A working folder of its own, and a network of one's own."""
+    """Run in an empty folder with a network that predicts from brightness."""
     monkeypatch.chdir(tmp_path)
     clf = Classifier(Brightness(), InputSpec(48, 0.0, 1.0), "cpu")
     monkeypatch.setattr(predict, "load_network", lambda args: clf)
@@ -37,35 +37,35 @@ def face(path, shade=255, size=48):
 
 
 def printed(capsys, *arguments):
-    """The JSON that a command prints, its exit code, and what it says on stderr."""
+    """Return the JSON that a command prints, its exit code and its stderr."""
     code = main(["predict", "--json", *arguments])
     out, err = capsys.readouterr()
     return json.loads(out), code, err
 
 
-def test_json_is_as_promised(capsys):
+def test_json_has_the_documented_keys(capsys):
     face("a.png")
-    (answer,), code, err = printed(capsys, "a.png")
+    (result,), code, err = printed(capsys, "a.png")
     assert (code, err) == (0, "")
-    assert list(answer) == ["path", "error", "faces"]
-    assert (answer["path"], answer["error"]) == ("a.png", None)
-    (found,) = answer["faces"]
-    assert list(found) == ["box", "emotion", "confidence", "probabilities"]
-    assert (found["box"], found["emotion"]) == ([0, 0, 48, 48], "happy")
-    assert found["confidence"] == found["probabilities"]["happy"]
-    assert tuple(found["probabilities"]) == EMOTIONS
-    assert sum(found["probabilities"].values()) == pytest.approx(1)
+    assert list(result) == ["path", "error", "faces"]
+    assert (result["path"], result["error"]) == ("a.png", None)
+    (detected,) = result["faces"]
+    assert list(detected) == ["box", "emotion", "confidence", "probabilities"]
+    assert (detected["box"], detected["emotion"]) == ([0, 0, 48, 48], "happy")
+    assert detected["confidence"] == detected["probabilities"]["happy"]
+    assert tuple(detected["probabilities"]) == EMOTIONS
+    assert sum(detected["probabilities"].values()) == pytest.approx(1)
 
 
-def test_files_folders_patterns_and_stdin_in_the_order_given(capsys, monkeypatch):
+def test_files_folders_patterns_and_stdin_keep_their_order(capsys, monkeypatch):
     for path in ("b/2.png", "b/deep/3.JPG", "b/1.jpg", "x1.png", "x2.png", "a.png"):
         face(path)
     Path("b/notes.txt").write_text("no photo")
     stdin = io.BytesIO(Path(face("s.png", 0)).read_bytes())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
-    answers, code, err = printed(capsys, "b", "a.png", "-", "x*.png")
+    results, code, err = printed(capsys, "b", "a.png", "-", "x*.png")
     assert code == 0
-    assert [Path(answer["path"]).as_posix() for answer in answers] == [
+    assert [Path(result["path"]).as_posix() for result in results] == [
         "b/1.jpg",
         "b/2.png",
         "b/deep/3.JPG",
@@ -74,37 +74,37 @@ def test_files_folders_patterns_and_stdin_in_the_order_given(capsys, monkeypatch
         "x1.png",
         "x2.png",
     ]
-    assert answers[4]["faces"][0]["emotion"] == "sad"
+    assert results[4]["faces"][0]["emotion"] == "sad"
     assert err == "note: b: skipped files that are not photos or were written by --save (1)\n"
 
 
-def test_what_fails_is_named_and_stops_nothing(capsys):
+def test_failures_are_reported_and_the_rest_is_predicted(capsys):
     face("a.png")
     face("z.png", 0)
     Path("broken.jpg").write_bytes(b"no")
     Path("empty").mkdir()
-    answers, code, err = printed(capsys, "a.png", "broken.jpg", "nowhere.png", "empty", "z.png")
+    results, code, err = printed(capsys, "a.png", "broken.jpg", "nowhere.png", "empty", "z.png")
     assert code == 1
-    assert [answer["path"] for answer in answers if not answer["error"]] == ["a.png", "z.png"]
-    errors = {answer["path"]: answer for answer in answers if answer["error"]}
+    assert [result["path"] for result in results if not result["error"]] == ["a.png", "z.png"]
+    errors = {result["path"]: result for result in results if result["error"]}
     assert list(errors) == ["nowhere.png", "empty", "broken.jpg"]
-    assert all(answer["faces"] == [] for answer in errors.values())
+    assert all(result["faces"] == [] for result in errors.values())
     lines = err.splitlines()
     assert len(lines) == 3
     assert lines[2].startswith("error: broken.jpg: not an image")
 
 
 @pytest.mark.parametrize("argument", ["x" * 300, "folders/*"])
-def test_names_that_fit_no_file(argument, capsys):
+def test_paths_that_match_no_file(argument, capsys):
     Path("folders/one").mkdir(parents=True)
     face("a.png")
-    answers, code, err = printed(capsys, argument, "a.png")
+    results, code, err = printed(capsys, argument, "a.png")
     assert code == 1
-    assert [bool(answer["error"]) for answer in answers] == [True, False]
+    assert [bool(result["error"]) for result in results] == [True, False]
     assert err == f"error: {argument}: no such file or folder, and no file matches it as a pattern\n"
 
 
-def test_a_folder_that_cannot_be_written(capsys, monkeypatch):
+def test_results_are_printed_when_pictures_cannot_be_written(capsys, monkeypatch):
     face("a.png")
 
     def full(path, content):
@@ -113,18 +113,18 @@ def test_a_folder_that_cannot_be_written(capsys, monkeypatch):
     monkeypatch.setattr(predict, "write_atomically", full)
     assert main(["predict", "a.png", face("b.png", 0), "--save", "out"]) == 1
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()[2:]] == ["a.png", "b.png"]  # told all the same
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["a.png", "b.png"]  # printed all the same
     assert err.splitlines()[0] == "error: a.png: out/a.emotions.jpg cannot be written: No space left on device"
 
 
-def test_a_late_frame_shows_from_its_own_time_on():
+def test_frames_appear_at_their_own_time():
     pytest.importorskip("cv2")
     cv2 = opencv()  # before FFmpeg's first use, when it reads its log level from the environment
     with VideoWriter(Path("v.webm"), 10) as writer:
         for seconds, shade in ((0.0, 0), (1.0, 255), (1.02, 0), (1.1, 255)):
             writer.write(seconds, Image.new("RGB", (64, 64), (shade,) * 3))
     capture = cv2.VideoCapture("v.webm")
-    frames = [frame.mean() for there, frame in (capture.read() for _ in range(20)) if there]
+    frames = [frame.mean() for ok, frame in (capture.read() for _ in range(20)) if ok]
     assert [bool(shade > 127) for shade in frames] == [False] * 10 + [True] * 2
 
 
@@ -147,18 +147,18 @@ def test_table_and_csv(capsys):
     assert sum(float(rows[1][emotion]) for emotion in EMOTIONS) == pytest.approx(1)
 
 
-def test_a_photo_without_faces_is_no_failure(capsys, monkeypatch):
+def test_a_photo_without_faces_is_not_an_error(capsys, monkeypatch):
     monkeypatch.setattr(photos, "find_faces", lambda photo: [])
     face("wall.png", size=200)
-    answers, code, _ = printed(capsys, "wall.png")
-    assert (answers, code) == ([{"path": "wall.png", "error": None, "faces": []}], 0)
+    results, code, _ = printed(capsys, "wall.png")
+    assert (results, code) == ([{"path": "wall.png", "error": None, "faces": []}], 0)
     assert main(["predict", "wall.png"]) == 0
     assert "no face" in capsys.readouterr().out
-    answers, _, _ = printed(capsys, "wall.png", "--no-detect")
-    assert answers[0]["faces"][0]["box"] == [0, 0, 200, 200]
+    results, _, _ = printed(capsys, "wall.png", "--no-detect")
+    assert results[0]["faces"][0]["box"] == [0, 0, 200, 200]
 
 
-def test_saved_pictures_take_no_photos_place(capsys):
+def test_saved_pictures_do_not_overwrite_photos(capsys):
     for path in ("in/a.png", "in/more/a.jpg", "in/b.png"):
         face(path)
     before = {path: path.read_bytes() for path in Path("in").rglob("*.*")}
@@ -174,7 +174,7 @@ def test_saved_pictures_take_no_photos_place(capsys):
     assert "file cannot be written: File exists" in capsys.readouterr().err
 
 
-def test_what_was_done_before_ctrl_c_is_printed(capsys, monkeypatch):
+def test_results_before_ctrl_c_are_printed(capsys, monkeypatch):
     names = [face(f"{number}.png") for number in range(70)]
     read = photos.read_photo
 
@@ -185,15 +185,15 @@ def test_what_was_done_before_ctrl_c_is_printed(capsys, monkeypatch):
 
     monkeypatch.setattr(photos, "read_photo", interrupted)
     monkeypatch.setattr(photos, "perf_counter", lambda: 0.0)
-    answers, code, err = printed(capsys, *names)
+    results, code, err = printed(capsys, *names)
     assert code == 130
-    assert [answer["path"] for answer in answers] == names[:64]  # a batch
-    assert all(len(answer["faces"]) == 1 for answer in answers)
+    assert [result["path"] for result in results] == names[:64]  # a batch
+    assert all(len(result["faces"]) == 1 for result in results)
     assert "stopped by SIGINT" in err
 
 
-def test_no_photo_waits_for_long_for_the_others(capsys, monkeypatch):
-    """A photo takes 0.6 s here: the second and the fourth are answered with those that have waited."""
+def test_photos_wait_for_their_batch_for_a_second_at_most(capsys, monkeypatch):
+    """Reading a photo takes 0.6 s here, so results come after the second and the fourth photo."""
     names = [face(f"{number}.png") for number in range(6)]
     seconds = 0.0
 
@@ -206,13 +206,13 @@ def test_no_photo_waits_for_long_for_the_others(capsys, monkeypatch):
 
     monkeypatch.setattr(photos, "read_photo", slow)
     monkeypatch.setattr(photos, "perf_counter", lambda: seconds)
-    answers, code, _ = printed(capsys, *names, "--save", "out")
+    results, code, _ = printed(capsys, *names, "--save", "out")
     assert code == 130
-    assert [answer["path"] for answer in answers] == names[:4]
+    assert [result["path"] for result in results] == names[:4]
     assert len(list(Path("out").iterdir())) == 4
 
 
-def test_a_second_run_says_what_it_replaces_and_does_not_look_at_what_it_drew(capsys):
+def test_a_second_run_reports_replaced_pictures_and_skips_them_as_input(capsys):
     face("in/a.png")
     Path("in/more").mkdir()
     assert main(["predict", "in", "--save", "in"]) == 0
@@ -226,7 +226,7 @@ def test_a_second_run_says_what_it_replaces_and_does_not_look_at_what_it_drew(ca
     )
 
 
-def test_names_of_any_kind(capsys):
+def test_unusual_file_names(capsys):
     names = ["a$1_$2.png", "new\nline.png", "esc\x1b[31m.png", "latin\udce9.png", "gone.png"]
     for name in names[:4]:
         face(f"in/{name}")
@@ -240,50 +240,50 @@ def test_names_of_any_kind(capsys):
     assert len(list(Path("out").iterdir())) == 4
 
 
-def test_a_folder_that_cannot_be_looked_into_is_named(capsys, monkeypatch):
+def test_an_unreadable_folder_is_reported(capsys, monkeypatch):
     face("in/a.png")
     scan = os.scandir
 
-    def refusing(path):
+    def deny(path):
         if Path(path).name == "closed":
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
     Path("in/closed").mkdir()
-    monkeypatch.setattr(os, "scandir", refusing)
-    answers, code, _ = printed(capsys, "in")
+    monkeypatch.setattr(os, "scandir", deny)
+    results, code, _ = printed(capsys, "in")
     assert code == 1
-    assert [(answer["path"], answer["error"]) for answer in answers] == [
+    assert [(result["path"], result["error"]) for result in results] == [
         ("in/closed", "Permission denied"),
         ("in/a.png", None),
     ]
 
 
-def test_a_pipe_is_read_and_a_closed_stdin_named(capsys, monkeypatch):
+def test_a_pipe_is_read_and_a_closed_stdin_is_an_error(capsys, monkeypatch):
     read_end, write_end = os.pipe()
     os.write(write_end, Path(face("a.png")).read_bytes())
     os.close(write_end)
-    (answer,), code, _ = printed(capsys, f"/dev/fd/{read_end}")
+    (result,), code, _ = printed(capsys, f"/dev/fd/{read_end}")
     os.close(read_end)
-    assert (code, answer["faces"][0]["emotion"]) == (0, "happy")
+    assert (code, result["faces"][0]["emotion"]) == (0, "happy")
     monkeypatch.setattr(sys, "stdin", None)
-    (answer,), code, _ = printed(capsys, "-")
-    assert (code, answer["error"]) == (1, "stdin is closed")
+    (result,), code, _ = printed(capsys, "-")
+    assert (code, result["error"]) == (1, "stdin is closed")
 
 
 @pytest.mark.parametrize("arguments", [["v\udce9.mp4"], ["a$1_$2.mp4", "--save", "out\udce9"]])
-def test_a_video_whose_path_is_no_text(arguments, capsys):
+def test_a_video_path_that_is_not_utf_8(arguments, capsys):
     pytest.importorskip("cv2")
     cv2 = opencv()  # before FFmpeg's first use, when it reads its log level from the environment
     writer = cv2.VideoWriter("a$1_$2.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 10, (48, 48))
     writer.write(np.zeros((48, 48, 3), np.uint8))
     writer.release()
     os.link("a$1_$2.mp4", "v\udce9.mp4")
-    answers, code, _ = printed(capsys, *arguments, face("a.png"))
+    results, code, _ = printed(capsys, *arguments, face("a.png"))
     assert code == 1
-    assert "is not valid UTF-8, which OpenCV needs" in answers[0]["error"]
-    assert answers[1]["faces"]
-    assert main(["predict", "a$1_$2.mp4", "--save", "out"]) == 0  # whose title is no formula
+    assert "is not valid UTF-8, which OpenCV needs" in results[0]["error"]
+    assert results[1]["faces"]
+    assert main(["predict", "a$1_$2.mp4", "--save", "out"]) == 0  # "$" in the title is not read as a formula
     assert Path("out/a$1_$2.timeline.png").exists()
 
 
@@ -300,14 +300,14 @@ def test_a_video_frame_by_frame(capfd, monkeypatch):
         )
     writer.release()
     Path("bad.mp4").write_bytes(b"no video")
-    answers, code, err = printed(capfd, "clip.mp4", "bad.mp4", "--save", "out")
+    results, code, err = printed(capfd, "clip.mp4", "bad.mp4", "--save", "out")
     assert code == 1
-    assert err == "error: bad.mp4: not a video that OpenCV can read\npictures: out\n"  # and nothing of OpenCV's
-    frames, bad = answers[:-1], answers[-1]
+    assert err == "error: bad.mp4: not a video that OpenCV can read\npictures: out\n"  # and nothing from OpenCV
+    frames, bad = results[:-1], results[-1]
     assert bad["path"] == "bad.mp4"
     assert [frame["seconds"] for frame in frames] == pytest.approx([number / 10 for number in range(12)], abs=0.002)
-    found = [[face["emotion"] for face in frame["faces"]] for frame in frames]
-    assert found == [["sad"]] * 4 + [["happy"]] * 6 + [[]] * 2
+    emotions = [[face["emotion"] for face in frame["faces"]] for frame in frames]
+    assert emotions == [["sad"]] * 4 + [["happy"]] * 6 + [[]] * 2
     assert sorted(path.name for path in Path("out").iterdir()) == ["clip.emotions.webm", "clip.timeline.png"]
     capture = cv2.VideoCapture("out/clip.emotions.webm")
     assert sum(capture.read()[0] for _ in range(20)) == 12
@@ -317,7 +317,7 @@ def test_a_video_frame_by_frame(capfd, monkeypatch):
     assert [line.split() for line in lines[3:]] == [["happy", "60%"], ["sad", "40%"]]
 
 
-def test_without_opencv_a_video_names_the_remedy(capsys, monkeypatch):
+def test_a_missing_opencv_is_an_error(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     Path("clip.mp4").write_bytes(b"no video")
     assert main(["predict", "clip.mp4"]) == 1

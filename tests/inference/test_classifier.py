@@ -1,4 +1,4 @@
-"""A checkpoint from Python: the numbers of its own test, whatever form the faces come in."""
+"""Predicting from Python: a checkpoint reproduces its own test results, for every form of faces."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ DATA = {"n_train": 28, "n_val": 7, "n_test": 14}
 
 @pytest.fixture(scope="module")
 def tested_run(tmp_path_factory):
-    """A run's folder, trained for an epoch and tested with views."""
+    """The folder of a run trained for one epoch and tested with test-time augmentation."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -52,7 +52,7 @@ def faces():
     return drawn.images[drawn.usage == TEST]
 
 
-def test_a_checkpoint_answers_as_in_its_own_test(tested_run, clf, faces):
+def test_a_checkpoint_reproduces_its_own_test_results(tested_run, clf, faces):
     results = json.loads((tested_run / "results.json").read_text())
     drawn = synthetic_faces(**DATA)
     labels = drawn.labels[drawn.usage == TEST]
@@ -62,7 +62,7 @@ def test_a_checkpoint_answers_as_in_its_own_test(tested_run, clf, faces):
         assert -np.log(p.probabilities[range(14), labels]).mean() == pytest.approx(scores["loss"], rel=1e-4)
 
 
-def test_what_a_prediction_holds(clf, faces):
+def test_contents_of_a_prediction(clf, faces):
     p = clf.predict(faces)
     assert (p.probabilities.dtype, p.probabilities.shape) == (np.float32, (14, 7))
     np.testing.assert_allclose(p.probabilities.sum(axis=1), 1, rtol=1e-5)
@@ -80,7 +80,7 @@ def test_the_batch_size_changes_nothing(clf, faces):
         np.testing.assert_allclose(clf.predict(faces, batch_size=batch_size).probabilities, whole, atol=1e-6)
 
 
-def test_every_form_of_faces_gives_the_same(clf, faces):
+def test_every_form_of_faces_gives_the_same_prediction(clf, faces):
     expected = clf.predict(faces).probabilities
     read_only = faces.copy()
     read_only.flags.writeable = False
@@ -103,26 +103,26 @@ def test_every_form_of_faces_gives_the_same(clf, faces):
 def test_faces_of_any_size_are_resized(clf, faces):
     doubled = faces.repeat(2, axis=1).repeat(2, axis=2)
     unit = torch.from_numpy(doubled)[:, None].float() / 255
-    given = (F.interpolate(unit, size=(32, 32), mode="bilinear", antialias=True) - 0.4) / 0.5
+    images = (F.interpolate(unit, size=(32, 32), mode="bilinear", antialias=True) - 0.4) / 0.5
     with torch.no_grad():
-        by_hand = clf.net(given).softmax(dim=1).numpy()
-    np.testing.assert_allclose(clf.predict(doubled).probabilities, by_hand, atol=1e-6)
+        expected = clf.net(images).softmax(dim=1).numpy()
+    np.testing.assert_allclose(clf.predict(doubled).probabilities, expected, atol=1e-6)
     mixed = [Image.fromarray(faces[0]), Image.fromarray(doubled[1]), Image.fromarray(doubled[2][:90])]
     expected = [clf.predict(face).probabilities[0] for face in (faces[0], doubled[1], doubled[2][:90])]
     np.testing.assert_allclose(clf.predict(mixed).probabilities, expected, atol=1e-6)
 
 
-def test_a_turned_photo_is_turned_back(clf, faces, tmp_path):
+def test_a_rotated_face_is_turned_upright(clf, faces, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown after a quarter turn clockwise
-    Image.fromarray(np.rot90(faces[0])).save(tmp_path / "turned.png", exif=exif)
-    with Image.open(tmp_path / "turned.png") as turned:
-        answer = clf.predict(turned).probabilities
-    np.testing.assert_allclose(answer, clf.predict(faces[0]).probabilities, atol=1e-6)
+    exif[0x0112] = 6  # displayed after a quarter turn clockwise
+    Image.fromarray(np.rot90(faces[0])).save(tmp_path / "rotated.png", exif=exif)
+    with Image.open(tmp_path / "rotated.png") as rotated:
+        probabilities = clf.predict(rotated).probabilities
+    np.testing.assert_allclose(probabilities, clf.predict(faces[0]).probabilities, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("faces", "message"),
     [
         (np.zeros((2, 48, 48), np.float32), "expected uint8 pixels from 0 to 255, got float32"),
         (torch.zeros(2, 48, 48), "expected uint8 pixels from 0 to 255, got float32"),
@@ -139,12 +139,12 @@ def test_a_turned_photo_is_turned_back(clf, faces, tmp_path):
         (None, "PIL images, got NoneType"),
     ],
 )
-def test_what_is_not_faces_is_named(clf, wrong, said):
-    with pytest.raises(UserError, match=said):
-        clf.predict(wrong)
+def test_invalid_faces_are_rejected(clf, faces, message):
+    with pytest.raises(UserError, match=message):
+        clf.predict(faces)
 
 
-def test_wrong_options_are_named(clf, faces, tested_run):
+def test_invalid_options_are_rejected(clf, faces, tested_run):
     with pytest.raises(UserError, match="Did you mean mirror"):
         clf.predict(faces, tta="miror")
     with pytest.raises(UserError, match="batch_size=0: expected at least 1"):
@@ -158,7 +158,7 @@ def test_wrong_options_are_named(clf, faces, tested_run):
         fer_lightning.load_checkpoint("nowhere.ckpt")
 
 
-def test_importing_the_package_imports_nothing_heavy_and_predicting_not_lightning():
+def test_imports_are_lazy_and_predicting_does_not_import_lightning():
     code = (
         "import sys, fer_lightning\n"
         "assert not {'torch', 'numpy'} & set(sys.modules)\n"
@@ -171,9 +171,10 @@ def test_importing_the_package_imports_nothing_heavy_and_predicting_not_lightnin
     assert done.returncode == 0, done.stderr
 
 
-def test_a_deep_or_transparent_face_is_read_as_in_a_photo(clf):
+def test_16_bit_and_transparent_faces_are_decoded_like_photos(clf):
     grey = np.linspace(0, 255, 48 * 48).astype(np.uint8).reshape(48, 48)
     expected = clf.predict(grey).probabilities
-    see_through = Image.merge("LA", (Image.new("L", (48, 48)), Image.fromarray(255 - grey)))  # on white: grey
-    for face in (Image.fromarray(grey.astype(np.uint16) << 8), see_through):
+    # Composited on white, this equals `grey`.
+    transparent = Image.merge("LA", (Image.new("L", (48, 48)), Image.fromarray(255 - grey)))
+    for face in (Image.fromarray(grey.astype(np.uint16) << 8), transparent):
         np.testing.assert_allclose(clf.predict(face).probabilities, expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The demo's server: the page and its answers, for this machine's own page alone."""
+"""The demo's server: the page, its predictions, and the refusal of requests from other sites."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from fer_lightning.models.checkpoint import InputSpec
 
 
 class Bright(nn.Module):
-    """Happy for bright faces, angry for dark ones."""
+    """A network that predicts happy for bright faces and angry for dark ones."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(images), 7)
@@ -32,8 +32,8 @@ def serving():
         yield server
 
 
-def asked(server, request, body=b"", host=None, **headers):
-    """Status, headers and body of the server's answer to a request, without a network."""
+def send(server, request, body=b"", host=None, **headers):
+    """Return the status, headers and body of the server's response, without a network connection."""
     lines = [f"{request} HTTP/1.0", f"Host: {host or f'127.0.0.1:{server.server_port}'}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     ours, theirs = socket.socketpair()
@@ -42,8 +42,8 @@ def asked(server, request, body=b"", host=None, **headers):
         ours.shutdown(socket.SHUT_WR)
         server.RequestHandlerClass(theirs, ("127.0.0.1", 1), server)
         theirs.close()
-        answer = b"".join(iter(lambda: ours.recv(65536), b""))
-    head, _, content = answer.partition(b"\r\n\r\n")
+        response = b"".join(iter(lambda: ours.recv(65536), b""))
+    head, _, content = response.partition(b"\r\n\r\n")
     return int(head.split()[1]), head.decode(), content
 
 
@@ -53,7 +53,7 @@ def photo(shade=255):
     return file.getvalue()
 
 
-def test_it_listens_to_this_machine_alone(serving):
+def test_the_server_listens_on_localhost_only(serving):
     assert serving.server_address[0] == "127.0.0.1"
     with pytest.raises(UserError, match=f"--port={serving.server_port}: cannot listen on 127.0.0.1"):
         demo.server(None, serving.server_port)
@@ -61,79 +61,79 @@ def test_it_listens_to_this_machine_alone(serving):
         demo.server(None, 70000)
 
 
-def test_the_page_needs_nothing_from_elsewhere(serving):
-    status, head, page = asked(serving, "GET /")
+def test_the_page_loads_nothing_from_other_hosts(serving):
+    status, head, page = send(serving, "GET /")
     assert status == 200
     assert "default-src 'none'" in head
     assert b"__COLOURS__" not in page
     assert re.findall(rb"https?://", page) == []
 
 
-def test_a_photo_is_answered_with_its_faces(serving):
+def test_a_photo_gets_its_faces(serving):
     body = photo()
-    status, head, content = asked(serving, "POST /predict", body, Content_Length=len(body))
+    status, head, content = send(serving, "POST /predict", body, Content_Length=len(body))
     assert status == 200
     assert "no-store" in head
-    answer = json.loads(content)
-    assert (answer["width"], answer["height"]) == (60, 48)
-    (face,) = answer["faces"]
+    result = json.loads(content)
+    assert (result["width"], result["height"]) == (60, 48)
+    (face,) = result["faces"]
     assert (face["box"], face["emotion"]) == ([0, 0, 60, 48], "happy")
     assert face["confidence"] == face["probabilities"]["happy"] > 0.9
 
 
-def test_what_is_no_photo_is_named(serving):
-    status, _, content = asked(serving, "POST /predict", b"hello", Content_Length=5)
+def test_invalid_requests_get_an_error(serving):
+    status, _, content = send(serving, "POST /predict", b"hello", Content_Length=5)
     assert (status, list(json.loads(content))) == (422, ["error"])
-    assert asked(serving, "POST /predict")[0] == 411
-    assert asked(serving, "POST /predict", Content_Length=10**9)[0] == 413
-    assert asked(serving, "POST /predict", Content_Length="9" * 5000)[0] == 411
-    assert asked(serving, "POST /else", Content_Length=0)[0] == 404
-    assert asked(serving, "GET /else")[0] == 404
+    assert send(serving, "POST /predict")[0] == 411
+    assert send(serving, "POST /predict", Content_Length=10**9)[0] == 413
+    assert send(serving, "POST /predict", Content_Length="9" * 5000)[0] == 411
+    assert send(serving, "POST /else", Content_Length=0)[0] == 404
+    assert send(serving, "GET /else")[0] == 404
 
 
 def test_other_sites_are_refused(serving, monkeypatch):
-    monkeypatch.setattr(Classifier, "predict_stream", lambda *args, **options: pytest.fail("it was looked at"))
+    monkeypatch.setattr(Classifier, "predict_stream", lambda *args, **options: pytest.fail("it was processed"))
     body = photo()
     port = serving.server_port
     for headers in ({"host": f"evil.example:{port}"}, {"Origin": "https://evil.example"}, {"Origin": "null"}):
-        assert asked(serving, "POST /predict", body, Content_Length=len(body), **headers)[0] == 403
-        assert asked(serving, "GET /", **headers)[0] == 403
-    assert asked(serving, "GET /", host=f"localhost:{port}", Origin=f"http://localhost:{port}")[0] == 200
+        assert send(serving, "POST /predict", body, Content_Length=len(body), **headers)[0] == 403
+        assert send(serving, "GET /", **headers)[0] == 403
+    assert send(serving, "GET /", host=f"localhost:{port}", Origin=f"http://localhost:{port}")[0] == 200
 
 
-def test_a_page_that_goes_away_is_not_looked_at(serving, monkeypatch, capsys):
-    monkeypatch.setattr(Classifier, "predict_stream", lambda *args, **options: pytest.fail("it was looked at"))
-    with pytest.raises(IndexError):  # for there is no answer
-        asked(serving, "POST /predict", b"half", Content_Length=8)
+def test_an_aborted_upload_is_not_processed(serving, monkeypatch, capsys):
+    monkeypatch.setattr(Classifier, "predict_stream", lambda *args, **options: pytest.fail("it was processed"))
+    with pytest.raises(IndexError):  # there is no response
+        send(serving, "POST /predict", b"half", Content_Length=8)
     assert capsys.readouterr() == ("", "")
 
 
-def test_closing_waits_for_the_answer_that_is_being_made(monkeypatch):
-    """Or the process would end in the middle of it, and be aborted."""
-    entered, go_on, order = Event(), Event(), []
+def test_closing_waits_for_a_running_prediction(monkeypatch):
+    """A process that exits during a prediction would be aborted."""
+    started, proceed, order = Event(), Event(), []
 
     def slow(*args, **options):
-        entered.set()
-        go_on.wait()
-        order.append("answered")
+        started.set()
+        proceed.wait()
+        order.append("predicted")
         return iter([(None, Image.new("RGB", (2, 2)), [])])
 
     monkeypatch.setattr(Classifier, "predict_stream", slow)
     server = demo.server(Classifier(Bright(), InputSpec(48, 0.0, 1.0), "cpu"), 0)
     body = photo()
-    asking = Thread(target=asked, args=(server, "POST /predict", body), kwargs={"Content_Length": len(body)})
+    client = Thread(target=send, args=(server, "POST /predict", body), kwargs={"Content_Length": len(body)})
     closing = Thread(target=lambda: (server.server_close(), order.append("closed")))
-    asking.start()
-    assert entered.wait(30)
+    client.start()
+    assert started.wait(30)
     closing.start()
     closing.join(0.1)
-    go_on.set()
+    proceed.set()
     closing.join(30)
-    asking.join(30)
-    assert order == ["answered", "closed"]
+    client.join(30)
+    assert order == ["predicted", "closed"]
 
 
-def test_without_the_detector_it_does_not_start(monkeypatch):
+def test_a_missing_detector_is_an_error(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "dlib", None)
     photos._detector.cache_clear()
     with pytest.raises(UserError, match=r'pip install -e "\.\[photo\]"'):

@@ -1,4 +1,4 @@
-"""Exported networks: the numbers of the network in PyTorch, for any number and size of faces."""
+"""Exported networks give the same probabilities as PyTorch, for any number and size of faces."""
 
 import json
 import sys
@@ -26,18 +26,18 @@ INPUTS = InputSpec(image_size=24, mean=0.4, std=0.3)
 MODEL = {"name": "small_vgg", "channels": [4, 8]}
 
 
-def needs(file_format: str) -> None:
+def require(file_format: str) -> None:
     if file_format == "onnx":
         pytest.importorskip("onnxscript", reason='pip install -e ".[export]"')
         pytest.importorskip("onnxruntime", reason='pip install -e ".[export]"')
 
 
 def network(image_size: int = INPUTS.image_size, **model) -> Classifier:
-    """With weights and batch-norm statistics of its own, so that no two faces get the same answer."""
+    """Build a network with random weights and batch-norm statistics, so that no two faces get equal outputs."""
     torch.manual_seed(0)
     net = build_model(image_size=image_size, **(model or MODEL))
     with torch.no_grad():
-        net(torch.randn(64, 1, image_size, image_size))  # in training mode: the statistics
+        net(torch.randn(64, 1, image_size, image_size))  # in training mode, to set the statistics
         for name, tensor in net.state_dict().items():
             if name.endswith("running_var"):
                 tensor *= 0.1 + torch.rand_like(tensor) / 10
@@ -56,52 +56,52 @@ def faces() -> np.ndarray:
 
 @pytest.fixture(scope="module", params=FORMATS)
 def exported(request, clf) -> tuple[bytes, str]:
-    needs(request.param)
+    require(request.param)
     return export(clf, request.param), request.param
 
 
-def test_probabilities_are_those_of_the_classifier(clf, faces, exported):
+def test_probabilities_equal_the_classifiers(clf, faces, exported):
     run = load_exported(*exported)
     expected = clf.predict(faces).probabilities
-    assert expected.std(axis=0).max() > 0.01  # the faces are told apart
-    answer = run(faces[:, None])
-    assert (answer.dtype, answer.shape) == (np.float32, (14, 7))
-    np.testing.assert_allclose(answer, expected, atol=1e-5)
+    assert expected.std(axis=0).max() > 0.01  # the predictions differ between faces
+    probabilities = run(faces[:, None])
+    assert (probabilities.dtype, probabilities.shape) == (np.float32, (14, 7))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     np.testing.assert_allclose(run(faces[:1, None]), expected[:1], atol=1e-5)
     assert largest_difference(run, clf, faces) < 1e-5
 
 
 @pytest.mark.parametrize("size", [(24, 24), (20, 20), (97, 60), (200, 300)])
-def test_faces_of_another_size_are_resized_as_by_the_classifier(clf, exported, size):
+def test_faces_of_other_sizes_are_resized_like_in_the_classifier(clf, exported, size):
     crops = np.random.default_rng(0).integers(0, 256, (3, *size), dtype=np.uint8)
     np.testing.assert_allclose(
         load_exported(*exported)(crops[:, None]), clf.predict(crops).probabilities, atol=1e-5
     )
 
 
-def test_the_file_says_what_it_takes_and_tells(clf, exported):
+def test_the_file_describes_its_inputs_and_outputs(clf, exported):
     content, file_format = exported
-    about = metadata(INPUTS)
-    assert about["classes"].split(",") == list(EMOTIONS)
-    assert (about["image_size"], about["mean"], about["std"]) == ("24", "0.4", "0.3")
+    properties = metadata(INPUTS)
+    assert properties["classes"].split(",") == list(EMOTIONS)
+    assert (properties["image_size"], properties["mean"], properties["std"]) == ("24", "0.4", "0.3")
     if file_format == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(content)
-        assert about.items() <= session.get_modelmeta().custom_metadata_map.items()
-        [given], [answer] = session.get_inputs(), session.get_outputs()
-        assert (given.name, given.shape, given.type) == ("faces", ["N", 1, "H", "W"], "tensor(uint8)")
-        assert (answer.name, answer.shape, answer.type) == ("probabilities", ["N", 7], "tensor(float)")
+        assert properties.items() <= session.get_modelmeta().custom_metadata_map.items()
+        [source], [output] = session.get_inputs(), session.get_outputs()
+        assert (source.name, source.shape, source.type) == ("faces", ["N", 1, "H", "W"], "tensor(uint8)")
+        assert (output.name, output.shape, output.type) == ("probabilities", ["N", 7], "tensor(float)")
     else:
         with zipfile.ZipFile(export_module.BytesIO(content)) as archive:
             [name] = [name for name in archive.namelist() if Path(name).name == "metadata.json"]
-            assert json.loads(archive.read(name)) == about
+            assert json.loads(archive.read(name)) == properties
 
 
-def test_exporting_leaves_the_classifier_as_it_was(clf, recwarn):
+def test_exporting_does_not_change_the_classifier(clf, recwarn):
     before = {name: tensor.clone() for name, tensor in clf.net.state_dict().items()}
     load_exported(export(clf, "torchscript"), "torchscript")
-    assert not recwarn.list  # TorchScript is deprecated, which is nothing to the person who asks for it
+    assert not recwarn.list  # the deprecation of TorchScript is not shown to users
     assert all(torch.equal(before[name], tensor) for name, tensor in clf.net.state_dict().items())
     assert all(parameter.requires_grad for parameter in clf.net.parameters())
 
@@ -122,12 +122,12 @@ def test_every_network_can_be_exported(model, faces):
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_int8_is_smaller_and_nearly_the_same(mirrored, faces):
-    needs("onnx")
+def test_int8_is_smaller_and_nearly_as_precise(mirrored, faces):
+    require("onnx")
     clf = network(name="small_vgg", channels=[16, 64], mirrored=mirrored)
-    whole = export(clf, "onnx")
-    small = quantise(whole, synthetic_faces(n_train=64, n_val=0, n_test=0).images)
-    assert len(small) < len(whole) / 2
+    full = export(clf, "onnx")
+    small = quantise(full, synthetic_faces(n_train=64, n_val=0, n_test=0).images)
+    assert len(small) < len(full) / 2
     difference = np.abs(load_exported(small, "onnx")(faces[:, None]) - clf.predict(faces).probabilities)
     assert 0 < difference.max() < 0.1
     import onnx
@@ -150,63 +150,63 @@ def ckpt(tmp_path, monkeypatch) -> Path:
     return tmp_path / "mine.ckpt"
 
 
-def complaint(capsys, *arguments: str) -> str:
+def error_of(capsys, *arguments: str) -> str:
     assert main(["export", *arguments]) == 1
     return capsys.readouterr().err
 
 
-def test_the_command_writes_what_it_has_checked(ckpt, faces, capsys):
+def test_the_command_checks_and_writes_the_file(ckpt, faces, capsys):
     assert main(["export", str(ckpt), "--format", "pt2"]) == 0
     out = capsys.readouterr().out
     assert "on 256 faces of synthetic, test" in out
     assert "angry, disgust, fear, happy, sad, surprise, neutral" in out
     assert out.endswith("written: mine.pt2\n")
     assert max(map(len, out.splitlines())) <= 80
-    answer = load_exported(Path("mine.pt2").read_bytes(), "pt2")(faces[:, None])
-    np.testing.assert_allclose(answer, load_checkpoint(ckpt, "cpu").predict(faces).probabilities, atol=1e-5)
+    probabilities = load_exported(Path("mine.pt2").read_bytes(), "pt2")(faces[:, None])
+    np.testing.assert_allclose(probabilities, load_checkpoint(ckpt, "cpu").predict(faces).probabilities, atol=1e-5)
 
 
-def test_int8_tells_its_accuracy_on_the_test_split(ckpt, tmp_path, capsys):
-    needs("onnx")
+def test_int8_prints_the_accuracy_on_the_test_split(ckpt, tmp_path, capsys):
+    require("onnx")
     data = write_zip(tmp_path / "fer2013.zip", fake_faces())
     assert main(["export", "--ckpt", str(ckpt), "--int8", "--data", str(data)]) == 0
     out = capsys.readouterr().out
-    header, _, whole, small = [line.split() for line in out.splitlines()[1:5]]
+    header, _, full, small = [line.split() for line in out.splitlines()[1:5]]
     assert header[:4] == ["PrivateTest", "(n", "=", "14)"]
-    assert (whole[0], small[0], whole[2]) == ("float32", "int8", "100.00%")
+    assert (full[0], small[0], full[2]) == ("float32", "int8", "100.00%")
     assert out.endswith("written: mine.int8.onnx\n")
     assert [path.name for path in tmp_path.glob("*.onnx")] == ["mine.int8.onnx"]
 
 
-def test_without_test_images_there_is_nothing_to_check_with(ckpt, tmp_path, capsys):
+def test_data_without_test_images_are_rejected(ckpt, tmp_path, capsys):
     training = [face for face in fake_faces() if face.usage == TRAIN]
     data = write_zip(tmp_path / "fer2013.zip", training)
-    assert "lacks test images" in complaint(capsys, str(ckpt), "--data", str(data), "--format", "pt2")
+    assert "lacks test images" in error_of(capsys, str(ckpt), "--data", str(data), "--format", "pt2")
 
 
-def test_a_file_that_disagrees_is_not_written(ckpt, monkeypatch, capsys):
-    Path("mine.pt2").write_text("an older one")
+def test_a_file_that_differs_from_pytorch_is_not_written(ckpt, monkeypatch, capsys):
+    Path("mine.pt2").write_text("an older file")
     monkeypatch.setattr(export_module, "largest_difference", lambda *_: float("nan"))
-    assert "differ from PyTorch's by up to nan" in complaint(capsys, str(ckpt), "--format", "pt2")
-    assert Path("mine.pt2").read_text() == "an older one"
+    assert "differ from PyTorch's by up to nan" in error_of(capsys, str(ckpt), "--format", "pt2")
+    assert Path("mine.pt2").read_text() == "an older file"
 
 
-def test_mistakes_are_answered(ckpt, monkeypatch, capsys):
-    assert "--int8 needs --format onnx, got --format pt2" in complaint(
+def test_user_mistakes_give_an_error(ckpt, monkeypatch, capsys):
+    assert "--int8 needs --format onnx, got --format pt2" in error_of(
         capsys, str(ckpt), "--format", "pt2", "--int8"
     )
-    assert "FER-2013 was not found" in complaint(capsys, str(ckpt), "--int8")
-    assert "invalid choice: 'onx'" in complaint(capsys, str(ckpt), "--format", "onx")
-    assert "data.path=nowhere does not exist" in complaint(capsys, str(ckpt), "--data", "nowhere")
+    assert "FER-2013 was not found" in error_of(capsys, str(ckpt), "--int8")
+    assert "invalid choice: 'onx'" in error_of(capsys, str(ckpt), "--format", "onx")
+    assert "data.path=nowhere does not exist" in error_of(capsys, str(ckpt), "--data", "nowhere")
     Path("file").write_text("")
-    assert "file/a.pt2 cannot be written" in complaint(capsys, str(ckpt), "--format", "pt2", "--out", "file/a.pt2")
+    assert "file/a.pt2 cannot be written" in error_of(capsys, str(ckpt), "--format", "pt2", "--out", "file/a.pt2")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    assert 'pip install -e ".[export]"' in complaint(capsys, str(ckpt))
+    assert 'pip install -e ".[export]"' in error_of(capsys, str(ckpt))
     with pytest.raises(UserError, match=r"onnxscript, which is not installed: .* or use --format pt2"):
         load_exported(b"", "onnx")
 
 
-def test_the_formats_are_those_of_the_help():
+def test_the_help_lists_all_formats():
     import argparse
 
     parser = argparse.ArgumentParser()

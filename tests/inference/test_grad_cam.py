@@ -1,4 +1,4 @@
-"""Grad-CAM by hand, on every network, and as a command."""
+"""Grad-CAM: values computed by hand, every network, and the explain command."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ MODEL = {"name": "small_vgg", "channels": [4, 8]}
 
 
 class TwoMaps(nn.Module):
-    """The image and its negative as maps, an activation in place, their means, and one linear layer."""
+    """A network with two maps, the image and its negative: an in-place activation, means and one linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,21 +49,21 @@ def faces() -> np.ndarray:
     return synthetic_faces(n_train=0, n_val=0, n_test=7).images
 
 
-def test_maps_by_hand():
+def test_maps_equal_those_computed_by_hand():
     net = TwoMaps()
     pixels = np.random.default_rng(0).integers(1, 256, (7, 8, 8), dtype=np.uint8)
     heat = grad_cam(classifier(net), pixels, range(7))
     assert (heat.dtype, heat.shape) == (np.float32, (7, 8, 8))
     for emotion, (positive, negative) in enumerate(net.classifier.weight.tolist()):
-        # The negative map passes the activation at half its gradient.
-        speaks_for = positive - 0.5 * negative > 0
-        by_hand = pixels[emotion] / pixels[emotion].max() * speaks_for
+        # The activation halves the gradient of the negative map.
+        raises_score = positive - 0.5 * negative > 0
+        by_hand = pixels[emotion] / pixels[emotion].max() * raises_score
         np.testing.assert_allclose(heat[emotion], by_hand, atol=1e-5)
     assert heat.any(axis=(1, 2)).tolist() == [True, False, False, True, True, False, True]
 
 
 @pytest.mark.parametrize("name", [*MODELS, "resnet50", "vit_b_32", "swin_t"])
-def test_every_network_is_explained_and_left_as_it_was(name, faces):
+def test_every_network_can_be_explained_and_is_not_changed(name, faces):
     small = {
         "fer_model0": {"channels": [4, 8]},
         "small_vgg": {"channels": [4, 8, 8, 8]},
@@ -73,19 +73,19 @@ def test_every_network_is_explained_and_left_as_it_was(name, faces):
     size = 48 if name in small else 64 if name == "vit_b_32" else 96
     torch.manual_seed(0)
     clf = classifier(build_model("torchvision" if "architecture" in options else name, size, **options), size)
-    answer = clf.predict(faces[:2])
+    prediction = clf.predict(faces[:2])
     with torch.inference_mode():  # as in a callback
-        heat = grad_cam(clf, faces[:2], answer.labels.tolist())
+        heat = grad_cam(clf, faces[:2], prediction.labels.tolist())
     assert heat.shape == (2, heat.shape[1], heat.shape[1])
     assert min(heat.shape[1:]) >= (2 if name.startswith("vit") else MIN_SIDE)  # 2 x 2 patches of 32 px
     assert heat.min() >= 0
     np.testing.assert_allclose(heat.max(axis=(1, 2))[heat.any(axis=(1, 2))], 1, rtol=1e-6)
     assert not any(module._forward_hooks for module in clf.net.modules())
     assert all(parameter.grad is None for parameter in clf.net.parameters())
-    np.testing.assert_array_equal(clf.predict(faces[:2]).probabilities, answer.probabilities)
+    np.testing.assert_array_equal(clf.predict(faces[:2]).probabilities, prediction.probabilities)
 
 
-def test_a_network_compiled_for_the_fit_is_explained_too(faces):
+def test_a_compiled_network_can_be_explained(faces):
     torch.manual_seed(0)
     clf = classifier(build_model(image_size=48, **MODEL), 48)
     expected = grad_cam(clf, faces, range(7))
@@ -93,13 +93,13 @@ def test_a_network_compiled_for_the_fit_is_explained_too(faces):
     np.testing.assert_array_equal(grad_cam(clf, faces, range(7)), expected)
 
 
-def test_a_network_without_maps_is_told():
+def test_a_network_without_feature_maps_is_an_error():
     clf = classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)))
     with pytest.raises(UserError, match="this one has no feature maps"):
         grad_cam(clf, np.zeros((1, 8, 8), np.uint8), [0])
 
 
-def test_the_overlay_leaves_what_is_cold_and_colours_what_is_hot():
+def test_the_overlay_colours_only_hot_areas():
     face = np.random.default_rng(0).integers(0, 256, (12, 10), dtype=np.uint8)
     np.testing.assert_array_equal(plots.heat_overlay(face, np.zeros((3, 3))), np.repeat(face[..., None], 3, axis=2))
     half = np.zeros((2, 2))
@@ -125,7 +125,7 @@ def ckpt(tmp_path, monkeypatch, faces) -> str:
     return "mine.ckpt"
 
 
-def test_a_picture_of_each_face(ckpt, capsys):
+def test_each_image_gets_a_picture(ckpt, capsys):
     assert main(["explain", "a/face.png", "b/face.jpg", "c.png", "--ckpt", ckpt]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()[2:5]] == ["face.png", "face-2.png", "c.png"]
@@ -137,10 +137,10 @@ def test_a_picture_of_each_face(ckpt, capsys):
             assert picture.size == (1320, 500)
 
 
-def test_the_emotion_that_was_asked_for(ckpt, monkeypatch):
+def test_the_requested_emotion_is_explained(ckpt, monkeypatch):
     drawn = []
     draw = plots.explanation
-    monkeypatch.setattr(plots, "explanation", lambda *given: drawn.append(given) or draw(*given))
+    monkeypatch.setattr(plots, "explanation", lambda *args: drawn.append(args) or draw(*args))
     assert main(["explain", "c.png", "--ckpt", ckpt, "--emotion", "Fearful", "--save", "to/here"]) == 0
     [(face, heat, probabilities, emotion, title)] = drawn
     assert (face.shape, heat.ndim, emotion) == ((48, 48), 2, EMOTIONS.index("fear"))
@@ -148,7 +148,7 @@ def test_the_emotion_that_was_asked_for(ckpt, monkeypatch):
     assert Path("to/here/c.png").is_file()
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_is_done(ckpt, capsys):
+def test_unreadable_files_are_reported_and_the_rest_is_explained(ckpt, capsys):
     Path("bad.png").write_text("no image")
     assert main(["explain", "bad.png", "nowhere.png", "a", "c.png", "--ckpt", ckpt]) == 1
     out, err = capsys.readouterr()
@@ -160,12 +160,12 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_done(ckpt, capsys):
     assert out.endswith("written: 1 in explanations\n")
 
 
-def test_each_face_of_a_photo_has_a_picture(ckpt, monkeypatch, capsys):
+def test_each_face_of_a_photo_gets_a_picture(ckpt, monkeypatch, capsys):
     boxes = {"two.png": [(0, 0, 60, 60), (60, 20, 50, 50)], "none.png": []}
     for name in boxes:
         Image.new("RGB", (120, 100)).save(name)
-    found = iter(boxes.values())
-    monkeypatch.setattr(photos, "find_faces", lambda photo: next(found))
+    detected = iter(boxes.values())
+    monkeypatch.setattr(photos, "find_faces", lambda photo: next(detected))
     assert main(["explain", *boxes, "--ckpt", ckpt]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()[2:4]] == ["two.png", "two-2.png"]
@@ -174,14 +174,14 @@ def test_each_face_of_a_photo_has_a_picture(ckpt, monkeypatch, capsys):
     assert "written: 1 in explanations" in capsys.readouterr().out
 
 
-def test_mistakes_are_answered(ckpt, capsys):
+def test_user_mistakes_give_an_error(ckpt, capsys):
     assert main(["explain", "c.png", "--ckpt", ckpt, "--emotion", "bored"]) == 1
     assert "--emotion=bored: expected one of angry, disgust" in capsys.readouterr().err
     assert main(["explain", "c.png", "--ckpt", ckpt, "--save", "c.png"]) == 1
     assert "c.png/c.png cannot be written" in capsys.readouterr().err
 
 
-def test_what_was_written_before_the_disk_was_full_is_told(ckpt, capsys, monkeypatch):
+def test_pictures_written_before_the_disk_was_full_are_listed(ckpt, capsys, monkeypatch):
     write = write_png
 
     def full(picture, path):

@@ -1,4 +1,4 @@
-"""Photos of every kind are read upright, faces found and cut out as in FER-2013, and drawn so as to be read."""
+"""Photos: decoding, detecting and cropping faces as in FER-2013, and drawing boxes with legible labels."""
 
 import io
 import zlib
@@ -21,7 +21,7 @@ from fer_lightning.inference.photos import FACE_SIZE, find_faces, read_photo
 from fer_lightning.models.checkpoint import InputSpec
 
 GRACE = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-GRACE_FACE = (140, 100, 240, 240)  # by eye: forehead to chin
+GRACE_FACE = (140, 100, 240, 240)  # determined by eye, from forehead to chin
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def overlap(a, b):
     return both / (a[2] * a[3] + b[2] * b[3] - both)
 
 
-def of(*, emotion="happy", box=(10, 40, 60, 60), confidence=0.93):
+def face_in(*, emotion="happy", box=(10, 40, 60, 60), confidence=0.93):
     rest = (1 - confidence) / 6
     return DetectedFace(box, {name: confidence if name == emotion else rest for name in EMOTIONS})
 
@@ -47,38 +47,38 @@ def saved(image, form="PNG", **options):
     return io.BytesIO(file.getvalue())
 
 
-def test_a_turned_photo_is_read_upright():
+def test_a_rotated_photo_is_read_upright():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown after a quarter turn clockwise
+    exif[0x0112] = 6  # displayed after a quarter turn clockwise
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
     upright = read_photo(saved(Image.fromarray(np.rot90(pixels)), exif=exif))
     assert upright.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(upright)[..., 0], pixels)
 
 
-def test_every_kind_of_pixels_becomes_rgb():
+def test_every_pixel_format_becomes_rgb():
     grey = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
     expected = np.repeat(grey[..., None], 3, axis=2)
     image = Image.fromarray(grey)
     deep = Image.fromarray(grey.astype(np.uint16) * 257)
     for kind in (image, image.convert("RGB"), image.convert("RGBA"), image.convert("P"), deep):
         np.testing.assert_array_equal(np.asarray(read_photo(saved(kind))), expected, err_msg=kind.mode)
-    see_through = image.convert("RGBA")
-    see_through.putalpha(0)
-    assert np.asarray(read_photo(saved(see_through))).min() == 255
+    transparent = image.convert("RGBA")
+    transparent.putalpha(0)
+    assert np.asarray(read_photo(saved(transparent))).min() == 255
     cmyk = np.asarray(read_photo(saved(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")))
     assert cmyk.min() > 250
 
 
 def with_exif(png, exif):
-    """A PNG with this content of its eXIf chunk."""
+    """Return the PNG with an eXIf chunk of this content."""
     chunk = b"eXIf" + exif
     framed = len(exif).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
     return png[:33] + framed + png[33:]  # after the header
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
@@ -89,12 +89,12 @@ def with_exif(png, exif):
         (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF").getvalue(), "32 bits per pixel"),
     ],
 )
-def test_what_cannot_be_read_is_named(content, said):
-    with pytest.raises(UserError, match=said):
+def test_unreadable_photos_are_rejected(content, message):
+    with pytest.raises(UserError, match=message):
         read_photo(io.BytesIO(content))
 
 
-def test_a_large_photo_is_read_and_an_absurd_one_named(monkeypatch):
+def test_large_photos_are_read_up_to_a_limit(monkeypatch):
     photo = saved(Image.new("L", (120, 120)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 120 * 100)
     assert read_photo(photo).size == (120, 120)
@@ -103,15 +103,15 @@ def test_a_large_photo_is_read_and_an_absurd_one_named(monkeypatch):
         read_photo(photo)
 
 
-def test_the_face_around_a_detectors_box_stays_in_the_photo():
-    # A box of 87 pixels is 87% of a face of 100, whose centre is 5 pixels higher.
+def test_face_boxes_stay_inside_the_photo():
+    # A detector box of 87 pixels is 87% of a face of 100 pixels, whose centre is 5 pixels higher.
     assert photos._square(300, 205, 87, (640, 480)) == (250, 150, 100, 100)
     assert photos._square(10, 20, 87, (640, 480)) == (0, 0, 100, 100)
     assert photos._square(635, 470, 87, (640, 480)) == (540, 380, 100, 100)
     assert photos._square(30, 30, 87, (60, 200)) == (0, 0, 60, 60)
 
 
-def test_faces_are_found_at_their_size_and_in_a_turned_photo():
+def test_faces_of_different_sizes_tilts_and_exposures_are_detected():
     pytest.importorskip("dlib")
     photo = read_photo(GRACE)
     (box,) = find_faces(photo)
@@ -126,21 +126,21 @@ def test_faces_are_found_at_their_size_and_in_a_turned_photo():
     assert find_faces(Image.new("RGB", (400, 300), "grey")) == []
 
 
-def test_without_the_detector_the_remedy_is_named(monkeypatch, clf):
+def test_a_missing_detector_is_an_error_only_where_it_is_needed(monkeypatch, clf):
     monkeypatch.setitem(__import__("sys").modules, "dlib", None)
     photos._detector.cache_clear()
     with pytest.raises(UserError, match=r'pip install -e "\.\[photo\]"'):
         find_faces(Image.new("RGB", (400, 300)))
     small = Image.new("RGB", (96, 60), "white")
-    answers = clf.predict_stream([("a", small), ("b", Image.new("RGB", (400, 300)))])
-    assert next(answers)[0] == "a"  # what needs no detector is not lost
+    results = clf.predict_stream([("a", small), ("b", Image.new("RGB", (400, 300)))])
+    assert next(results)[0] == "a"  # photos that need no detector keep their results
     with pytest.raises(UserError, match="dlib"):
-        next(answers)
+        next(results)
     ((key, photo, (face,)),) = clf.predict_stream([("a", small)])
     assert (key, photo, face.box, face.emotion) == ("a", small, (0, 0, 96, 60), "happy")
 
 
-def test_photos_come_back_in_order_each_with_its_own_faces(clf, monkeypatch):
+def test_results_keep_the_order_of_the_photos(clf, monkeypatch):
     boxes = {300: [(0, 0, 100, 100), (150, 0, 100, 100)], 301: [], 302: [(0, 0, 50, 50)]}
     monkeypatch.setattr(photos, "find_faces", lambda photo: boxes[photo.width])
     shades = {}
@@ -161,18 +161,18 @@ def test_predict_photos(clf, tmp_path):
     face.save(tmp_path / "a.png")
     expected = clf.predict(face).probabilities[0].tolist()
     for file in (tmp_path / "a.png", str(tmp_path / "a.png"), saved(face)):
-        ((found,),) = clf.predict_photos([file])
-        assert (found.box, found.emotion) == ((0, 0, 48, 48), "happy")
-        assert list(found.probabilities.items()) == list(zip(EMOTIONS, expected, strict=True))
-        assert found.confidence == max(expected)
+        ((detected,),) = clf.predict_photos([file])
+        assert (detected.box, detected.emotion) == ((0, 0, 48, 48), "happy")
+        assert list(detected.probabilities.items()) == list(zip(EMOTIONS, expected, strict=True))
+        assert detected.confidence == max(expected)
     assert clf.predict_photos([]) == []
     (tmp_path / "b.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"b\.png cannot be read: not an image"):
         clf.predict_photos([tmp_path / "a.png", tmp_path / "b.png"])
     with pytest.raises(UserError, match="Did you mean mirror"):
         clf.predict_photos([], tta="miror")
-    ((found,),) = clf.predict_photos([face.convert("RGBA")])
-    assert (found.box, found.emotion) == ((0, 0, 48, 48), "happy")
+    ((detected,),) = clf.predict_photos([face.convert("RGBA")])
+    assert (detected.box, detected.emotion) == ((0, 0, 48, 48), "happy")
     for one in ("a.png", Path("a.png")):
         with pytest.raises(UserError, match=r"photos=a\.png: expected a list of paths"):
             clf.predict_photos(one)
@@ -180,17 +180,17 @@ def test_predict_photos(clf, tmp_path):
         clf.predict_photos([np.zeros((48, 48), np.uint8)])
     (tmp_path / "c.jpg").write_bytes(GRACE.read_bytes()[:20_000])
     with (
-        Image.open(tmp_path / "c.jpg") as halved,
+        Image.open(tmp_path / "c.jpg") as truncated,
         pytest.raises(UserError, match="The image cannot be read: damaged"),
     ):
-        clf.predict(halved)
+        clf.predict(truncated)
 
 
-@pytest.mark.parametrize("paper", ["black", "white"])
-def test_a_drawn_box_and_label_show_on_black_and_on_white(paper):
-    photo = Image.new("RGB", (400, 300), paper)
-    drawn = np.asarray(annotate(photo, [of(box=(100, 100, 90, 90))])).astype(int)
-    assert np.asarray(photo).std() == 0  # the photo itself is left alone
+@pytest.mark.parametrize("background", ["black", "white"])
+def test_box_and_label_are_visible_on_any_background(background):
+    photo = Image.new("RGB", (400, 300), background)
+    drawn = np.asarray(annotate(photo, [face_in(box=(100, 100, 90, 90))])).astype(int)
+    assert np.asarray(photo).std() == 0  # the photo itself is not changed
     column = drawn[145, 95:115].sum(axis=1)  # across the left edge of the box
     assert column.max() == 3 * 255
     assert column.min() == 0
@@ -199,16 +199,16 @@ def test_a_drawn_box_and_label_show_on_black_and_on_white(paper):
     assert label.max() > 700
 
 
-def test_labels_of_neighbours_do_not_cover_each_other(monkeypatch):
+def test_labels_of_neighbouring_faces_do_not_overlap(monkeypatch):
     places = []
     label = _label
-    monkeypatch.setattr(boxes, "_label", lambda *given: places.append(label(*given)) or places[-1])
-    annotate(Image.new("RGB", (400, 300)), [of(box=(100, 100, 60, 60)), of(box=(130, 100, 60, 60))])
-    annotate(Image.new("RGB", (400, 300)), [of(box=(0, 0, 400, 300))])
+    monkeypatch.setattr(boxes, "_label", lambda *args: places.append(label(*args)) or places[-1])
+    annotate(Image.new("RGB", (400, 300)), [face_in(box=(100, 100, 60, 60)), face_in(box=(130, 100, 60, 60))])
+    annotate(Image.new("RGB", (400, 300)), [face_in(box=(0, 0, 400, 300))])
     first, second, inside = places
     assert not _overlap(first, second)
     assert _overlap(inside, (0, 0, 400, 300))
 
 
-def test_a_small_face_is_enlarged_for_the_writing():
-    assert annotate(Image.new("RGB", (48, 48)), [of(box=(0, 0, 48, 48))]).size == (384, 384)
+def test_a_small_image_is_enlarged_for_the_label():
+    assert annotate(Image.new("RGB", (48, 48)), [face_in(box=(0, 0, 48, 48))]).size == (384, 384)
