@@ -202,7 +202,7 @@ def test_user_supplied_probabilities(data: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_too_few_images_for_out_of_fold_predictions(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "57 images are too few: searching for suspect labels needs at least 100" in complaint(
+    assert "57 images are too few: searching for suspect labels needs at least 100" in error_of(
         capsys, "audit", str(data), "--mislabels"
     )
     assert "mislabels needs predictions" in error_of(capsys, "audit", str(data), "--kinds", "mislabels")
