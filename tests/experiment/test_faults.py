@@ -302,7 +302,7 @@ def test_of_two_runs_that_start_at_the_same_moment_one_is_refused():
 
 def test_a_run_that_was_there_by_the_time_the_lock_was_free(monkeypatch, capsys):
     run("name=a", "trainer.max_epochs=1", "stages=[fit]")
-    monkeypatch.setattr(config, "_folder", lambda overrides, multirun: Path("runs/default/a"))
+    monkeypatch.setattr(config, "_choose_folder", lambda overrides, multirun: Path("runs/default/a"))
     run("name=a", code=1)
     assert "already contains a run" in the_error(capsys)
 
