@@ -138,7 +138,7 @@ class Checked:
 
     for_hydra: list[str]  # with full keys, and with plus signs where new keys are allowed
     typed: dict[str, str]  # full key -> typed key, where they differ
-    sweeper: DictConfig  # hydra.sweeper
+    cfg: DictConfig  # the composed configuration, Hydra's node included; swept settings are left out
 
 
 def check(overrides: list[Override], conf: Conf) -> Checked:
@@ -161,7 +161,7 @@ def check(overrides: list[Override], conf: Conf) -> Checked:
     if cfg.hydra.launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0: expected a number of processes, or -1 for all cores.")
     to_settings(to_plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])))
-    return Checked(for_hydra, typed, cfg.hydra.sweeper)
+    return Checked(for_hydra, typed, cfg)
 
 
 def _compose_choices(overrides: list[Override], conf: Conf) -> DictConfig:
@@ -178,14 +178,19 @@ def _compose_choices(overrides: list[Override], conf: Conf) -> DictConfig:
     if others:
         cfg = conf.compose([_first_value(o) for o in [*groups, *others]])
     _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
+    if any(cfg.hydra.runtime.choices[group] for group in GLOBAL_GROUPS):  # only their files can add keys
+        _check_global_files(cfg, conf)
+    return cfg
+
+
+def _check_global_files(cfg: DictConfig, conf: Conf) -> None:
+    """Check the keys that the chosen experiment, sweep and ablation set."""
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
-    if any(choices[group] for group in GLOBAL_GROUPS):  # only their files can add keys
-        without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
-        _check_keys(cfg, conf.compose(without_global))
-    for key in cfg.hydra.sweeper.get("params") or {}:  # set by a file of group sweep
+    without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
+    _check_keys(cfg, conf.compose(without_global))
+    for key in cfg.hydra.sweeper.get("params") or {}:
         if (full := full_key(key)) != key and full in set(_leaves(cfg)):
             raise UserError(f"hydra.sweeper.params: {key} does not exist. Did you mean {full}?")
-    return cfg
 
 
 def _check_options(override: Override, options: set[str]) -> None:

@@ -302,7 +302,7 @@ def test_one_of_two_runs_that_start_at_the_same_time_is_refused():
 
 def test_a_run_created_while_waiting_for_the_lock_is_kept(trained, monkeypatch, capsys):
     trained("stages=[fit]")
-    monkeypatch.setattr(config, "_folder", lambda overrides, multirun: Path("runs/default/a"))
+    monkeypatch.setattr(config, "_choose_folder", lambda overrides, multirun: Path("runs/default/a"))
     run("name=a", code=1)
     assert "already contains a run" in error_line(capsys)
 
