@@ -166,5 +166,5 @@ def test_only_train_py_starts_several_processes(monkeypatch, tmp_path, capsys):
     settings = ["data=synthetic", "data.n_train=14", "data.n_val=7", "data.n_test=7"]
     assert main(job, [*settings, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: trainer.devices=2: only python train.py and fer-lightning train start")
+    assert error.startswith("error: trainer.devices=2: only python train.py and fer-lightning train can start")
     assert list(tmp_path.iterdir()) == []
