@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.config import compose, help
-from fer_lightning.config.compat import Override
+from fer_lightning.config.compat import Override, run_composed
 from fer_lightning.config.compose import CONF, Conf, to_plain
 from fer_lightning.config.overrides import Checked, as_typed, check, check_search, parse, parse_flags, values_of
 from fer_lightning.config.saved import resumed
@@ -72,7 +72,7 @@ def _run(job: Job, arguments: list[str]) -> int:
     folder = _choose_folder(overrides, flags.multirun)
     if flags.multirun:
         return _run_sweep(job, folder, rest, overrides, checked, conf)
-    return _run_single(job, folder, rest, checked, conf)
+    return _run_single(job, folder, checked, conf)
 
 
 def _check_flags(flags: Namespace, overrides: list[Override]) -> None:
@@ -80,6 +80,12 @@ def _check_flags(flags: Namespace, overrides: list[Override]) -> None:
     given = {o.key_or_group for o in overrides if o.value()}
     if "resume" in given and (flags.multirun or flags.cfg or flags.info):
         raise UserError("resume continues a single run. Leave out -m, --cfg and --info.")
+    for name in ("config_path", "config_name", "package", "experimental_rerun"):
+        if getattr(flags, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is not supported. Use --config-dir for files of your own.")
+    swept = [str(o.input_line) for o in overrides if o.is_sweep_override()]
+    if swept and not flags.multirun and "resume" not in given:
+        raise UserError(f"{swept[0]}: several values are a sweep. Add -m, or give one value.")
     if "hydra/launcher" in given and not flags.multirun:
         raise UserError("hydra/launcher applies to sweeps only. Add -m, or leave it out for a single run.")
     if "sweep" in given and not (flags.multirun or flags.cfg):
@@ -118,27 +124,19 @@ def _must_not_run(cfg: Config, run_dir: Path) -> None:
     raise AssertionError("Hydra started a run where it should have printed something")
 
 
-def _run_single(job: Job, folder: Path, rest: list[str], checked: Checked, conf: Conf) -> int:
-    raised: list[Exception] = []
+def _run_single(job: Job, folder: Path, checked: Checked, conf: Conf) -> int:
+    def task(cfg: DictConfig) -> None:
+        _run_claimed(job, to_settings(_to_config(cfg, checked.typed, conf)), folder)
 
-    def once(cfg: Config, run_dir: Path) -> None:
-        try:
-            _run_claimed(job, to_settings(cfg), run_dir)
-        except Exception as error:  # noqa: BLE001
-            # Raised again below, because Hydra would shorten a bug's traceback and print one for a UserError.
-            raised.append(error)
-
-    code = _run_hydra([*rest, *checked.for_hydra, f"hydra.run.dir={folder}"], checked.typed, conf, once)
-    if raised:
-        raise raised[0]
-    return code
+    run_composed(checked.cfg, folder, task)
+    return 0
 
 
 def _run_sweep(
     job: Job, folder: Path, rest: list[str], overrides: list[Override], checked: Checked, conf: Conf
 ) -> int:
-    check_search(checked.sweeper, overrides)
-    params = [f"{key}={values}" for key, values in (checked.sweeper.params or {}).items()]
+    check_search(checked.cfg.hydra.sweeper, overrides)
+    params = [f"{key}={values}" for key, values in (checked.cfg.hydra.sweeper.params or {}).items()]
     begin_sweep(folder, params + [str(o.input_line) for o in overrides if _affects_numbering(o)])
     sweep = Sweep(folder)
 
@@ -172,11 +170,7 @@ def _run_hydra(
 
     def task(cfg: DictConfig) -> None:
         sys.argv[:] = command_line  # Lightning starts the other processes of a run with it
-        hydra_cfg = HydraConfig.get()
-        plain = to_plain(cfg)
-        plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
-        plain["overrides"] = [*conf.typed, *(as_typed(text, typed) for text in hydra_cfg.overrides.task)]
-        do(plain, Path(os.path.relpath(hydra_cfg.runtime.output_dir)))
+        do(_to_config(cfg, typed, conf), Path(os.path.relpath(HydraConfig.get().runtime.output_dir)))
 
     sys.argv[1:] = arguments  # Hydra reads the process's own command line
     try:
@@ -186,6 +180,15 @@ def _run_hydra(
     finally:
         sys.argv[:] = command_line
     return 0
+
+
+def _to_config(cfg: DictConfig, typed: Mapping[str, str], conf: Conf) -> Config:
+    """Return the configuration of the current Hydra job, with its experiment and the overrides as typed."""
+    hydra_cfg = HydraConfig.get()
+    plain = to_plain(cfg)
+    plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
+    plain["overrides"] = [*conf.typed, *(as_typed(text, typed) for text in hydra_cfg.overrides.task)]
+    return plain
 
 
 def _run_claimed(job: Job, cfg: Settings, run_dir: Path) -> None:

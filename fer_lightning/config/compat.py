@@ -1,12 +1,19 @@
 """Hydra internals that have no public name. tests/config/test_hydra_compat.py reports what an upgrade breaks."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.utils import run_job
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, read_write
 
-__all__ = ["IntervalSweep", "Override", "flag_parser", "parse_override"]
+__all__ = ["IntervalSweep", "Override", "flag_parser", "parse_override", "run_composed"]
 
 
 def flag_parser() -> argparse.ArgumentParser:
@@ -21,3 +28,30 @@ def parse_override(text: str) -> Override:
         HydraException: the text is not a valid override.
     """
     return OverridesParser.create().parse_override(text)
+
+
+def run_composed(cfg: DictConfig, folder: Path, task: Callable[[DictConfig], None]) -> None:
+    """Run a task as Hydra's single job, with its logging, callbacks and ``hydra.job`` settings.
+
+    hydra.main would compose the configuration twice more and shorten the traceback of what the task raises.
+
+    Args:
+        cfg: the composed configuration, Hydra's node included.
+        folder: the job's output folder; created if missing.
+        task: called with the configuration without Hydra's node.
+    """
+    with read_write(cfg.hydra):
+        cfg.hydra.run.dir = str(folder)
+        cfg.hydra.mode = RunMode.RUN
+    callbacks = Callbacks(cfg)
+    no_loader: Any = None  # only launchers of several jobs use it
+    callbacks.on_run_start(config=cfg, config_name="train")
+    result = run_job(
+        task_function=task,
+        config=cfg,
+        job_dir_key="hydra.run.dir",
+        job_subdir_key=None,
+        hydra_context=HydraContext(config_loader=no_loader, callbacks=callbacks),
+    )
+    callbacks.on_run_end(config=cfg, config_name="train", job_return=result)
+    _ = result.return_value  # raises what the task raised

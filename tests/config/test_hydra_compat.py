@@ -1,6 +1,9 @@
 """Each private API of Hydra that the package uses still works; a failure shows which one does not."""
 
-from fer_lightning.config.compat import IntervalSweep, flag_parser, parse_override
+import pytest
+
+from fer_lightning.config.compat import IntervalSweep, flag_parser, parse_override, run_composed
+from fer_lightning.config.compose import CONF
 
 
 def test_hydras_own_flags():
@@ -18,3 +21,18 @@ def test_hydras_grammar():
     interval = parse_override("e=interval(1,2)")
     assert interval.is_interval_sweep()
     assert isinstance(interval.value(), IntervalSweep)
+
+
+def test_a_composed_job_runs_in_its_folder_and_raises_its_own_error(tmp_path):
+    cfg = CONF.compose(["optim=sgd"])
+    folder = tmp_path / "a" / "b"
+    seen = []
+    run_composed(cfg, folder, lambda plain: seen.append(plain.optim.name))
+    assert seen == ["sgd"]
+    assert folder.is_dir()
+
+    def broken(plain):
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        run_composed(cfg, folder, broken)

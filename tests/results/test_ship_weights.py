@@ -58,7 +58,7 @@ def test_the_command_prints_the_scores_of_the_network(run_dir, tmp_path, monkeyp
 
 
 def test_an_unknown_network_is_refused():
-    with pytest.raises(UserError, match=r"'bets' ships.*Did you mean best"):
+    with pytest.raises(UserError, match=r"unknown pretrained network 'bets'\. Did you mean best"):
         fer_lightning.load_pretrained("bets")
 
 
