@@ -59,6 +59,7 @@ def _run(job: Job, arguments: list[str]) -> int:
     flags = parse_flags(arguments)
     if flags.shell_completion:  # its install=bash is not a setting
         return _run_hydra(arguments, {}, CONF, _must_not_run)
+    _check_hydra_flags(flags)
     overrides = [parse(text) for text in flags.overrides]
     _check_flags(flags, overrides)
     conf = _find_conf(flags, overrides)
@@ -66,6 +67,8 @@ def _run(job: Job, arguments: list[str]) -> int:
         if override.key_or_group == "resume" and override.value():
             return _run_resumed(job, Path(str(override.value())), overrides, conf)
     checked = check(overrides, conf)
+    if not flags.multirun:
+        _check_single(overrides)
     rest = [argument for argument in arguments if argument not in flags.overrides]
     if flags.help or flags.hydra_help or flags.cfg or flags.info:
         return _run_hydra([*rest, *checked.for_hydra], checked.typed, conf, _must_not_run)
@@ -80,18 +83,26 @@ def _check_flags(flags: Namespace, overrides: list[Override]) -> None:
     given = {o.key_or_group for o in overrides if o.value()}
     if "resume" in given and (flags.multirun or flags.cfg or flags.info):
         raise UserError("resume continues a single run. Leave out -m, --cfg and --info.")
-    for name in ("config_path", "config_name", "package", "experimental_rerun"):
-        if getattr(flags, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is not supported. Use --config-dir for files of your own.")
-    swept = [str(o.input_line) for o in overrides if o.is_sweep_override()]
-    if swept and not flags.multirun and "resume" not in given:
-        raise UserError(f"{swept[0]}: several values are a sweep. Add -m, or give one value.")
     if "hydra/launcher" in given and not flags.multirun:
         raise UserError("hydra/launcher applies to sweeps only. Add -m, or leave it out for a single run.")
     if "sweep" in given and not (flags.multirun or flags.cfg):
         raise UserError("sweep needs -m. Add -m, or leave it out for a single run.")
     if flags.multirun and (flags.cfg or flags.info):
         raise UserError("--cfg and --info show a single run. Leave out -m and give each setting one value.")
+
+
+def _check_hydra_flags(flags: Namespace) -> None:
+    """Raise UserError for flags of Hydra that would replace conf/train.yaml."""
+    for name in ("config_path", "config_name", "package", "experimental_rerun"):
+        if getattr(flags, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is not supported. Use --config-dir for your own files.")
+
+
+def _check_single(overrides: list[Override]) -> None:
+    """Raise UserError for several values of a setting."""
+    for o in overrides:
+        if o.is_sweep_override():
+            raise UserError(f"{o.input_line}: several values need a sweep. Add -m, or give one value.")
 
 
 def _find_conf(flags: Namespace, overrides: list[Override]) -> Conf:

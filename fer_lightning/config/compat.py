@@ -9,7 +9,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.core.utils import run_job
+from hydra.core.utils import JobStatus, run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, read_write
 
@@ -54,4 +54,5 @@ def run_composed(cfg: DictConfig, folder: Path, task: Callable[[DictConfig], Non
         hydra_context=HydraContext(config_loader=no_loader, callbacks=callbacks),
     )
     callbacks.on_run_end(config=cfg, config_name="train", job_return=result)
-    _ = result.return_value  # raises what the task raised
+    if result.status is JobStatus.FAILED:
+        raise result._return_value  # the property of that name would print a line first

@@ -105,6 +105,25 @@ def test_mistakes_are_reported_with_a_remedy(argument, message, sweep, capsys, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["optim.lr=1,2"], "error: optim.lr=1,2: several values need a sweep. Add -m, or give one value.\n"),
+        (
+            ["model=resnet,fer_model0", "--cfg", "job"],
+            "error: model=resnet,fer_model0: several values need a sweep.",
+        ),
+        (["seed=range(3)"], "error: seed=range(3): several values need a sweep."),
+        (["-cn", "mine"], "error: --config-name is not supported. Use --config-dir for your own files.\n"),
+        (["--experimental-rerun", "x"], "error: --experimental-rerun is not supported."),
+    ],
+)
+def test_what_is_not_a_single_run_is_one_line(arguments, line, capsys, tmp_path):
+    assert main(never, arguments) == 1
+    assert capsys.readouterr().err.startswith(line)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("key", ["data.exclude", "data.source.exclude"])
 def test_settings_of_the_data_source_work_with_and_without_source_in_the_key(key):
     [(cfg, _)] = composed(f"{key}=a.txt", "data.seed=3", "data.batch_size=8")
