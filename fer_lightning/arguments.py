@@ -88,11 +88,7 @@ def check_options(function: Callable[..., Any], name: str, options: Mapping[str,
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    except (
-        NameError,
-        TypeError,
-        AttributeError,
-    ):  # a name imported for type checkers only, or not a Python function
+    except (NameError, TypeError, AttributeError):  # a name for type checkers only, or not a Python function
         return {}
 
 

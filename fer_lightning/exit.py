@@ -74,7 +74,7 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 @contextmanager
 def _without_flag(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the arguments without --traceback, with the environment variable set in its place."""
+    """Yield the arguments without --traceback, with the environment variable set in its place until the end."""
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     if "--traceback" not in arguments[:end]:

@@ -23,7 +23,7 @@ class ConfusionMatrix(Callback):
 
     def __init__(self, every_n_epochs: int = 1) -> None:
         if every_n_epochs < 1:
-            raise UserError(f"every_n_epochs={every_n_epochs}: expected at least 1.")
+            raise UserError(f"callbacks.confusion_matrix.every_n_epochs={every_n_epochs}: expected at least 1.")
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -34,7 +34,7 @@ class PredictionGrid(Callback):
     def __init__(self, n_faces: int = 28, every_n_epochs: int = 1) -> None:
         self.n_faces = n_faces
         if every_n_epochs < 1:
-            raise UserError(f"every_n_epochs={every_n_epochs}: expected at least 1.")
+            raise UserError(f"callbacks.prediction_grid.every_n_epochs={every_n_epochs}: expected at least 1.")
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -69,7 +69,9 @@ def penultimate_features(
     """
     linear = [module for module in clf.net.modules() if isinstance(module, nn.Linear)]
     if not linear or linear[-1].out_features != NUM_CLASSES:
-        raise UserError("callbacks=projector: this network does not end in a linear layer.")
+        raise UserError(
+            "callbacks=projector shows the input of a final linear layer, which this network lacks. Leave it out."
+        )
     features: list[Tensor] = []
 
     def capture(module: nn.Module, inputs: tuple[Any, ...]) -> None:

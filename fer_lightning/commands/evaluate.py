@@ -1,4 +1,4 @@
-"""Evaluate a network on the held-out images of FER-2013.
+"""Evaluate a network on held-out images, those of FER-2013 by default.
 
 Prints accuracy with its 95% interval, the same without leaked images, scores of each class, calibration before and
 after temperature scaling, robustness to seven corruptions at five strengths each and, with --against, a paired test

@@ -2,7 +2,8 @@
 
 The exported graph maps grey faces, uint8 (N, 1, H, W), any number of any size, to probabilities, float32 (N, 7). It
 includes resizing, normalisation and softmax; its metadata contains the class names. The file is written only if its
-probabilities agree with those of the network in PyTorch. ONNX needs pip install -e ".[export]".
+probabilities agree with those of the network in PyTorch. With --int8 this is checked before quantisation, and the
+accuracy of both is printed. ONNX needs pip install -e ".[export]".
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Train and test a network, once or in a sweep (same as python train.py)."""
+"""Train and test a network, once or in a sweep, like python train.py; see fer-lightning train --help."""
 
 from collections.abc import Sequence
 from pathlib import Path

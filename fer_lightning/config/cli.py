@@ -84,18 +84,24 @@ def _check_flags(flags: Namespace, overrides: list[Override]) -> None:
     if "resume" in given and (flags.multirun or flags.cfg or flags.info):
         raise UserError("resume continues a single run. Leave out -m, --cfg and --info.")
     if "hydra/launcher" in given and not flags.multirun:
-        raise UserError("hydra/launcher applies to sweeps only. Add -m, or leave it out for a single run.")
+        raise UserError(
+            "hydra/launcher= applies to sweeps only. Add -m, or leave out hydra/launcher= for a single run."
+        )
     if "sweep" in given and not (flags.multirun or flags.cfg):
-        raise UserError("sweep needs -m. Add -m, or leave it out for a single run.")
+        raise UserError("sweep= needs -m. Add -m, or leave out sweep= for a single run.")
     if flags.multirun and (flags.cfg or flags.info):
         raise UserError("--cfg and --info show a single run. Leave out -m and give each setting one value.")
 
 
 def _check_hydra_flags(flags: Namespace) -> None:
-    """Raise UserError for flags of Hydra that would replace conf/train.yaml."""
-    for name in ("config_path", "config_name", "package", "experimental_rerun"):
+    """Raise UserError for flags of Hydra that would replace conf/train.yaml or a run's settings."""
+    for name, instead in (
+        ("config_path", "--config-dir=FOLDER for your own files"),
+        ("config_name", "--config-dir=FOLDER for your own files"),
+        ("experimental_rerun", "resume=RUN_FOLDER"),
+    ):
         if getattr(flags, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is not supported. Use --config-dir for your own files.")
+            raise UserError(f"--{name.replace('_', '-')} is not supported. Use {instead}.")
 
 
 def _check_single(overrides: list[Override]) -> None:
@@ -137,7 +143,7 @@ def _must_not_run(cfg: Config, run_dir: Path) -> None:
 
 def _run_single(job: Job, folder: Path, checked: Checked, conf: Conf) -> int:
     def task(cfg: DictConfig) -> None:
-        _run_claimed(job, to_settings(_to_config(cfg, checked.typed, conf)), folder)
+        _run_claimed(job, to_settings(_to_config(cfg, checked.typed, conf)), _output_dir())
 
     run_composed(checked.cfg, folder, task)
     return 0
@@ -181,7 +187,7 @@ def _run_hydra(
 
     def task(cfg: DictConfig) -> None:
         sys.argv[:] = command_line  # Lightning starts the other processes of a run with it
-        do(_to_config(cfg, typed, conf), Path(os.path.relpath(HydraConfig.get().runtime.output_dir)))
+        do(_to_config(cfg, typed, conf), _output_dir())
 
     sys.argv[1:] = arguments  # Hydra reads the process's own command line
     try:
@@ -200,6 +206,11 @@ def _to_config(cfg: DictConfig, typed: Mapping[str, str], conf: Conf) -> Config:
     plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
     plain["overrides"] = [*conf.typed, *(as_typed(text, typed) for text in hydra_cfg.overrides.task)]
     return plain
+
+
+def _output_dir() -> Path:
+    """Return the folder of the current Hydra job, relative to the working directory."""
+    return Path(os.path.relpath(HydraConfig.get().runtime.output_dir))  # hydra.job.chdir=true changes into it
 
 
 def _run_claimed(job: Job, cfg: Settings, run_dir: Path) -> None:

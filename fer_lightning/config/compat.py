@@ -10,8 +10,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import JobStatus, run_job
+from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from fer_lightning.arguments import first_line
+from fer_lightning.errors import UserError
 
 __all__ = ["IntervalSweep", "Override", "flag_parser", "parse_override", "run_composed"]
 
@@ -39,20 +44,28 @@ def run_composed(cfg: DictConfig, folder: Path, task: Callable[[DictConfig], Non
         cfg: the composed configuration, Hydra's node included.
         folder: the job's output folder; created if missing.
         task: called with the configuration without Hydra's node.
+
+    Raises:
+        UserError: the folder cannot be created, or one of Hydra's own settings is invalid.
     """
     with read_write(cfg.hydra):
         cfg.hydra.run.dir = str(folder)
         cfg.hydra.mode = RunMode.RUN
-    callbacks = Callbacks(cfg)
     no_loader: Any = None  # only launchers of several jobs use it
-    callbacks.on_run_start(config=cfg, config_name="train")
-    result = run_job(
-        task_function=task,
-        config=cfg,
-        job_dir_key="hydra.run.dir",
-        job_subdir_key=None,
-        hydra_context=HydraContext(config_loader=no_loader, callbacks=callbacks),
-    )
-    callbacks.on_run_end(config=cfg, config_name="train", job_return=result)
+    try:
+        callbacks = Callbacks(cfg)
+        callbacks.on_run_start(config=cfg, config_name="train")
+        result = run_job(  # keeps what the task raises in its result
+            task_function=task,
+            config=cfg,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+            hydra_context=HydraContext(config_loader=no_loader, callbacks=callbacks),
+        )
+        callbacks.on_run_end(config=cfg, config_name="train", job_return=result)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created: {error.strerror}.") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"A setting of hydra.* is invalid: {first_line(error)}") from error
     if result.status is JobStatus.FAILED:
         raise result._return_value  # the property of that name would print a line first

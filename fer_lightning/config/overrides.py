@@ -138,7 +138,8 @@ class Checked:
 
     for_hydra: list[str]  # with full keys, and with plus signs where new keys are allowed
     typed: dict[str, str]  # full key -> typed key, where they differ
-    cfg: DictConfig  # the composed configuration, Hydra's node included; swept settings are left out
+    # Composed, Hydra's node included: without swept settings, with the first choice of swept groups.
+    cfg: DictConfig
 
 
 def check(overrides: list[Override], conf: Conf) -> Checked:
@@ -150,6 +151,8 @@ def check(overrides: list[Override], conf: Conf) -> Checked:
     for o in overrides:
         if o.key_or_group in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
             raise UserError(f"{o.input_line}: a run's folder is runs/<experiment>/<name>. Set name instead.")
+        if o.key_or_group == "hydra.mode":
+            raise UserError(f"{o.input_line}: leave it out, and add -m for a sweep.")
     cfg = _compose_choices(overrides, conf)
     for_hydra, typed = _rewrite(overrides, cfg, conf)
     # Compose everything once to get one-line errors for what Hydra would report at length. A swept group is set to
@@ -178,16 +181,16 @@ def _compose_choices(overrides: list[Override], conf: Conf) -> DictConfig:
     if others:
         cfg = conf.compose([_first_value(o) for o in [*groups, *others]])
     _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
-    if any(cfg.hydra.runtime.choices[group] for group in GLOBAL_GROUPS):  # only their files can add keys
-        _check_global_files(cfg, conf)
+    _check_files(cfg, conf)
     return cfg
 
 
-def _check_global_files(cfg: DictConfig, conf: Conf) -> None:
-    """Check the keys that the chosen experiment, sweep and ablation set."""
+def _check_files(cfg: DictConfig, conf: Conf) -> None:
+    """Check the keys that the files of the chosen groups set."""
     choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
-    without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
-    _check_keys(cfg, conf.compose(without_global))
+    if any(choices.get(group) for group in GLOBAL_GROUPS):  # only their files can add keys
+        without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
+        _check_keys(cfg, conf.compose(without_global))
     for key in cfg.hydra.sweeper.get("params") or {}:
         if (full := full_key(key)) != key and full in set(_leaves(cfg)):
             raise UserError(f"hydra.sweeper.params: {key} does not exist. Did you mean {full}?")

@@ -153,7 +153,7 @@ def to_settings(cfg: Config) -> Settings:
         )
     nodes = {"data": DataSettings, "distill": DistillSettings, "checkpoint": CheckpointSettings}
     typed = {key: call(nodes[key], key, value) if key in nodes else value for key, value in cfg.items()}
-    return call(Settings, "settings", typed)
+    return call(Settings, "configuration", typed)
 
 
 def to_dict(settings: Settings | DataSettings) -> Config:

@@ -213,7 +213,7 @@ class FaceDataModule(LightningDataModule):
             if value < 1:
                 raise UserError(f"data.{name}={value}: expected at least 1.")
         if augment_epochs is not None and (not isinstance(augment_epochs, int) or augment_epochs < 1):
-            raise UserError(f"data.augment_epochs={augment_epochs}: expected a whole number above 0, or null.")
+            raise UserError(f"data.augment_epochs={augment_epochs}: expected an integer above 0, or null.")
         if image_size > MAX_IMAGE_SIZE:
             raise UserError(
                 f"data.image_size={image_size}: expected at most {MAX_IMAGE_SIZE}; faces are 48 pixels wide."
@@ -241,7 +241,7 @@ class FaceDataModule(LightningDataModule):
             if not len(self.rows(usages)):
                 raise UserError(
                     f"{faces.source} has no images in {self.split_name(usages)} ({len(faces)} images in all). "
-                    "Training needs every split: check the data's folders or its Usage column."
+                    "Training needs every split: check the folders or the Usage column."
                 )
 
     def setup(self, stage: str) -> None:

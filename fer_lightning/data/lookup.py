@@ -112,7 +112,7 @@ def _download() -> Path:
 
 
 def _from_path(text: str, label: str) -> Source:
-    """Return the data at a path; raise UserError, starting with `label`, if it holds none."""
+    """Return the data at a path; raise UserError if it holds none. `label` names the path in messages."""
     path = Path(os.path.expanduser(text))
     if not text or not path.exists():
         fault = "does not exist" if text else "is empty"

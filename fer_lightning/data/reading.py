@@ -202,7 +202,10 @@ def _split_folder(path: str) -> int | None:
 
 def _usage_of_prefix(path: str, prefixes: Mapping[str, str]) -> int:
     if path not in prefixes:
-        raise _RowError("name without a split", f"expected the prefix {'_ or '.join(FER2013_SPLITS)}_")
+        raise _RowError(
+            "name without a split",
+            f"expected the prefix {'_, '.join(FER2013_SPLITS[:-1])}_ or {FER2013_SPLITS[-1]}_",
+        )
     return _USAGES[prefixes[path]]
 
 
@@ -328,7 +331,7 @@ def _check_header(name: str, header: Sequence[str]) -> None:
             " The challenge's test.csv has no labels: give train.csv or fer2013.csv." if "pixels" in header else ""
         )
         raise UserError(
-            f"{name} has no column {' or '.join(missing)}: its first line is "
+            f"{name} has no column {' or '.join(missing)}: its first line starts with "
             f"{', '.join(map(repr, header[:MAX_LISTED]))[:300]}.{hint}"
         )
 
@@ -346,7 +349,10 @@ def _parse_emotion(text: str) -> int:
 def _parse_usage(text: str) -> int:
     usage = _USAGES.get(text.strip().lower())
     if usage is None:
-        raise _RowError("unknown Usage", f"expected Usage {' or '.join(FER2013_SPLITS)}, got {text[:40]!r}")
+        raise _RowError(
+            "unknown Usage",
+            f"expected Usage {', '.join(FER2013_SPLITS[:-1])} or {FER2013_SPLITS[-1]}, got {text[:40]!r}",
+        )
     return usage
 
 
@@ -357,7 +363,7 @@ def _parse_pixels(text: str) -> bytes:
         values = np.fromstring(text, np.int64, sep=" ")
     except (ValueError, DeprecationWarning):
         wrong = next((word for word in text.split() if not re.fullmatch(r"\d+", word, re.ASCII)), text)
-        raise _RowError("bad pixel", f"expected whole numbers as pixels, got {wrong[:40]!r}") from None
+        raise _RowError("bad pixel", f"expected integers as pixels, got {wrong[:40]!r}") from None
     if len(values) != PIXELS:
         raise _RowError("wrong number of pixels", f"expected 48x48 = {PIXELS} pixels, got {len(values)}")
     if values.min() < 0 or values.max() > 255:

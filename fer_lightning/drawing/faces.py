@@ -98,9 +98,8 @@ def heat_overlay(face: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating[Any]
         uint8 (H, W, 3).
     """
     share = _enlarged(heat, face.shape)[..., None]
-    colour = (
-        255 * colormaps["inferno"](0.25 + 0.65 * share[..., 0])[..., :3]
-    )  # skip the black and white ends of the colour map
+    # Skip the black and white ends of the colour map.
+    colour = 255 * colormaps["inferno"](0.25 + 0.65 * share[..., 0])[..., :3]
     blend = 0.7 * share
     picture: npt.NDArray[np.uint8] = np.rint((1 - blend) * face[..., None] + blend * colour).astype(np.uint8)
     return picture

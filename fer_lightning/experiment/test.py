@@ -27,7 +27,7 @@ def test(module: EmotionClassifier, data: FaceDataModule, trainer: Trainer, reco
         record.last_epoch = score_splits(predict(module, data, trainer), data.faces)
     trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
     assert module.held_out is not None
-    record.set_scores(*score(module.held_out, data))
+    record.set_scores(*headline_scores(module.held_out, data))
     if module.tta != "none":
         module.tta = "none"
         record.without_tta = score_splits(predict(module, data, trainer), data.faces)
@@ -65,14 +65,14 @@ def test_ensemble(
 
     faces = datamodules[0].faces
     predictions = predict_all(record.tta)
-    record.set_scores(*score(ensemble(predictions), datamodules[0]))
+    record.set_scores(*headline_scores(ensemble(predictions), datamodules[0]))
     for member, member_predictions in zip(record.members or [], predictions, strict=True):
         member["splits"] = score_splits(member_predictions, faces)
     if record.tta != "none":
         record.without_tta = score_splits(ensemble(predict_all("none")), faces)
 
 
-def score(predictions: Predictions, data: FaceDataModule) -> tuple[str, dict[str, Json], dict[str, Json]]:
+def headline_scores(predictions: Predictions, data: FaceDataModule) -> tuple[str, dict[str, Json], dict[str, Json]]:
     """Return the headline split, the scores of every split, and the scores per class on the headline split."""
     logits, labels, _ = select(predictions, data.faces, data.test_usages)
     return data.test_split, score_splits(predictions, data.faces), score_classes(logits, labels)

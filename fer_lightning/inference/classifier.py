@@ -58,7 +58,7 @@ class Classifier:
         val_split: name of the split on which the training run selected the weights, if known.
 
     Raises:
-        UserError: the device is unknown or not available.
+        UserError: the device is unknown or cannot be used.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Classifier:
             self.device = torch.device(hardware.accelerator(device))
             self.net = net.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device={device} is not available: {first_line(error)}") from error
+            raise UserError(f"device={device} cannot be used: {first_line(error)}") from error
         self.inputs = inputs
         self.val_split = val_split
 
@@ -191,7 +191,7 @@ def load_pretrained(name: str = "best", device: str = "auto") -> Classifier:
         device: device to run on, e.g. "cpu" or "cuda:1"; "auto" selects the GPU if there is one.
 
     Raises:
-        UserError: no pretrained network has this name, or the device is unknown or not available.
+        UserError: no pretrained network has this name, or the device is unknown or cannot be used.
     """
     names = pretrained_names()
     if name not in names:

@@ -110,10 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
             if len(photo) < n:  # the page was closed during the upload
                 return
             try:
-                status, answer = HTTPStatus.OK, self.predict(photo)
+                status, result = HTTPStatus.OK, self.predict(photo)
             except UserError as error:
-                status, answer = HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)}
-            self._send(status, "application/json", json.dumps(answer).encode())
+                status, result = HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)}
+            self._send(status, "application/json", json.dumps(result).encode())
 
     def _check_origin(self) -> bool:
         """Return whether the page itself sent the request; if not, send 403 Forbidden.

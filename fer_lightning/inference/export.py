@@ -211,9 +211,8 @@ def quantise(onnx_file: bytes, calibration: Pixels) -> bytes:
             return next(({"faces": batch} for batch in self.batches), None)
 
     level = logging.root.level
-    logging.root.setLevel(
-        logging.ERROR
-    )  # onnxruntime warns to preprocess the model, which torch's exporter has done
+    # onnxruntime recommends preprocessing that torch's exporter has already done.
+    logging.root.setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "int8.onnx"

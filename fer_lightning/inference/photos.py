@@ -107,7 +107,7 @@ def _square(x: float, y: float, side: float, photo_size: tuple[int, int]) -> Box
 def face_boxes(photo: Image.Image, detect: bool = True) -> list[Box]:
     """Return the boxes of the faces in an upright photo.
 
-    If `detect` is false or the photo is no larger than MAX_CROP_SIDE, the only box is the whole photo.
+    If `detect` is false or no side of the photo exceeds MAX_CROP_SIDE pixels, the only box is the whole photo.
 
     Raises:
         UserError: the detector is needed and not installed.
@@ -123,8 +123,8 @@ def predict_faces(
     Args:
         predict: function from faces, uint8 (N, 48, 48), to probabilities, float32 (N, 7).
         photos: upright RGB photos, each with a key of the caller's choice.
-        detect: detect faces; otherwise treat each photo as one face. Photos of up to MAX_CROP_SIDE pixels are
-            always treated as one.
+        detect: detect faces; otherwise treat each photo as one face. Photos with sides of
+            at most MAX_CROP_SIDE pixels always are.
         batch_size: photos or faces to collect before yielding their results, for a second at most; use 1 for a
             camera, whose results should not wait.
 

@@ -25,7 +25,7 @@ _PLAIN = {"collections OrderedDict", "torch Size", "torch._utils _rebuild_tensor
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Input format and classes of a network, stored in every checkpoint.
+    """Input format and classes of a network, stored in every checkpoint so that it cannot be fed other images.
 
     Attributes:
         image_size: height and width of the images, in pixels.
@@ -120,9 +120,9 @@ def _pickled_names(content: bytes) -> tuple[set[str], str]:
     names: set[str] = set()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
-        # torch.save does not compress, so an honest archive cannot unpack to more than its own size.
+        # torch.save does not compress, so an honest archive cannot expand to more than its own size.
         if sum(member.file_size for member in members) > len(content):
-            return names, "unpacks to more than its own size"
+            return names, "expands to more than its own size"
         if (damaged := archive.testzip()) is not None:
             return names, f"damaged: {reprlib.repr(damaged)}"
         for member in members:

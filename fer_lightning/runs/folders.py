@@ -44,9 +44,9 @@ def remove_unstarted(folder: Path) -> None:
     """Remove the folder of a run or sweep that never started, and the parent folders that this leaves empty."""
     if {path.name for path in folder.iterdir()} - {LOCK, SWEEP_LOCK, SWEEP, "multirun.yaml"}:
         return
-    # Windows refuses to delete a lock file that is still open.
-    with suppress(PermissionError) if sys.platform == "win32" else nullcontext():
-        for path in folder.iterdir():
+    for path in folder.iterdir():
+        # Windows refuses to delete a lock file that is still open.
+        with suppress(PermissionError) if sys.platform == "win32" else nullcontext():
             path.unlink()
     with suppress(OSError):  # stops at the first folder that is not empty
         while folder.name:

@@ -296,7 +296,7 @@ class EmotionClassifier(LightningModule):
         """Gather the predictions of all processes in `held_out`."""
         self.held_out = gather(self._outputs)
 
-    # Lightning's own predictions would be those of one process only.
+    # predict() also leaves its outputs in `held_out`, because what Lightning returns is one process's share.
     on_predict_epoch_start = on_test_epoch_start
     on_predict_epoch_end = on_test_epoch_end
 

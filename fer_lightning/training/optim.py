@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fer_lightning.arguments import call
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.training.compat import let_lightning_unscale
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -69,14 +69,16 @@ def build_optimizer(
         UserError: `name` or `schedule` is unknown, or a value is out of range.
     """
     if name not in OPTIMIZERS:
-        raise UserError(f"optim.name={name}: unknown optimizer. Choose from {', '.join(OPTIMIZERS)}.")
+        near = did_you_mean(name, OPTIMIZERS)
+        raise UserError(f"optim.name={name}: unknown optimizer.{near} Choose from {', '.join(OPTIMIZERS)}.")
     if schedule not in SCHEDULES:
-        raise UserError(f"optim.schedule={schedule}: unknown schedule. Choose from {', '.join(SCHEDULES)}.")
-    if lr <= 0 or weight_decay < 0 or warmup_epochs < 0:
-        raise UserError(
-            f"optim.lr={lr} must be above 0; optim.weight_decay={weight_decay} and "
-            f"optim.warmup_epochs={warmup_epochs} must be at least 0."
-        )
+        near = did_you_mean(schedule, SCHEDULES)
+        raise UserError(f"optim.schedule={schedule}: unknown schedule.{near} Choose from {', '.join(SCHEDULES)}.")
+    if lr <= 0:
+        raise UserError(f"optim.lr={lr}: expected a number above 0.")
+    for key, value in (("weight_decay", weight_decay), ("warmup_epochs", warmup_epochs)):
+        if value < 0:
+            raise UserError(f"optim.{key}={value}: expected at least 0.")
     weights = list(parameters)
     # Fused optimizers update all weights with one kernel instead of a dozen kernels for each.
     fused = all(weight.device.type in ("cpu", "cuda") and weight.is_floating_point() for weight in weights)

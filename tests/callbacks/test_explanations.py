@@ -125,7 +125,7 @@ def test_features_are_the_input_of_the_last_layer():
     with torch.no_grad():
         probabilities = clf.net.classifier(torch.from_numpy(features)).softmax(dim=1)
     np.testing.assert_allclose(probabilities, clf.predict(faces).probabilities, atol=1e-6)
-    with pytest.raises(UserError, match="does not end in a linear layer"):
+    with pytest.raises(UserError, match="a final linear layer, which this network lacks"):
         penultimate_features(Classifier(nn.Conv2d(1, 7, 24), INPUTS, "cpu"), faces)
 
 

@@ -114,14 +114,28 @@ def test_mistakes_are_reported_with_a_remedy(argument, message, sweep, capsys, t
             "error: model=resnet,fer_model0: several values need a sweep.",
         ),
         (["seed=range(3)"], "error: seed=range(3): several values need a sweep."),
-        (["-cn", "mine"], "error: --config-name is not supported. Use --config-dir for your own files.\n"),
-        (["--experimental-rerun", "x"], "error: --experimental-rerun is not supported."),
+        (["-cn", "mine"], "error: --config-name is not supported. Use --config-dir=FOLDER for your own files.\n"),
+        (["--experimental-rerun", "x"], "error: --experimental-rerun is not supported. Use resume=RUN_FOLDER.\n"),
+        (["hydra.mode=MULTIRUN"], "error: hydra.mode=MULTIRUN: leave it out, and add -m for a sweep.\n"),
+        (["+hydra.callbacks.mine._target_=nowhere.Mine"], "error: A setting of hydra.* is invalid: "),
     ],
 )
 def test_what_is_not_a_single_run_is_one_line(arguments, line, capsys, tmp_path):
     assert main(never, arguments) == 1
     assert capsys.readouterr().err.startswith(line)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_may_change_into_its_folder(tmp_path):
+    folders = []
+    assert main(lambda cfg, run_dir: folders.append(run_dir.resolve()), ["hydra.job.chdir=true", "name=a"]) == 0
+    assert folders == [tmp_path / "runs/default/a"]
+
+
+def test_a_global_group_may_be_deleted():
+    jobs = []
+    assert main(lambda cfg, run_dir: jobs.append(cfg.experiment), ["~experiment"]) == 0
+    assert jobs == ["default"]
 
 
 @pytest.mark.parametrize("key", ["data.exclude", "data.source.exclude"])

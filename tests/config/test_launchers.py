@@ -119,8 +119,8 @@ def refused(monkeypatch, tmp_path, capsys):
     [
         (["-m", "hydra/launcher=jobib"], "hydra/launcher=jobib does not exist. Did you mean joblib?"),
         (["-m", "hydra/laucher=joblib"], "hydra/laucher does not exist. Did you mean hydra/launcher?"),
-        (["hydra/launcher=submitit_slurm"], "hydra/launcher applies to sweeps only. Add -m"),
-        (["sweep=widths"], "sweep needs -m. Add -m"),
+        (["hydra/launcher=submitit_slurm"], "hydra/launcher= applies to sweeps only. Add -m"),
+        (["sweep=widths"], "sweep= needs -m. Add -m"),
         (["-m", "seed=0,1", "--cfg", "job"], "--cfg and --info show a single run. Leave out -m"),
     ],
 )

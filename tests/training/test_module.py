@@ -261,9 +261,12 @@ def test_learning_rate_at_a_step(schedule, step, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "adamm"}, "optim.name=adamm: unknown optimizer. Choose from adam, adamw, sgd."),
+        (
+            {"name": "adamm"},
+            "optim.name=adamm: unknown optimizer. Did you mean adam? Choose from adam, adamw, sgd.",
+        ),
         ({"schedule": "linear"}, "optim.schedule=linear: unknown schedule. Choose from constant, cosine."),
-        ({"lr": 0}, "optim.lr=0 must be above 0"),
+        ({"lr": 0}, "optim.lr=0: expected a number above 0"),
         ({"weight_decay": -1}, "optim.weight_decay=-1"),
     ],
 )
