@@ -3,6 +3,7 @@
 import struct
 import warnings
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,7 +57,11 @@ def decode(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(file, Image.Image):
                 return _to_display(file)
-            with Image.open(file, formats=FORMATS) as image:
+            # Opened here, because older versions of Pillow resolve /dev/fd/N to a path that does not exist.
+            with (
+                Path(file).open("rb") if isinstance(file, str | Path) else nullcontext(file) as stream,
+                Image.open(stream, formats=FORMATS) as image,
+            ):
                 return _to_display(image)
     except UnidentifiedImageError as error:
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

@@ -65,6 +65,9 @@ def style_axes(axes: Axes) -> None:
 
 def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
     """Render a figure to uint8 (H, W, 3), the format of TensorBoard's add_image with dataformats="HWC"."""
+    # Whole pixels: before 3.11, Matplotlib rounds 8.2 inches at 100 dpi down to 819.
+    width, height = (np.round(figure.get_size_inches() * figure.dpi) + 1e-6) / figure.dpi
+    figure.set_size_inches(width, height)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     rgba = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
