@@ -10,8 +10,6 @@ import pytest
 # Before torch is imported. The tests run side by side, so more threads per process would only compete.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from faults import run
-
 from fer_lightning import hardware
 
 # As in train.py: the first matrix product on a GPU decides for the process whether they can be deterministic.
@@ -50,6 +48,8 @@ def real_data():
 @pytest.fixture
 def trained(own_folder, tmp_path_factory):
     """Return a function that puts a finished run of one epoch into runs/default/a; each kind is trained once."""
+
+    from faults import run  # with Lightning, which most folders of tests need not import
 
     def copy(*settings):
         kept = tmp_path_factory.getbasetemp() / "trained" / "-".join(["run", *settings])
