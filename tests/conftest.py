@@ -47,7 +47,10 @@ def real_data():
 
 @pytest.fixture
 def trained(own_folder, tmp_path_factory):
-    """Return a function that puts a finished run of one epoch into runs/default/a; each kind is trained once."""
+    """Return a function that puts a finished run of one epoch into runs/default/a; each kind is trained once.
+
+    Call it before patching what a run uses: the run may be a copy, and other tests may get a copy of it.
+    """
 
     from faults import run  # with Lightning, which most folders of tests need not import
 

@@ -263,12 +263,12 @@ def test_a_signal_before_the_run_started_leaves_no_files(signum, code, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_running_run_cannot_be_resumed(trained, monkeypatch, capsys):
+def test_a_running_run_cannot_be_resumed(monkeypatch, capsys):
     def second():
         assert main(job, ["resume=runs/default/a"]) == 1
 
     with_callback(monkeypatch, At(0, second))
-    trained()
+    run("name=a", "trainer.max_epochs=1")
     assert "runs/default/a is in use" in error_line(capsys)
     assert results_of("runs/default/a")["status"] == "finished"
 
