@@ -1,5 +1,7 @@
 """The seven emotions of FER-2013: the only definition of their order, names, aliases and colours."""
 
+import re
+
 # Index = position, as in the ``emotion`` column of the original fer2013.csv (Goodfellow et al. 2013,
 # "Challenges in Representation Learning"). Class folders in alphabetical order would swap 4, 5 and 6.
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -28,11 +30,16 @@ _ALIASES = {
     "surprised": "surprise",
     "suprise": "surprise",  # a misspelling found in several mirrors of the dataset
     "calm": "neutral",
+    "neutrality": "neutral",
 }
+_NUMBER = re.compile(r"\d+[\s_.-]+(?=\D)")  # before a class folder's name, as in "0_angry"
 
 
 def emotion_index(name: str) -> int | None:
-    """Return the index (0 to 6) of a class name or alias in any case ("Happy", "anger"), or None if unknown."""
-    name = name.strip().lower()
+    """Return the index (0 to 6) of a class name or alias in any case ("Happy", "anger"), or None if unknown.
+
+    A number before the name is ignored: datasets number the emotions differently, so only the name is certain.
+    """
+    name = _NUMBER.sub("", name.strip().lower(), count=1) if name[:1].isdigit() else name.strip().lower()
     name = _ALIASES.get(name, name)
     return EMOTIONS.index(name) if name in EMOTIONS else None

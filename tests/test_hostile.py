@@ -97,7 +97,7 @@ def test_csv_that_would_fill_the_memory_is_refused(rows):
 
 
 def test_reading_stops_after_too_many_faults(monkeypatch):
-    monkeypatch.setattr("fer_lightning.data.reading._MAX_FAULTS", 1000)
+    monkeypatch.setattr("fer_lightning.data.gathering._MAX_FAULTS", 1000)
     refused("csv", HEADER + b"x\n" * 1100)
 
 
@@ -111,7 +111,7 @@ def test_zip_member_that_expands_beyond_its_declared_size_is_refused(method):
 
 
 def test_zip_that_expands_a_thousandfold_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("fer_lightning.data.stores._MAX_UNPACKED", 10**6)
+    monkeypatch.setattr("fer_lightning.data.archives._MAX_UNPACKED", 10**6)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("fer2013.csv", HEADER + b"\n" * 10**7)
     with pytest.raises(UserError, match="more than 100 times its size"):
@@ -133,7 +133,7 @@ def test_zip_with_a_damaged_name_in_a_local_header_is_refused(tmp_path):
 def test_nested_zips_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("inner.zip", b"PK")
-    with pytest.raises(UserError, match="nested zips, which are not opened"):
+    with pytest.raises(UserError, match="nested archives, which are not opened"):
         load_faces(tmp_path / "a.zip")
 
 

@@ -34,7 +34,7 @@ class Bench:
 
     Attributes:
         work: temporary folder for the cache, images and run folders.
-        data: zip, folder or CSV.
+        data: zip, tar, CSV or folder.
         settings: overrides of train.py.
         repeats: number of turns.
         steps: training steps per epoch.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fer-lightning audit``."""
     parser.add_argument(
-        "path", nargs="?", metavar="PATH", help="zip, CSV or folder (default: $FER2013_PATH, then ./data)"
+        "path", nargs="?", metavar="PATH", help="zip, tar, CSV or folder (default: $FER2013_PATH, then ./data)"
     )
     parser.add_argument("--report", type=Path, metavar="HTML", help="write a page with examples of each finding")
     parser.add_argument("--json", type=Path, metavar="JSON", help="write all findings with all their images")

@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(SECTIONS)} (default: all); SETTING=VALUE changes a setting of train.py",
     )
     parser.add_argument(
-        "--data", metavar="PATH", help="zip, CSV or folder (default: $FER2013_PATH, else synthetic faces)"
+        "--data", metavar="PATH", help="zip, tar, CSV or folder (default: $FER2013_PATH, else synthetic faces)"
     )
     parser.add_argument(
         "--repeats", metavar="N", type=int, default=5, help="turns of each contender (default: %(default)s)"
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         ("--data", args.data) if args.data is not None else ("FER2013_PATH", os.environ.get("FER2013_PATH"))
     )
     if path is not None and not (path and Path(path).exists()):
-        raise UserError(f"{source}={path!r} does not exist. Pass a zip, CSV or folder, or leave it out.")
+        raise UserError(f"{source}={path!r} does not exist. Pass a zip, tar, CSV or folder, or leave it out.")
     with tempfile.TemporaryDirectory(prefix="fer-benchmark-") as work:
         bench = Bench(
             work=Path(work),

@@ -20,7 +20,9 @@ from fer_lightning.commands import (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fer-lightning evaluate``."""
     add_network_arguments(parser, positional=True)
-    parser.add_argument("--data", metavar="PATH", help="zip, CSV or folder (default: $FER2013_PATH, then ./data)")
+    parser.add_argument(
+        "--data", metavar="PATH", help="zip, tar, CSV or folder (default: $FER2013_PATH, then ./data)"
+    )
     parser.add_argument(
         "--report", type=Path, metavar="HTML", help="write a page with curves, confusion matrix and mistakes"
     )
@@ -35,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate the network, print the numbers and write the requested files."""
-    from fer_lightning.data.fer2013 import load_faces
+    from fer_lightning.data.fer2013 import load_held_out
     from fer_lightning.evaluation.evaluate import evaluate, to_json
     from fer_lightning.evaluation.page import evaluation_page
     from fer_lightning.evaluation.report import format_evaluation
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     check_tta(args.tta)
     clf = load_network(args)
     against = (args.against, load_checkpoint(checkpoint_path(args.against), args.device)) if args.against else None
-    faces = load_faces(args.data, download=False)
+    trained_on = [clf.data_fingerprint, against[1].data_fingerprint if against else None]
+    faces = load_held_out(args.data, trained_on=trained_on)
     evaluation = evaluate(args.ckpt or args.model, clf, faces, log, args.tta, against)
     report = to_json(evaluation)
     print(format_evaluation(report))

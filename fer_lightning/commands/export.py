@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help="FER-2013 for the check: zip, CSV or folder (default: $FER2013_PATH, then ./data, else synthetic "
+        help="FER-2013 for the check: zip, tar, CSV or folder (default: $FER2013_PATH, then ./data, else synthetic "
         "faces)",
     )
 

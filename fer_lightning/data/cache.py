@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_lightning.data.faces import TEST, Faces
+from fer_lightning.data.faces import UNNAMED, Faces
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.files import sha256
 
-FORMAT = 2  # increase when the files of an entry change, or what the reader makes of the same data
+FORMAT = 3  # increase when the files of an entry change, or what the reader makes of the same data
 _TEMPORARY = ".writing-"
 _STALE_HOURS = 24  # a temporary folder this old was left behind by a killed process
 
@@ -127,7 +127,7 @@ def _is_sound(faces: Faces) -> bool:
         and {name: (str(array.dtype), array.shape) for name, array in arrays.items()} == wanted
         and len(set(faces.ids)) == n
         and 0 <= int(faces.labels.min()) <= int(faces.labels.max()) < NUM_CLASSES
-        and int(faces.usage.max()) <= TEST
+        and int(faces.usage.max()) <= UNNAMED
     )
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 TRAIN, VAL, TEST = 0, 1, 2  # the values of Faces.usage
+UNNAMED = 3  # only between reading and load_faces: the data call the image neither train, validation nor test
 FER2013_SPLITS = ("Training", "PublicTest", "PrivateTest")
 GENERIC_SPLITS = ("train", "validation", "test")
+SIZE = 48  # height and width of a face in pixels
 MAX_IMAGE_SIZE = 1024  # in pixels; without a limit a checkpoint could request any amount of memory
 
 

@@ -4,29 +4,26 @@ The dataset: I. Goodfellow et al., "Challenges in Representation Learning: A rep
 contests", ICONIP 2013 (arXiv:1307.0414): 35,887 grey 48x48 faces from an image search, labelled with seven
 emotions. The images are neither part of this project nor covered by its licence.
 
-Forms: the Kaggle zip (as downloaded or extracted; ``train/happy/Training_1.jpg``), ``fer2013.csv``,
-``icml_face_data.csv``, ``train.csv`` with or without ``test.csv``, and any folder of class folders.
+Forms: the Kaggle zip (as downloaded or extracted; ``train/happy/Training_1.jpg``), ``fer2013.csv`` and
+``icml_face_data.csv``, one CSV for each split, and any folder of class folders; each also in a zip or tar.
 """
 
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
 from fer_lightning.data import cache
-from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces, fingerprint
+from fer_lightning.data.cut import cut_missing_splits
+from fer_lightning.data.faces import TEST, UNNAMED, Faces, fingerprint
+from fer_lightning.data.gathering import MAX_LISTED
 from fer_lightning.data.lookup import find
-from fer_lightning.data.reading import MAX_LISTED
-from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
 
-# Fraction of each class to cut off for validation, and for test, if the data come without a split.
-CUT_FRACTION = 0.1
 _MAX_LIST = 2**26  # characters in a list of ids; a list of all of FER-2013 has 1.3 million
 _MAX_NAME = 300  # characters of an id to show or to compare
 
@@ -43,12 +40,11 @@ def load_faces(
     """Load FER-2013, or any folder of class folders, as N grey 48x48 faces.
 
     The data are searched for in ``path``, then $FER2013_PATH, then ./data, and finally (``download``) on Kaggle.
-    The official splits come from the file names' prefixes or the Usage column. Data with neither get the splits of
-    their train/, val/ and test/ folders, and missing splits are cut from train: a tenth of each class, chosen by
-    ``seed`` and the pixels, so neither file names nor their order on disk matter.
+    An image belongs to the split that its name, its folders or its Usage column call it; names that contradict each
+    other are refused. Splits that the data do not name are cut from train: see ``cut_missing_splits``.
 
     Args:
-        path: a zip, a CSV, or a folder that contains one of these or class folders.
+        path: an archive, a CSV, or a folder that contains one of these or class folders.
         download: download from Kaggle if no data are found.
         skip_bad: drop unreadable images and rows, with a note, instead of raising an error.
         exclude: a text file with one id per line (# starts a comment); these images are dropped.
@@ -64,47 +60,65 @@ def load_faces(
         FacesNotFound: no path was given, no data were found, and ``download`` is False.
         UserError: the data are damaged or not in a known form; all faults of a source are listed together.
     """
-    try:
-        source = find(path, download)
-    except OSError as error:
-        raise UserError(f"Cannot read the data ({error}). Check the path and its permissions.") from error
-    key = source.key + ("-skip" if skip_bad else "")
-    faces = cache.load_or_build(key, lambda: source.read(skip_bad), cache_dir)
-    faces = replace(faces, source=str(source.path), notes=(*source.notes, *faces.notes))
+    faces = _read(path, download, skip_bad, cache_dir)
     if faces.dataset == "folder":
-        faces = _cut_missing_splits(faces, seed)
+        faces = cut_missing_splits(faces, seed)
     if exclude is not None:
         faces = _drop_excluded(faces, Path(exclude))
     return faces
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Steps after reading and caching, so that a new seed or exclusion list needs no second pass over the files
+def load_held_out(
+    path: str | Path | None = None,
+    *,
+    trained_on: Collection[str | None] = (),
+    cache_dir: str | Path | None = None,
+) -> Faces:
+    """Load a dataset to evaluate networks on: like ``load_faces``, but nothing is cut from data that name no split.
 
+    Where nothing is trained, all images are test images. Only if a network was trained on these very images, with
+    the splits that ``load_faces`` cuts, are its training images kept apart by the same cut.
 
-def _cut_missing_splits(faces: Faces, seed: int) -> Faces:
-    """Move a tenth of each class from train to validation, and to test, if these are empty."""
-    empty = [split for split in (VAL, TEST) if not (faces.usage == split).any()]
-    if not empty or not (faces.usage == TRAIN).any():
-        return faces
-    usage = np.array(faces.usage)
-    salt = str(seed).encode()
-    for label in range(NUM_CLASSES):
-        members = np.flatnonzero((faces.labels == label) & (usage == TRAIN))
-        # Order by a hash of the pixels, which depends neither on file names nor on their order on disk.
-        ranks = {int(i): blake2b(faces.images[i].tobytes(), key=salt, digest_size=16).digest() for i in members}
-        order = sorted(ranks, key=lambda i: (ranks[i], faces.ids[i]))
-        count = max(1, round(len(order) * CUT_FRACTION)) if len(order) > len(empty) else 0
-        for position, split in enumerate(empty):
-            usage[order[position * count : (position + 1) * count]] = split
-    names = " and ".join(f"{faces.split_names[split]} ({int((usage == split).sum()):,} images)" for split in empty)
-    note = f"No official split: {names} cut from train, a tenth of each class, seed {seed}."
+    Args:
+        path: see ``load_faces``; nothing is downloaded.
+        trained_on: fingerprints of the datasets that the networks were trained on.
+        cache_dir: see ``load_faces``.
+
+    Raises:
+        FacesNotFound: no path was given, and no data were found.
+        UserError: see ``load_faces``.
+    """
+    faces = _read(path, False, False, cache_dir)
+    if not (faces.usage == UNNAMED).all():
+        return cut_missing_splits(faces, 0) if faces.dataset == "folder" else faces
+    try:
+        cut = cut_missing_splits(faces, 0)
+    except UserError:  # so no network was trained on these
+        cut = None
+    if cut is not None and cut.fingerprint in trained_on:
+        return cut
+    usage = np.full_like(faces.usage, TEST)
+    note = (
+        f"No split is named, so all {len(faces):,} images are tested, which is only fair to a network that was "
+        "trained on none of them."
+    )
     return replace(
         faces,
         usage=usage,
         fingerprint=fingerprint(faces.images, faces.labels, usage),
         notes=(*faces.notes, note),
     )
+
+
+def _read(path: str | Path | None, download: bool, skip_bad: bool, cache_dir: str | Path | None) -> Faces:
+    """Return all the faces at a path, from the cache if possible, before any step that needs no second reading."""
+    try:
+        source = find(path, download)
+    except OSError as error:
+        raise UserError(f"Cannot read the data ({error}). Check the path and its permissions.") from error
+    key = source.key + ("-skip" if skip_bad else "")
+    faces = cache.load_or_build(key, lambda: source.read(skip_bad), cache_dir)
+    return replace(faces, source=str(source.path), notes=(*source.notes, *faces.notes))
 
 
 def _drop_excluded(faces: Faces, path: Path) -> Faces:

@@ -2,16 +2,19 @@
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fer_lightning.data.faces import Faces
+from fer_lightning.data.archives import DAMAGED_MEMBER, Archive, archive_kind
+from fer_lightning.data.csvs import path_claims, peek_columns
+from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
 from fer_lightning.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
+from fer_lightning.data.layout import Layout
 from fer_lightning.data.reading import read_faces
+from fer_lightning.data.splits import dataset_claims, name_claims, usages
 from fer_lightning.data.stores import (
     KAGGLE_PAGE,
-    Archive,
     Folder,
     Form,
     Store,
@@ -21,10 +24,13 @@ from fer_lightning.data.stores import (
     regular_file,
     suffix,
 )
-from fer_lightning.emotions import EMOTIONS, emotion_index
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.files import sha256
 
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
+_CSV_SUFFIXES = (".csv", ".tsv")
+_WHOLE = ("fer2013.csv", "icml_face_data.csv")  # CSVs that hold the whole of FER-2013
 # Includes the version, because kagglehub finds an earlier download of an unversioned handle only when online.
 KAGGLE_HANDLE = "msambare/fer2013/versions/1"
 
@@ -54,7 +60,7 @@ def find(path: str | Path | None, download: bool) -> Source:
     """Return the data at `path` or, if it is None, those in the first default place that has any.
 
     Args:
-        path: a zip, CSV or folder.
+        path: a zip, tar, CSV or folder.
         download: download from Kaggle if no data are found.
 
     Raises:
@@ -79,7 +85,7 @@ _REMEDIES = (
     f"  - download the zip by hand from {KAGGLE_PAGE}\n"
     "    and put it into ./data without extracting it, or pass its path:\n"
     "    data.path=ZIP to train.py, PATH to fer-lightning\n"
-    "  - set the environment variable FER2013_PATH to your zip, folder or CSV\n"
+    "  - set the environment variable FER2013_PATH to your zip, tar, CSV or folder\n"
     "  - train on synthetic faces, without a download: data=synthetic"
 )
 
@@ -116,7 +122,7 @@ def _from_path(text: str, label: str) -> Source:
     path = Path(os.path.expanduser(text))
     if not text or not path.exists():
         fault = "does not exist" if text else "is empty"
-        raise UserError(f"{label} {fault}. Give a zip, folder or CSV, or leave it out.")
+        raise UserError(f"{label} {fault}. Give a zip, tar, CSV or folder, or leave it out.")
     if path.is_dir():
         folder = Folder(path)
         if (source := _search_folder(folder)) is None:
@@ -124,27 +130,55 @@ def _from_path(text: str, label: str) -> Source:
         return source
     if path.stat().st_size == 0:
         raise UserError(f"{label} is an empty file (0 bytes). Download it again from {KAGGLE_PAGE}.")
-    if path.suffix.lower() == ".csv":
-        return _from_folder(Folder(path.parent, only=path.name), Form("csv", (path.name,)))
-    if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
-        return _from_zip(path)
-    raise UserError(f"{label} is not a zip, CSV or folder. Extract it and give the folder.")
+    single = Folder(path.parent, only=path.name)
+    if _is_archive(single, path.name):
+        return _from_archive(path)
+    if suffix(path.name) in _CSV_SUFFIXES or "pixels" in peek_columns(single, path.name):
+        return _from_folder(single, Form("csv", (path.name,)))
+    raise UserError(f"{label} is not a zip, tar, CSV or folder. Extract it and give the folder.")
+
+
+def _is_archive(store: Store, path: str) -> bool:
+    """Return whether a file is an archive by its content, or claims to be a zip by its name."""
+    try:
+        with store.open(path) as file:
+            return suffix(path) == ".zip" or archive_kind(file.read(512)) is not None
+    except DAMAGED_MEMBER:  # reported if the file is read
+        return False
 
 
 def _search_folder(folder: Folder) -> Source | None:
     """Return the CSV or class folders in a folder, else the archive in it, else None."""
-    if (form := _choose_form(folder)) is not None:
-        return _from_folder(folder, form)
+    suffixes = (*_ARCHIVE_SUFFIXES, *_CSV_SUFFIXES, "")
     archives = sorted(
-        (path for path in folder.sizes if suffix(path) == ".zip"),
+        (path for path in folder.sizes if suffix(path) in suffixes and _is_archive(folder, path)),
         key=lambda path: (path.count("/"), "fer" not in path.lower(), path),
     )
+    form = _choose_form(folder)
+    _check_archives(folder, form, archives)
+    if form is not None:
+        return _from_folder(folder, form)
     if not archives:
         return None
-    source = _from_zip(folder.root / archives[0])
+    source = _from_archive(folder.root / archives[0])
     if len(archives) == 1:
         return source
     return replace(source, notes=(f"Found {abbreviate(archives)}; only {archives[0]} was read.",))
+
+
+def _check_archives(folder: Folder, form: Form | None, archives: Sequence[str]) -> None:
+    """Raise UserError if an archive is one split of a dataset by its name, and would not be read."""
+    splits = {path: usages(name_claims(leaf(path).partition(".")[0])) for path in archives}
+    unread = [
+        path
+        for path, named in splits.items()
+        if (named and len(archives) > 1 if form is None else not named <= form.splits)
+    ]
+    if unread:
+        raise UserError(
+            f"{folder.path} contains {abbreviate(unread)}, by name one split of a dataset, beside other data. "
+            "Nothing was guessed: extract all splits into one folder, or give the path of one archive."
+        )
 
 
 def _from_folder(folder: Folder, form: Form) -> Source:
@@ -152,7 +186,7 @@ def _from_folder(folder: Folder, form: Form) -> Source:
     return Source(folder.path, folder.key(form), lambda skip_bad: read_faces(folder, form, skip_bad), form.notes)
 
 
-def _from_zip(path: Path) -> Source:
+def _from_archive(path: Path) -> Source:
     def read(skip_bad: bool) -> Faces:
         with Archive(path) as archive:
             if (form := _choose_form(archive)) is None:
@@ -161,52 +195,46 @@ def _from_zip(path: Path) -> Source:
             faces = read_faces(archive, form, skip_bad)
             return replace(faces, notes=form.notes + faces.notes)
 
-    return Source(path, f"zip-{sha256(regular_file(path))}", read)
+    claims = "".join(f"-{claim.replace(' ', '-')}" for claim in dataset_claims(path.name.partition(".")[0]))
+    return Source(path, f"zip-{sha256(regular_file(path))}{claims}", read)
 
 
 def _choose_form(store: Store) -> Form | None:
     """Return the most complete and original form of the data in a store, or None if it has none."""
-    csvs = sorted((p for p in store.sizes if suffix(p) == ".csv"), key=lambda p: (p.count("/"), p))
-    by_name = {leaf(path).lower(): path for path in reversed(csvs)}
-    images, ignored = _images_in_class_folders(store)
-    forms: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for name in ("fer2013.csv", "icml_face_data.csv"):
-        if name in by_name:
-            forms[by_name[name]] = ("csv", (by_name[name],))
-    if images:  # before any other CSV, which may be a list of these images
-        forms["class folders"] = ("images", tuple(images))
-    if not forms and "train.csv" in by_name:
-        pair = [by_name[name] for name in ("train.csv", "test.csv") if name in by_name]
-        forms[" and ".join(pair)] = ("csv", tuple(pair))
-    if not forms:
-        forms = {path: ("csv", (path,)) for path in csvs}
+    layout = Layout(store)
+    csvs = _csvs(store, _CSV_SUFFIXES)
+    forms = _forms(store, layout, csvs or ([] if layout.paths else _csvs(store, ("",))))
+    if not forms and csvs:  # reading it tells what is wrong
+        forms.append(Form("csv", (csvs[0],)))
     if not forms:
         return None
-    (first, (kind, paths)), *others = forms.items()
     notes = []
-    if others:
-        notes.append(f"Found {abbreviate(forms)}; only {first} was read.")
-    if kind == "images" and ignored:
-        notes.append(f"Ignored files that are not images in class folders: {abbreviate(ignored, 3)}.")
-    return Form(kind, paths, tuple(notes))
+    if len(forms) > 1:
+        first, *rest = ("class folders" if form.kind == "images" else abbreviate(form.paths) for form in forms)
+        notes.append(f"Found {first}, {', '.join(rest)}; only {first} was read.")
+    if forms[0].kind == "images" and layout.ignored:
+        notes.append(f"Ignored files that are not images in class folders: {abbreviate(layout.ignored, 3)}.")
+    return replace(forms[0], notes=tuple(notes))
 
 
-def _images_in_class_folders(store: Store) -> tuple[list[str], list[str]]:
-    """Return the images to read and the files to ignore, both as sorted paths.
+def _forms(store: Store, layout: Layout, csvs: Sequence[str]) -> list[Form]:
+    """Return all forms of data in a store, the most complete and original first."""
+    columns = {path: names for path in csvs if "pixels" in (names := peek_columns(store, path))}
+    with_usage = [path for path in columns if "usage" in columns[path]]
+    every = frozenset((TRAIN, VAL, TEST))
+    whole = [tuple(path for path in with_usage if leaf(path).lower() == name) for name in _WHOLE]
+    forms = [Form("csv", paths, splits=every) for paths in whole if paths]
+    if layout.paths:  # before any other CSV, which may be a list of these images
+        forms.append(Form("images", tuple(layout.paths), splits=layout.splits()))
+    if others := [path for path in columns if not any(path in paths for paths in whole)]:
+        splits = (every if path in with_usage else usages(path_claims(path)) for path in others)
+        forms.append(Form("csv", tuple(others), splits=frozenset().union(*splits)))
+    return forms
 
-    A folder next to a class folder is taken for one too, so its images are read, and are an error if there is no
-    such emotion. Images anywhere else are not part of the data.
-    """
-    roots = {parent(folder) for folder in store.folders if emotion_index(leaf(folder)) is not None}
-    images: list[str] = []
-    ignored: list[str] = []
-    for path in sorted(store.sizes):
-        folder = parent(path)
-        if folder and parent(folder) in roots:
-            (images if suffix(path) in IMAGE_SUFFIXES else ignored).append(path)
-        elif suffix(path) in IMAGE_SUFFIXES:
-            ignored.append(path)
-    return images, ignored
+
+def _csvs(store: Store, suffixes: Sequence[str]) -> list[str]:
+    found = (path for path in store.sizes if suffix(path) in suffixes and not _is_archive(store, path))
+    return sorted(found, key=lambda path: (path.count("/"), path))
 
 
 def _describe_contents(store: Store) -> str:
@@ -216,10 +244,11 @@ def _describe_contents(store: Store) -> str:
     images = [path for path in store.sizes if suffix(path) in IMAGE_SUFFIXES]
     if images:
         folders = sorted({parent(path) or "." for path in images})
+        numbers = " Numbers are not guessed at: name the folders 0_angry, for example."
         return (
             f"has images, but none in a folder named after an emotion ({', '.join(EMOTIONS)}); "
-            f"they are in {abbreviate(folders)}."
+            f"they are in {abbreviate(folders)}.{numbers if any(leaf(f).isdecimal() for f in folders) else ''}"
         )
-    if any(suffix(path) == ".zip" for path in store.sizes):  # in an archive: a folder's zip would have been read
-        return "contains nested zips, which are not opened. Extract it and give the folder."
-    return f"has no images, CSV or zip; it contains {abbreviate(sorted(store.sizes))}."
+    if any(_is_archive(store, path) for path in store.sizes):  # in an archive: a folder's would have been read
+        return "contains nested archives, which are not opened. Extract it and give the folder."
+    return f"has no images, CSV or archive; it contains {abbreviate(sorted(store.sizes))}."

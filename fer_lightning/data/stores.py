@@ -1,35 +1,34 @@
-"""Read access to the files of a folder or a zip archive; archives are never extracted to disk."""
+"""Read access to the files of a folder; see archives for those of a zip or tar."""
 
 import hashlib
 import os
-import struct
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from fer_lightning.data.splits import dataset_claims
 from fer_lightning.errors import UserError
 from fer_lightning.files import sha256
 
 KAGGLE_PAGE = "https://www.kaggle.com/datasets/msambare/fer2013"
 _MAX_DEPTH, _MAX_FOLDERS = 32, 100_000  # below the given folder; links can turn a few folders into any number
-# Limits on the uncompressed size of a zip: real ones, of JPEGs or CSVs, expand to 1 to 4 times their size.
-_MAX_UNPACKED, _MAX_RATIO = 2**30, 100
 _HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
 class Store(Protocol):
-    """Read access to the files of a folder or a zip archive.
+    """Read access to the files of a folder or an archive.
 
     Attributes:
         path: the folder, archive or single file.
+        claims: what its name calls all its images, unless names inside say more; see splits.
         sizes: size in bytes of each file that is not hidden, by its path with forward slashes.
         folders: paths of all folders.
         repeated: paths that occur more than once.
     """
 
     path: Path
+    claims: frozenset[str]
     sizes: dict[str, int]
     folders: list[str]
     repeated: list[str]
@@ -49,6 +48,7 @@ class Folder:
 
     def __init__(self, root: Path, only: str | None = None) -> None:
         self.root, self.path = root, root / (only or "")
+        self.claims = frozenset() if only else dataset_claims(root.resolve().name)
         self.sizes: dict[str, int] = {}
         self.folders: list[str] = []
         self.repeated: list[str] = []
@@ -77,7 +77,7 @@ class Folder:
         with os.scandir(real) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if _is_hidden(path):
+                if is_hidden(path):
                     continue
                 if entry.is_dir():
                     self._walk(path, above | {real})
@@ -92,103 +92,12 @@ class Folder:
         """Return a cache key: from content for CSVs; for images, for speed, from path, names, sizes and times."""
         if form.kind == "csv":
             parts = [part for path in form.paths for part in (path, sha256(regular_file(self.root / path)))]
+            parts += sorted(self.claims)
         else:
             files = [f"{path}\0{self.sizes[path]}\0{self._mtimes_ns[path]}" for path in form.paths]
             parts = [str(self.root.resolve()), *self.folders, *files]
         text = "\0".join(parts).encode("utf-8", "surrogateescape")
         return f"{form.kind}-{hashlib.sha256(text).hexdigest()}"
-
-
-class Archive:
-    """A zip archive, read without extracting it to disk.
-
-    Args:
-        path: the zip file.
-
-    Raises:
-        UserError: the file is not a zip archive, is truncated or encrypted, or has entries that point outside it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-            raise UserError(
-                f"{path} is not a zip archive or is truncated ({error}); it has "
-                f"{path.stat().st_size:,} bytes. Download it again from {KAGGLE_PAGE}."
-            ) from error
-        self.sizes: dict[str, int] = {}
-        self.repeated: list[str] = []
-        self._members: dict[str, zipfile.ZipInfo] = {}
-        folders: set[str] = set()
-        outside, encrypted = [], []
-        for member in self._zip.infolist():
-            parts = member.filename.replace("\\", "/").split("/")
-            name = "/".join(part for part in parts if part not in ("", "."))
-            if not parts[0] or parts[0][1:] == ":" or ".." in parts:
-                outside.append(member.filename)
-            elif _is_hidden(name):
-                continue
-            elif not parts[-1]:
-                folders.add(name)
-            else:
-                folders.add(parent(name))
-                if member.flag_bits & 0x1:
-                    encrypted.append(name)
-                if name in self._members:
-                    self.repeated.append(name)
-                self._members[name] = member
-                self.sizes[name] = member.file_size
-        self.folders = sorted(folders - {""})
-        if outside or encrypted:
-            self._zip.close()
-        if outside:
-            raise UserError(
-                f"{path} has entries that point outside the archive ({abbreviate(outside)}), so it is refused. "
-                f"Download it from {KAGGLE_PAGE}."
-            )
-        if encrypted:
-            raise UserError(
-                f"{path} is encrypted ({abbreviate(encrypted)}). Extract it with its password and give the folder."
-            )
-
-    def open(self, path: str) -> IO[bytes]:
-        """Open a member for reading.
-
-        Raises:
-            NotImplementedError: its compression method is not supported.
-            zipfile.BadZipFile: its local header is damaged.
-        """
-        if self._members[path].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            # For other methods zipfile decompresses whole blocks, whatever size the member claims.
-            raise NotImplementedError("compression other than deflate; extract the archive and give the folder")
-        try:
-            return self._zip.open(self._members[path])
-        except UnicodeDecodeError as error:
-            raise zipfile.BadZipFile("the file name in its local header is damaged") from error
-
-    def check_unpacked(self, paths: Iterable[str], max_bytes: int | None) -> None:
-        """Raise UserError if the files expand to a size that is implausible for real data.
-
-        Args:
-            paths: the files to be read.
-            max_bytes: bytes read from each file at most; None for no limit.
-        """
-        unpacked = sum(
-            self.sizes[path] if max_bytes is None else min(self.sizes[path], max_bytes) for path in paths
-        )
-        if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * self.path.stat().st_size):
-            raise UserError(
-                f"{self.path} would expand to {unpacked / 2**30:,.1f} GiB, more than {_MAX_RATIO} times its size, "
-                f"so it is refused. Download it from {KAGGLE_PAGE}."
-            )
-
-    def __enter__(self) -> "Archive":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._zip.close()
 
 
 @dataclass(frozen=True)
@@ -199,11 +108,13 @@ class Form:
         kind: "csv" or "images".
         paths: the files, in the order in which they are read.
         notes: what the user should know about the choice of files.
+        splits: values of Faces.usage that names call some of the images.
     """
 
     kind: str
     paths: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    splits: frozenset[int] = frozenset()
 
 
 def regular_file(path: Path) -> Path:
@@ -232,7 +143,7 @@ def suffix(path: str) -> str:
     return name[name.rfind(".") :].lower() if "." in name else ""
 
 
-def _is_hidden(path: str) -> bool:
+def is_hidden(path: str) -> bool:
     """Return whether a file was left by an operating system: .DS_Store, __MACOSX, Thumbs.db and all below these."""
     return any(part.startswith(".") or part.lower() in _HIDDEN for part in path.split("/"))
 

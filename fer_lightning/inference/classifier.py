@@ -56,13 +56,19 @@ class Classifier:
         inputs: image size and normalisation that `net` expects.
         device: device to run on, e.g. "cpu" or "cuda:1"; "auto" selects the GPU if there is one.
         val_split: name of the split on which the training run selected the weights, if known.
+        data_fingerprint: fingerprint of the dataset that it was trained on, if known.
 
     Raises:
         UserError: the device is unknown or cannot be used.
     """
 
     def __init__(
-        self, net: nn.Module, inputs: InputSpec, device: str = "auto", val_split: str | None = None
+        self,
+        net: nn.Module,
+        inputs: InputSpec,
+        device: str = "auto",
+        val_split: str | None = None,
+        data_fingerprint: str | None = None,
     ) -> None:
         if device.partition(":")[0] not in ("auto", "gpu", "cpu", "cuda", "mps", "xpu"):
             raise UserError(f"device={device}: expected auto, cpu, cuda, cuda:1 or mps.")
@@ -73,6 +79,7 @@ class Classifier:
             raise UserError(f"device={device} cannot be used: {first_line(error)}") from error
         self.inputs = inputs
         self.val_split = val_split
+        self.data_fingerprint = data_fingerprint
 
     def predict(self, faces: FaceImages, tta: str = "none", batch_size: int = 256) -> Prediction:
         """Predict the emotion of each face.
@@ -170,7 +177,9 @@ def load_checkpoint(path: str | Path, device: str = "auto") -> Classifier:
             available.
     """
     checkpoint = read_checkpoint(path)
-    return Classifier(net_from(checkpoint), checkpoint.inputs, device, checkpoint.val_split)
+    return Classifier(
+        net_from(checkpoint), checkpoint.inputs, device, checkpoint.val_split, checkpoint.data_fingerprint
+    )
 
 
 def pretrained_names() -> list[str]:

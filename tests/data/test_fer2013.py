@@ -217,19 +217,23 @@ def test_most_complete_of_several_forms_is_read_with_a_note(tmp_path: Path) -> N
     write_zip(folder / "archive.zip", FACES)
     faces = load_faces(folder)
     assert len(faces) == 40
-    assert other_notes(faces) == ["Found icml_face_data.csv, class folders; only icml_face_data.csv was read."]
+    assert other_notes(faces) == [
+        "Found icml_face_data.csv, class folders, train.csv; only icml_face_data.csv was read."
+    ]
     (folder / "icml_face_data.csv").unlink()
     faces = load_faces(folder)
     assert len(faces) == 20
-    assert other_notes(faces) == []
+    assert other_notes(faces) == ["Found class folders, train.csv; only class folders was read."]
 
 
-def test_first_of_several_csvs_is_read_with_a_note(tmp_path: Path) -> None:
+def test_several_versions_of_a_csv_are_refused(tmp_path: Path) -> None:
     write_fer2013_csv(tmp_path / "b.csv", FACES)
     write_fer2013_csv(tmp_path / "a.csv", FACES[:20])
-    faces = load_faces(tmp_path)
-    assert len(faces) == 20
-    assert other_notes(faces) == ["Found a.csv, b.csv; only a.csv was read."]
+    message = error_of(tmp_path)
+    assert message.startswith(
+        f"a.csv, b.csv in {tmp_path} both contain PublicTest and PrivateTest. Nothing was guessed"
+    )
+    assert len(load_faces(tmp_path / "a.csv")) == 20
 
 
 def test_likeliest_of_several_zips_is_read_with_a_note(tmp_path: Path) -> None:
@@ -241,11 +245,11 @@ def test_likeliest_of_several_zips_is_read_with_a_note(tmp_path: Path) -> None:
     assert other_notes(faces) == ["Found fer2013.zip, archive.zip; only fer2013.zip was read."]
 
 
-def test_prefix_decides_over_the_folder(tmp_path: Path) -> None:
+def test_prefix_that_contradicts_the_folder_is_refused(tmp_path: Path) -> None:
     moved = [replace(face, path=face.path.replace("test/", "train/")) for face in FACES]
-    faces = load_faces(write_folder(tmp_path / "a", moved))
-    assert np.bincount(faces.usage).tolist() == [28, 14, 14]
-    assert other_notes(faces) == ["28 images are in train/ or test/ contrary to their prefix; the prefix decides."]
+    message = error_of(write_folder(tmp_path / "a", moved))
+    assert message.startswith("train/angry/PrivateTest_")
+    assert f"in {tmp_path / 'a'} is called private test by its name, and train by its folders." in message
 
 
 # Splits cut by load_faces
@@ -514,7 +518,7 @@ def test_faults_are_counted_by_kind(tmp_path: Path) -> None:
         replace(FACES[0], path="train/sad/Training_2.jpg", jpeg=b"no"),
         replace(FACES[0], path="train/contempt/Training_3.jpg"),
         replace(FACES[0], path="train/contempt/Training_4.jpg"),
-        replace(FACES[0], path="train/sad/mine.jpg"),
+        replace(FACES[0], path="sad/mine.jpg"),
     ]
     folder = write_folder(tmp_path / "a", [*FACES, *bad])
     (folder / "test" / "Neutral").mkdir()
@@ -523,17 +527,17 @@ def test_faults_are_counted_by_kind(tmp_path: Path) -> None:
         f"6 faults in {folder}:",
         f"  train/contempt/: 'contempt' is not one of {', '.join(EMOTIONS)} (2 images)",
         "  test/Neutral/: contains no images",
+        "  sad/mine.jpg: expected the prefix Training_, PublicTest_ or PrivateTest_",
         "  train/happy/Training_0.jpg: empty file (0 bytes)",
         "  train/happy/Training_1.jpg: not an image of type JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM or JPEG2000",
         "  train/sad/Training_2.jpg: not an image of type JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM or JPEG2000",
-        "  train/sad/mine.jpg: expected the prefix Training_, PublicTest_ or PrivateTest_",
         "Fix them, or set data.skip_bad=true to drop them.",
     ]
     faces = load_faces(folder, skip_bad=True)
     assert set(faces.ids) == {face.path for face in FACES}
     assert other_notes(faces) == [
         "data.skip_bad dropped 1 x unknown class folder 'contempt' (2 images), 1 x empty class folder, "
-        "1 x empty file, 2 x damaged image, 1 x name without a split."
+        "1 x name without a split, 1 x empty file, 2 x damaged image."
     ]
 
 
@@ -628,7 +632,7 @@ BAD_CSVS = {
     ),
     "neither": (b"a,b\n1,2\n", "has no column emotion or pixels: its first line starts with 'a', 'b'"),
     "no_header": (f"3,{GOOD},Training\n".encode(), "has no column emotion or pixels"),
-    "tabs": (b"emotion\tpixels\tUsage\n", "has no column emotion"),
+    "bars": (b"emotion|pixels|Usage\n", "has no column emotion"),
     "utf_16": ("emotion,pixels,Usage\n".encode("utf-16"), "is not UTF-8 text"),
     "huge_header": (b"a" * 10**6, "line 1: field larger than field limit"),
     "blank_lines": (b"\n\n", "has no column emotion"),
@@ -674,7 +678,7 @@ def test_folder_with_no_images_at_all(tmp_path: Path) -> None:
     (tmp_path / "a" / "happy").mkdir(parents=True)
     assert "is empty" in error_of(tmp_path / "a")
     (tmp_path / "a" / "notes.txt").write_text("x")
-    assert "has no images, CSV or zip; it contains notes.txt." in error_of(tmp_path / "a")
+    assert "has no images, CSV or archive; it contains notes.txt." in error_of(tmp_path / "a")
 
 
 def test_link_to_a_folder_above_is_ignored(tmp_path: Path) -> None:
@@ -758,8 +762,8 @@ def test_missing_path_is_an_error_even_if_other_data_exist(tmp_path: Path, monke
 
 
 def test_file_of_an_unknown_kind(tmp_path: Path) -> None:
-    (tmp_path / "fer2013.tar.gz").write_bytes(b"\x1f\x8b")
-    assert "is not a zip, CSV or folder. Extract it" in error_of(tmp_path / "fer2013.tar.gz")
+    (tmp_path / "fer2013.7z").write_bytes(b"7z\xbc\xaf\x27\x1c")
+    assert "is not a zip, tar, CSV or folder. Extract it" in error_of(tmp_path / "fer2013.7z")
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,7 +311,7 @@ def test_command_writes_the_requested_files(checkpoint, capsys):
     assert main([*command, "--against", checkpoint, "--tta", "mirror"]) == 0
     out, err = capsys.readouterr()
     assert out.endswith("written: a.html\nwritten: to/a.json\n")
-    assert "note: No official split" in out
+    assert "note: No split is named, so all 140 images are tested" in out
     assert len([line for line in err.splitlines() if line.split(":")[0] in CORRUPTIONS]) == 7
     report = json.loads(Path("to/a.json").read_text())
     assert (report["network"], report["dataset"], report["split"], report["tta"]) == (
@@ -321,8 +321,8 @@ def test_command_writes_the_requested_files(checkpoint, capsys):
         "mirror",
     )
     assert report["comparison"]["all"] == {
-        "n": 14,
-        "both_right": round(report["accuracy"] * 14),
+        "n": 140,
+        "both_right": round(report["accuracy"] * 140),
         "only_this_right": 0,
         "only_other_right": 0,
         "p": 1.0,

@@ -1,0 +1,287 @@
+"""Read fer2013.csv and its variants: one CSV with a Usage column, or one for each split."""
+
+import csv
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+
+from fer_lightning.data.archives import DAMAGED_MEMBER
+from fer_lightning.data.faces import FER2013_SPLITS, SIZE, UNNAMED
+from fer_lightning.data.gathering import MAX_LISTED, Gathered, RowError
+from fer_lightning.data.splits import name_claims, usage_claim, usages
+from fer_lightning.data.stores import Store, abbreviate, leaf
+from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.errors import UserError
+
+PIXELS = SIZE * SIZE
+_MAX_CSV_ROW = 2**20  # characters; a row of FER-2013 has at most 9,300
+_COLUMNS = {"emotion", "pixels", "usage"}
+_DELIMITERS = ",;\t"  # spreadsheets use semicolons where the comma is the decimal separator
+
+
+@dataclass
+class _Table:
+    """One CSV of a dataset.
+
+    Attributes:
+        path: its path inside the store.
+        columns: names in lower case.
+        names: what its folders and its own name call its rows; see splits.
+        claims: what its Usage column has called rows so far.
+        official: whether its Usage column has used a word of FER-2013's own.
+    """
+
+    path: str
+    columns: list[str]
+    names: frozenset[str]
+    claims: set[str] = field(default_factory=set)
+    official: bool = False
+
+
+def read_csvs(store: Store, paths: Sequence[str], into: Gathered) -> tuple[bool, list[str]]:
+    """Read the CSVs that form one dataset.
+
+    Args:
+        store: the folder or archive.
+        paths: one CSV, or several with the same columns: one for each split, or with Usage columns that differ.
+        into: receives the rows and the faults.
+
+    Returns:
+        Whether the splits are FER-2013's official ones, and notes.
+
+    Raises:
+        UserError: a CSV cannot be read or lacks columns, the CSVs are not parts of one dataset, or a name of a CSV
+            contradicts its Usage column.
+    """
+    notes = []
+    tables = [table for path in paths if (table := _read_columns(store, path))]
+    labelled = [table for table in tables if {"pixels", "emotion"} <= set(table.columns)]
+    for table in tables:
+        if table in labelled:
+            continue
+        if not labelled:
+            _check_columns(table)
+        notes.append(f"{leaf(table.path)} has no labels (no emotion column) and was not used.")
+    _check_parts(store, labelled)
+    short = len({leaf(table.path) for table in labelled}) == len(labelled)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)  # see _parse_pixels
+        for table in labelled:
+            _read_rows(store, table, leaf(table.path) if short else table.path, into)
+    for one, other in combinations(labelled, 2):
+        if both := usages(one.claims) & usages(other.claims):
+            names = " and ".join(FER2013_SPLITS[usage] for usage in sorted(both))
+            _refuse(store, [one, other], f"both contain {names}")
+    claims = set().union(*(table.claims for table in labelled))
+    official = any(table.official for table in labelled) and not claims & {"validation", "test"}
+    return official, notes
+
+
+def peek_columns(store: Store, path: str) -> list[str]:
+    """Return the column names of a CSV in lower case; an empty list if it is not one."""
+    try:
+        return _read_columns(store, path).columns
+    except UserError:
+        return []
+
+
+@contextmanager
+def _opened(store: Store, path: str) -> Iterator[tuple[str, "_Lines", int]]:
+    """Yield a CSV's delimiter, its lines, and the number of lines before its header."""
+    try:
+        with store.open(path) as binary:
+            # Keep bytes that are not UTF-8: they become a fault of their row instead of ending the pass.
+            text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            lines = _Lines(text)
+            first = next(lines, "")
+            skipped = 0
+            if sep := re.fullmatch(r"sep=(.)\r?\n?", first, re.IGNORECASE):  # written by spreadsheets
+                skipped, delimiter, first = 1, sep[1], next(lines, "")
+            else:
+                delimiter = max(_DELIMITERS, key=lambda char: len(_COLUMNS.intersection(_names(first.split(char)))))
+            lines.push(first)
+            yield delimiter, lines, skipped
+    except DAMAGED_MEMBER as error:
+        raise UserError(f"{path} in {store.path} cannot be read ({error}). Download it again.") from error
+
+
+def _names(header: Sequence[str]) -> list[str]:
+    return [column.strip(' \t\r\n"').lower() for column in header]
+
+
+def _read_columns(store: Store, path: str) -> _Table:
+    if store.sizes[path] == 0:
+        raise UserError(f"{path} in {store.path} is empty (0 bytes). Download it again.")
+    with _opened(store, path) as (delimiter, lines, skipped):
+        name = leaf(path)
+        try:
+            columns = _names(next(csv.reader(lines, delimiter=delimiter), []))
+        except csv.Error as error:
+            raise UserError(
+                f"{name}, line {skipped + 1}: {error}. Expected the columns emotion, pixels, Usage."
+            ) from error
+    if any(char == "\0" or "\ud800" <= char <= "\udfff" for column in columns for char in column):
+        raise UserError(f"{name} is not UTF-8 text. Save it as CSV in UTF-8, or download it again.")
+    return _Table(path, columns, path_claims(path))
+
+
+def path_claims(path: str) -> frozenset[str]:
+    """Return what the folders of a CSV and its own name call its rows; see splits."""
+    *folders, name = path.split("/")
+    return frozenset().union(*map(name_claims, (*folders, name.partition(".")[0])))
+
+
+def _check_columns(table: _Table) -> None:
+    missing = [column for column in ("emotion", "pixels") if column not in table.columns]
+    if missing:
+        hint = (
+            " The challenge's test.csv has no labels: give train.csv or fer2013.csv."
+            if "pixels" in table.columns
+            else ""
+        )
+        raise UserError(
+            f"{leaf(table.path)} has no column {' or '.join(missing)}: its first line starts with "
+            f"{', '.join(map(repr, table.columns[:MAX_LISTED]))[:300]}.{hint}"
+        )
+
+
+def _check_parts(store: Store, tables: Sequence[_Table]) -> None:
+    """Raise UserError if CSVs are not parts of one dataset, as far as their names and columns tell."""
+    for table in tables:
+        if len(usages(table.names)) > 1:
+            _refuse(store, [table], f"is called {' and '.join(sorted(table.names))} by its name and its folders")
+    if len(tables) < 2:
+        return
+    if len({"usage" in table.columns for table in tables}) > 1:
+        _refuse(store, tables, "do not all have a Usage column")
+    if "usage" not in tables[0].columns:
+        named = [usages(table.names) for table in tables]
+        if not all(named):
+            _refuse(store, tables, "have no Usage column, and not all are called train, val or test")
+        if len(set().union(*named)) < len(tables):
+            _refuse(store, tables, "have no Usage column, and some are called the same")
+
+
+def _refuse(store: Store, tables: Sequence[_Table], why: str) -> None:
+    names = abbreviate((table.path for table in tables), 10)
+    raise UserError(f"{names} in {store.path} {why}. Nothing was guessed: give the path of one CSV.")
+
+
+class _Lines:
+    """Lines for csv.reader, limited in length so that neither a line nor a row of many lines fills the memory."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self._of_row = 0
+        self._pushed: list[str] = []
+
+    def push(self, line: str) -> None:
+        """Put back a line, to be read next."""
+        self._pushed.append(line)
+        self._of_row -= len(line)
+
+    def begin_row(self) -> None:
+        self._of_row = 0
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._pushed.pop() if self._pushed else self._text.readline(_MAX_CSV_ROW)
+        if not line:
+            raise StopIteration
+        self._of_row += len(line)
+        if self._of_row > _MAX_CSV_ROW:
+            raise csv.Error("row longer than 2^20 characters")
+        return line
+
+
+def _read_rows(store: Store, table: _Table, name: str, into: Gathered) -> None:
+    """Gather the rows of a CSV; `name` is for messages and ids."""
+    emotion_at, pixels_at = table.columns.index("emotion"), table.columns.index("pixels")
+    usage_at = table.columns.index("usage") if "usage" in table.columns else None
+    default = next(iter(usages(table.names)), UNNAMED)
+    known: dict[str, int] = {}  # Usage -> split
+    with _opened(store, table.path) as (delimiter, lines, skipped):
+        rows = csv.reader(lines, delimiter=delimiter)
+        next(rows)
+        while True:
+            try:
+                lines.begin_row()
+                row = next(rows)
+                if not row:
+                    continue
+                line = rows.line_num + skipped
+                if len(row) != len(table.columns):
+                    raise RowError("malformed row", f"expected {len(table.columns)} columns, got {len(row)}")
+                label, usage = _parse_emotion(row[emotion_at]), default
+                if usage_at is not None:
+                    text = row[usage_at]
+                    if text not in known:
+                        known[text] = _parse_usage(text, table, f"{name}, line {line}")
+                    usage = known[text]
+                into.add(f"{name}:{line}", label, usage, _parse_pixels(row[pixels_at]))
+            except StopIteration:
+                return
+            except csv.Error as error:
+                into.reject("malformed row", f"{name}, line {rows.line_num + skipped}", str(error))
+            except RowError as error:
+                into.reject(error.kind, f"{name}, line {line}", str(error))
+
+
+def _parse_emotion(text: str) -> int:
+    # pandas writes an integer column as "3.0" if it has ever had a missing value.
+    whole = re.fullmatch(r"(\s*\d+)\.0*\s*", text, re.ASCII)
+    try:
+        label = int(whole[1] if whole else text)
+    except ValueError:
+        label = -1
+    if not 0 <= label < NUM_CLASSES:
+        raise RowError("unknown emotion", f"expected emotion 0 to {NUM_CLASSES - 1}, got {text[:40]!r}")
+    return label
+
+
+def _parse_usage(text: str, table: _Table, where: str) -> int:
+    """Return the split that a value of a Usage column means.
+
+    Raises:
+        RowError: it means none.
+        UserError: the name of the CSV says otherwise.
+    """
+    claim = usage_claim(text)
+    if claim is None:
+        raise RowError(
+            "unknown Usage",
+            f"expected Usage {', '.join(FER2013_SPLITS[:-1])} or {FER2013_SPLITS[-1]}, got {text[:40]!r}",
+        )
+    agreed = usages({claim, *table.names})
+    if len(agreed) > 1:
+        raise UserError(
+            f"{where}: Usage {text.strip()!r} contradicts the path {table.path}, which says "
+            f"{' and '.join(sorted(table.names))}. Nothing was guessed: rename the file, or correct the column."
+        )
+    table.claims.add(claim)
+    table.official |= claim.endswith(" test") or text.strip().lower() == "training"
+    return agreed.pop()
+
+
+def _parse_pixels(text: str) -> bytes:
+    """Return the 48x48 grey values in "70 80 82 ..."; raise RowError if they are not valid."""
+    try:
+        # Seven times as fast as int() on each value; for invalid text numpy 1.26 only warns.
+        values = np.fromstring(text, np.int64, sep=" ")
+    except (ValueError, DeprecationWarning):
+        wrong = next((word for word in text.split() if not re.fullmatch(r"\d+", word, re.ASCII)), text)
+        raise RowError("bad pixel", f"expected integers as pixels, got {wrong[:40]!r}") from None
+    if len(values) != PIXELS:
+        raise RowError("wrong number of pixels", f"expected 48x48 = {PIXELS} pixels, got {len(values)}")
+    if values.min() < 0 or values.max() > 255:
+        wrong_value = values[(values < 0) | (values > 255)][0]
+        raise RowError("bad pixel", f"expected pixels from 0 to 255, got {wrong_value}")
+    return values.astype(np.uint8).tobytes()

@@ -1,0 +1,92 @@
+"""Names of splits: the words in a Usage column or in the name of a folder or file that call images train or test.
+
+What a name calls an image is a "claim". All the claims on an image must agree, or the data are refused: nothing is
+ever trained on that any name calls test.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, VAL
+
+# Claim -> the split that it means. FER-2013 has two test sets; PublicTest selects the best epoch.
+_USAGE_OF = {"train": TRAIN, "validation": VAL, "test": TEST, "public test": VAL, "private test": TEST}
+# All the words that are read in a Usage column, in any case, with or without a separator ("public_test").
+USAGE_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("public", "publictest"), "public test"),
+    **dict.fromkeys(("private", "privatetest"), "private test"),
+}
+# In a name, "public" alone says nothing about a split, and "dev" is a validation set.
+_NAME_WORDS = {word: claim for word, claim in USAGE_WORDS.items() if not word.startswith("p")} | {
+    "dev": "validation"
+}
+# Words that may follow without a separator ("trainset"), or be part of the name of a whole split ("test_faces").
+_FILLERS = r"set|data|dataset|images?|imgs?|pics?|pictures?|faces?|folder|dir|split|samples?"
+_SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_NAME_WORDS, key=len, reverse=True))})(?:{_FILLERS})?")
+_FILLER = re.compile(
+    rf"(?:{_FILLERS}|fer|raf|db|ck|plus|afew|sfew|jaffe|affectnet|kaggle|v|my|own|our|new|final|small|full|clean|raw"
+    r"|cropped|aligned|photos?|facial|emotions?|expressions?|\d+)+"
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # "FER2013TestSet" -> FER 2013 Test Set
+# "Training_3908.jpg", as FER-2013's files are named on Kaggle, or "test_0001_aligned.jpg", as RAF-DB's are.
+_FER2013_PREFIX = re.compile(rf"({'|'.join(FER2013_SPLITS)})_", re.IGNORECASE)
+_PREFIX = re.compile(r"(train|training|val|valid|validation|test|testing)[_-]\d", re.IGNORECASE)
+
+
+def usages(claims: Iterable[str]) -> set[int]:
+    """Return the splits that claims mean together: one if they agree, none without claims.
+
+    The Kaggle folder's test/ holds PublicTest and PrivateTest, so "test" agrees with "public test".
+    """
+    claims = set(claims)
+    if "public test" in claims:
+        claims.discard("test")
+    return {_USAGE_OF[claim] for claim in claims}
+
+
+def usage_claim(text: str) -> str | None:
+    """Return what a value of a Usage column calls its row, or None if it is not one of USAGE_WORDS."""
+    return USAGE_WORDS.get(re.sub(r"[\s_-]", "", text).lower())
+
+
+@lru_cache(maxsize=2**16)
+def name_claims(name: str) -> frozenset[str]:
+    """Return what a folder's name, or a file's without its suffix, calls the images inside.
+
+    A name with several claims ("train_test_split") is that of a folder for several splits, and calls them nothing.
+    """
+    found = set()
+    squeezed = re.sub(r"[\s_-]", "", name).lower()
+    for kind in ("public", "private"):
+        if f"{kind}test" in squeezed:
+            found.add(f"{kind} test")
+    if not found:
+        words = {*_words(name), *_words(name.lower())}  # "TrainData" has two words, "TESTset" one
+        found = {_NAME_WORDS[match[1]] for word in words if (match := _SPLIT_WORD.fullmatch(word))}
+    return frozenset(found if len(usages(found)) == 1 else ())
+
+
+def dataset_claims(name: str) -> frozenset[str]:
+    """Return what the name of a whole dataset calls it: "test_faces" is a test set, "test_of_my_camera" is not."""
+    only = all(_SPLIT_WORD.fullmatch(word) or _FILLER.fullmatch(word) for word in _words(name.lower()))
+    return name_claims(name) if only else frozenset()
+
+
+def fer2013_claim(file_name: str) -> str | None:
+    """Return what FER-2013's own prefix calls an image: "public test" for "PublicTest_17.jpg"."""
+    match = _FER2013_PREFIX.match(file_name)
+    return usage_claim(match[1]) if match else None
+
+
+def prefix_claim(file_name: str) -> str | None:
+    """Return what the prefix of an image's name calls it, FER-2013's or another's: "test" for "test_0001.jpg"."""
+    match = _PREFIX.match(file_name)
+    return usage_claim(match[1]) if match else fer2013_claim(file_name)
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name)]
