@@ -239,9 +239,11 @@ class FaceDataModule(LightningDataModule):
         self.test_usages: tuple[int, ...] = both if split == "kaggle_folder" else (TEST,)
         for usages in (self.train_usages, self.val_usages, self.test_usages):
             if not len(self.rows(usages)):
+                counts = zip(faces.split_names, np.bincount(faces.usage, minlength=3), strict=True)
                 raise UserError(
-                    f"{faces.source} has no images in {self.split_name(usages)} ({len(faces)} images in all). "
-                    "Training needs every split: check the folders or the Usage column."
+                    f"{faces.source} has no images in {self.split_name(usages)} "
+                    f"({', '.join(f'{name} {count:,}' for name, count in counts)}). Training needs every split: check "
+                    "the names of the folders and files, or the Usage column."
                 )
 
     def setup(self, stage: str) -> None:
