@@ -102,6 +102,7 @@ def _opened(store: Store, path: str) -> Iterator[tuple[str, "_Lines", int]]:
             first = next(lines, "")
             skipped = 0
             if sep := re.fullmatch(r"sep=(.)\r?\n?", first, re.IGNORECASE):  # written by spreadsheets
+                lines.begin_row()
                 skipped, delimiter, first = 1, sep[1], next(lines, "")
             else:
                 delimiter = max(_DELIMITERS, key=lambda char: len(_COLUMNS.intersection(_names(first.split(char)))))
