@@ -26,6 +26,7 @@ from fer_lightning.config.saved import resumed
 from fer_lightning.data import cache as face_cache
 from fer_lightning.data.faces import Faces, fingerprint
 from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.data.images import FORMATS
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.inference.photos import read_photo
@@ -184,6 +185,7 @@ def pictures() -> list[bytes]:
         ("WEBP", "RGBA"),
         ("PPM", "RGB"),
         ("JPEG2000", "RGB"),
+        *([("AVIF", "RGBA")] if "AVIF" in FORMATS else []),
     ]
     files = []
     for kind, mode in kinds:

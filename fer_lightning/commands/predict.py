@@ -31,17 +31,6 @@ if TYPE_CHECKING:
     from fer_lightning.inference.classifier import Classifier
     from fer_lightning.inference.faces import DetectedFace
 
-PHOTO_SUFFIXES = (
-    ".bmp",
-    ".gif",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-)  # of the files read from a folder
-
 _SAVED = ".emotions"  # between the name and the suffix of the files that --save writes
 
 _PATH_WIDTH = 30  # width of the first column, so that the table fits 80 columns
@@ -121,6 +110,8 @@ def _find_sources(paths: Iterable[str], results: list[Result]) -> Iterator[str |
 
 
 def _photos_in(folder: Path, results: list[Result]) -> Iterator[str]:
+    from fer_lightning.data.images import FORMAT_NAMES, IMAGE_SUFFIXES
+
     def report_error(error: OSError) -> None:
         results.append(Result(str(error.filename), error=error.strerror))
 
@@ -130,10 +121,10 @@ def _photos_in(folder: Path, results: list[Result]) -> Iterator[str]:
     photos = [
         str(file)
         for file in files
-        if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.endswith(f"{_SAVED}.jpg")
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.endswith(f"{_SAVED}.jpg")
     ]
     if not photos:
-        results.append(Result(str(folder), error=f"no photos in this folder ({', '.join(PHOTO_SUFFIXES)})"))
+        results.append(Result(str(folder), error=f"no photos in this folder ({FORMAT_NAMES})"))
     elif skipped := len(files) - len(photos):
         note = f"skipped files that are not photos or were written by --save ({skipped:,})"
         print(f"note: {printable(str(folder))}: {note}", file=sys.stderr)

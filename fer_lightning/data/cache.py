@@ -24,7 +24,7 @@ from fer_lightning.data.faces import TEST, Faces
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.files import sha256
 
-FORMAT = 2  # increase when the files of an entry change, or what the reader makes of the same data
+FORMAT = 3  # increase when the files of an entry change, or what the reader makes of the same data
 _TEMPORARY = ".writing-"
 _STALE_HOURS = 24  # a temporary folder this old was left behind by a killed process
 
