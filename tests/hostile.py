@@ -194,6 +194,10 @@ def pictures() -> list[bytes]:
         more |= {"compression": "tiff_lzw"} if (kind, mode) == ("TIFF", "RGB") else {}
         (picture.convert("L").convert(mode) if mode == "I;16" else picture.convert(mode)).save(file, kind, **more)
         files.append(file.getvalue())
+    for options in ({"progressive": True}, {"restart_marker_blocks": 2}):  # a truncated JPEG is searched for scans
+        file = io.BytesIO()
+        picture.save(file, "JPEG", **options)
+        files.append(file.getvalue()[:-40])
     return files
 
 

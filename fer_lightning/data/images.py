@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
+from fer_lightning.data.truncated_jpeg import END_OF_IMAGE, TruncatedJpeg
 from fer_lightning.errors import UserError
 
 # Pillow 11.3 and newer read AVIF, if built with libavif; older versions warn when asked for a feature that they do
@@ -46,6 +47,11 @@ _DAMAGED = (
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
+# The largest share of a JPEG's pixels that may be missing at its end. Of the faces of PrivateTest, the pretrained
+# network "tiny" recognises 67%; 63% if their lowest eighth is grey, 54% if a quarter is, and 28% if half is.
+_MAX_MISSING = 1 / 8
+_TRUNCATED = "lacks its last bytes"  # key in Image.info
+
 
 class ImageError(UserError):
     """An image cannot be decoded; the message is the cause only, without the file name.
@@ -64,7 +70,8 @@ def decode(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
     """Decode an image file as it is meant to be displayed.
 
     The image is rotated according to its EXIF orientation, transparent parts become white, 16 bits per pixel become
-    8, and only the first frame of an animation is used.
+    8, and only the first frame of an animation is used. The end of a JPEG that lacks its last bytes is filled, as
+    browsers do, unless more than an eighth of the pixels is missing; `is_truncated` is then true for the result.
 
     Args:
         file: a path, an open binary file, or a PIL image whose pixels may not have been loaded yet.
@@ -93,6 +100,11 @@ def decode(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
         raise ImageError("damaged image", f"damaged: {error}") from error
 
 
+def is_truncated(image: Image.Image) -> bool:
+    """Return whether `decode` filled the missing end of this image."""
+    return _TRUNCATED in image.info
+
+
 def _decode(stream: BinaryIO) -> Image.Image:
     try:
         image = Image.open(stream, formats=FORMATS)
@@ -100,7 +112,19 @@ def _decode(stream: BinaryIO) -> Image.Image:
         stream.seek(0)
         raise _explain_unidentified(stream.read(256)) from error
     with image:
+        if image.format in ("JPEG", "MPO") and (jpeg := _find_truncated(stream)):
+            return _decode_truncated(jpeg)
         return _to_display(image)
+
+
+def _find_truncated(stream: BinaryIO) -> TruncatedJpeg | None:
+    """Return the JPEG if it lacks its last bytes, which Pillow does not notice if there are zeros instead."""
+    stream.seek(max(0, stream.seek(0, io.SEEK_END) - len(END_OF_IMAGE)))
+    if stream.read() == END_OF_IMAGE:
+        return None
+    stream.seek(0)
+    jpeg = TruncatedJpeg(stream.read())
+    return None if jpeg.has_end else jpeg  # other data may follow the image
 
 
 def _explain_unidentified(header: bytes) -> ImageError:
@@ -120,6 +144,19 @@ def _explain_unidentified(header: bytes) -> ImageError:
     if header.startswith(b"\xff\xd8\xff"):
         return ImageError("damaged image", "damaged: a JPEG whose header is incomplete or invalid")
     return ImageError("damaged image", f"not an image of type {FORMAT_NAMES}")
+
+
+def _decode_truncated(jpeg: TruncatedJpeg) -> Image.Image:
+    """Decode a JPEG that lacks its last bytes, unless too much is missing."""
+    with Image.open(io.BytesIO(jpeg.complete()), formats=("JPEG",)) as image:
+        decoded = _to_display(image)
+    if not jpeg.has_detail():
+        raise ImageError("damaged image", "damaged: image file is truncated, its finer scans are missing")
+    if (missing := jpeg.missing_share()) > _MAX_MISSING:
+        cause = f"damaged: image file is truncated, {missing:.0%} of the pixels are missing"
+        raise ImageError("damaged image", cause)
+    decoded.info[_TRUNCATED] = True
+    return decoded
 
 
 def _to_display(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, TEST, TRAIN, VAL, Faces, fingerprint
-from fer_lightning.data.images import MAX_IMAGE_BYTES, ImageError, decode
+from fer_lightning.data.images import MAX_IMAGE_BYTES, ImageError, decode, is_truncated
 from fer_lightning.data.stores import Form, Store, abbreviate, leaf, parent
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES, emotion_index
 from fer_lightning.errors import UserError
@@ -56,6 +56,7 @@ class _Gathered:
     listed: list[str] = field(default_factory=list)  # descriptions of the first MAX_LISTED
     converted: int = 0
     stretched: int = 0
+    truncated: list[str] = field(default_factory=list)  # JPEGs that lack their last bytes
 
     def add(self, name: str, label: int, usage: int, pixels: bytes) -> None:
         self.images += pixels
@@ -119,6 +120,9 @@ def read_faces(store: Store, form: Form, skip_bad: bool) -> Faces:
     if gathered.converted:
         stretched = f" ({gathered.stretched:,} not square: stretched)" if gathered.stretched else ""
         notes.append(f"{gathered.converted:,} images were converted to grey 48x48{stretched}.")
+    if gathered.truncated:
+        ends = f"the missing ends were filled, as browsers do: {abbreviate(gathered.truncated, 3)}"
+        notes.append(f"{len(gathered.truncated):,} JPEGs lack their last bytes; {ends}.")
 
     images = np.frombuffer(gathered.images, np.uint8).reshape(-1, SIZE, SIZE)
     labels = np.array(gathered.labels, np.int64)
@@ -232,6 +236,8 @@ def _decode(store: Store, path: str, into: _Gathered) -> bytes:
         image = decode(io.BytesIO(content))
     except ImageError as error:
         raise _RowError(error.kind, str(error)) from error
+    if is_truncated(image):
+        into.truncated.append(path)
     if image.mode != "L" or image.size != (SIZE, SIZE):
         into.converted += 1
         into.stretched += image.width != image.height

@@ -126,6 +126,14 @@ def test_a_folder_without_photos_names_the_formats(capsys):
     assert (code, err) == (1, f"error: in: no photos in this folder ({FORMAT_NAMES})\n")
 
 
+def test_a_jpeg_that_lacks_its_last_bytes_is_predicted_with_a_note(capsys):
+    whole = Path(face("whole.jpg")).read_bytes()
+    Path("cut.jpg").write_bytes(whole[:-2])
+    (cut, complete), code, err = printed(capsys, "cut.jpg", "whole.jpg")
+    assert (code, err) == (0, f"note: cut.jpg: {photos.TRUNCATED_NOTE}\n")
+    assert cut == complete | {"path": "cut.jpg"}
+
+
 @pytest.mark.parametrize("argument", ["x" * 300, "folders/*"])
 def test_paths_that_match_no_file(argument, capsys):
     Path("folders/one").mkdir(parents=True)

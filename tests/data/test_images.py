@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fer_lightning.data import images
 from fer_lightning.data.fer2013 import load_faces
-from fer_lightning.data.images import FORMAT_NAMES, FORMATS, IMAGE_SUFFIXES, ImageError, decode
+from fer_lightning.data.images import FORMAT_NAMES, FORMATS, IMAGE_SUFFIXES, ImageError, decode, is_truncated
+from fer_lightning.data.truncated_jpeg import TruncatedJpeg
 from fer_lightning.errors import UserError
 from fer_lightning.inference.photos import crop_face, read_photo
 
@@ -172,6 +173,8 @@ def test_a_photo_of_several_images_gives_the_first(tmp_path: Path) -> None:
     for content in (both, both[:-50], both[:second]):  # tools often drop the second image
         image = read_photo(put(tmp_path / "phone.jpg", content))
         assert np.abs(np.asarray(image) - expected).mean() < 10
+        assert not is_truncated(image)
+    assert is_truncated(read_photo(io.BytesIO(both[: second - 2])))
 
 
 def container(major: bytes, compatible: bytes) -> bytes:
@@ -232,3 +235,169 @@ def test_avif_without_support_in_pillow_names_the_remedy(monkeypatch: pytest.Mon
         ) as caught:
             decode(io.BytesIO(content))
         assert caught.value.kind == "unsupported image"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# JPEGs that lack their last bytes
+
+JPEGS: dict[str, tuple[str, dict[str, object]]] = {
+    "grey": ("L", {}),
+    "colour": ("RGB", {}),
+    "every colour": ("RGB", {"subsampling": 0, "quality": 98}),
+    "RGB": ("RGB", {"keep_rgb": True}),
+    "CMYK": ("CMYK", {}),
+    "restart markers": ("RGB", {"restart_marker_rows": 1}),
+    "restart markers at blocks": ("L", {"restart_marker_blocks": 5}),
+}
+PROGRESSIVE: dict[str, tuple[str, dict[str, object]]] = {
+    "progressive": ("RGB", {"progressive": True}),
+    "grey progressive": ("L", {"progressive": True}),
+    "progressive with restart markers": ("RGB", {"progressive": True, "restart_marker_rows": 1}),
+}
+
+
+def pixels(content: bytes) -> npt.NDArray[np.int_]:
+    return np.asarray(decode(io.BytesIO(content)).convert("L")).astype(int)
+
+
+class Pipe(io.BytesIO):
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *args: int) -> int:
+        raise io.UnsupportedOperation
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, *PROGRESSIVE])
+def test_a_jpeg_without_its_end_marker_has_all_pixels(kind: str, tmp_path: Path) -> None:
+    mode, options = (JPEGS | PROGRESSIVE)[kind]
+    whole = encoded(smooth((66, 54), mode), **options)
+    assert not is_truncated(decode(io.BytesIO(whole)))
+    for content in (whole[:-2], whole[:-1], whole[:-2] + bytes(1000)):  # zeros: room reserved for a download
+        for file in (io.BytesIO(content), Pipe(content), put(tmp_path / "a.jpg", content)):
+            image = decode(file)
+            assert is_truncated(image)
+            np.testing.assert_array_equal(np.asarray(image.convert("L")), pixels(whole))
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_is_filled_up_to_an_eighth_of_its_pixels(kind: str) -> None:
+    mode, options = JPEGS[kind]
+    whole = encoded(smooth((240, 240), mode), **options)
+    outcomes = set()
+    for share in (0.99, 0.95, 0.92, 0.8, 0.7, 0.5, 0.3):
+        content = whole[: round(share * len(whole))]
+        jpeg = TruncatedJpeg(content)
+        missing = jpeg.missing_share()
+        wrong = np.asarray(Image.open(io.BytesIO(jpeg.complete())).convert("L")) != pixels(whole)
+        assert missing == pytest.approx(wrong.mean(), abs=0.04)
+        outcomes.add(missing > 1 / 8)
+        if missing > 1 / 8:
+            with pytest.raises(ImageError, match=f"damaged: .* truncated, {missing:.0%} of the pixels") as caught:
+                decode(io.BytesIO(content))
+            assert caught.value.kind == "damaged image"
+        else:
+            assert (pixels(content) != pixels(whole)).mean() == pytest.approx(wrong.mean(), abs=0.01)
+    assert outcomes == {False, True}
+
+
+@pytest.mark.parametrize("kind", PROGRESSIVE)
+def test_a_progressive_jpeg_may_lack_its_finest_detail(kind: str) -> None:
+    mode, options = PROGRESSIVE[kind]
+    whole = encoded(smooth((240, 240), mode), **options)
+    errors = []
+    for share in (0.99, 0.9, 0.8):
+        content = whole[: round(share * len(whole))]
+        assert is_truncated(decode(io.BytesIO(content)))
+        errors.append(np.abs(pixels(content) - pixels(whole)).mean())
+    assert 0 < errors[0] < errors[1] < errors[2] < 5  # grey levels
+    for share in (0.3, 0.2, 0.1):
+        with pytest.raises(ImageError, match="damaged: image file is truncated, its finer scans are missing"):
+            decode(io.BytesIO(whole[: round(share * len(whole))]))
+
+
+REFINED = [(1, 0, 0, 0, 1), (1, 1, 5, 0, 2), (1, 6, 63, 0, 2), (1, 1, 63, 2, 1), (1, 0, 0, 1, 0), (1, 1, 63, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("scans", "has_detail"),
+    [
+        (REFINED, True),
+        (REFINED[:5], True),
+        (REFINED[:4], False),  # the file ends in the scan that sends the last bit but one
+        (REFINED[:3], False),
+        ([(1, 0, 0, 0, 0)], False),
+        ([(1, 0, 0, 0, 0), (1, 1, 63, 0, 0)], True),  # how much of this scan is missing is measured
+        ([(1, 0, 0, 0, 0), (1, 1, 8, 0, 0)], False),
+        ([(1, 0, 0, 0, 0), (1, 1, 8, 0, 0), (2, 1, 63, 0, 0)], False),
+        ([(1, 0, 0, 0, 0), (1, 1, 63, 0, 1), (2, 1, 63, 0, 0)], True),
+    ],
+)
+def test_the_scans_that_a_progressive_jpeg_needs(scans: list[tuple[int, ...]], has_detail: bool) -> None:
+    content = b"\xff\xd8\xff\xe1\0\6\xff\xda\xff\xd9"  # a thumbnail's markers inside a segment
+    content += b"\xff\xc2\0\x0b" + bytes(9)
+    for component, first, last, high, low in scans:
+        content += (
+            b"\xff\xda\0\x08" + bytes((1, component, 0, first, last, high << 4 | low)) + b"data\xff\0\xff\xd0"
+        )
+    for rest in (b"", b"\xff", b"\xff\xda", b"\xff\xda\0\x08\1"):  # a header that is cut off does not count
+        jpeg = TruncatedJpeg(content + rest)
+        assert (jpeg.has_detail(), jpeg.has_end) == (has_detail, False)
+    assert TruncatedJpeg(content + b"\xff\xd9").has_end
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
+def test_other_truncated_images_are_refused(file_format: str) -> None:
+    content = encoded(smooth((96, 96), "RGB"), file_format)
+    with pytest.raises(ImageError):
+        decode(io.BytesIO(content[: -len(content) // 10]))
+
+
+def test_a_jpeg_that_is_damaged_elsewhere_is_refused() -> None:
+    content = bytearray(encoded(smooth((48, 48))))
+    at = content.index(b"\xff\xc4")
+    content[at + 5] = 255  # too many Huffman codes
+    for end in (None, -2):
+        with pytest.raises(ImageError, match="damaged: broken data stream"):
+            decode(io.BytesIO(bytes(content[:end])))
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, *PROGRESSIVE])
+def test_zeros_do_not_stand_for_missing_pixels(kind: str) -> None:
+    mode, options = (JPEGS | PROGRESSIVE)[kind]
+    whole = encoded(smooth((240, 240), mode), **options)
+    for share in (0.25, 0.75) if kind in JPEGS else (0.25,):
+        content = whole[: round(share * len(whole))]
+        for zeros in (len(whole) - len(content), 100_000):
+            with pytest.raises(ImageError, match="damaged: image file is truncated, "):
+                decode(io.BytesIO(content + bytes(zeros)))
+
+
+def test_other_data_may_follow_a_jpeg() -> None:
+    whole = encoded(smooth((66, 54)))
+    for rest in (bytes(1000), b"a phone's video", b"\xff" * 9, whole[: len(whole) // 2]):
+        image = decode(io.BytesIO(whole + rest))
+        assert not is_truncated(image)
+        np.testing.assert_array_equal(np.asarray(image), pixels(whole))
+
+
+def test_truncated_training_images_are_counted_in_a_note(tmp_path: Path) -> None:
+    whole = encoded(smooth((48, 48)), quality=95)
+    for number in range(4):
+        put(tmp_path / "data" / "happy" / f"{number}.jpg", encoded(smooth((48, 48))))
+        put(tmp_path / "data" / "sad" / f"{number}.jpg", encoded(smooth((48, 48)))[:-2])
+    put(tmp_path / "data" / "sad" / "whole.jpg", whole)
+    put(tmp_path / "data" / "sad" / "truncated.jpg", whole[:-2])
+    for _ in range(2):  # read, and from the cache
+        faces = load_faces(tmp_path / "data", cache_dir=tmp_path / "cache")
+        (note,) = (note for note in faces.notes if "JPEG" in note)
+        assert note == (
+            "5 JPEGs lack their last bytes; the missing ends were filled, as browsers do: "
+            "sad/0.jpg, sad/1.jpg, sad/2.jpg and 2 more."
+        )
+        of = dict(zip(faces.ids, faces.images, strict=True))
+        np.testing.assert_array_equal(of["sad/truncated.jpg"], of["sad/whole.jpg"])
+    put(tmp_path / "data" / "sad" / "half.jpg", whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"sad/half\.jpg: damaged: image file is truncated, \d\d% of the pixels"):
+        load_faces(tmp_path / "data", cache_dir=tmp_path / "cache")

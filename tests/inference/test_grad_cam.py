@@ -161,6 +161,12 @@ def test_unreadable_files_are_reported_and_the_rest_is_explained(ckpt, capsys):
     assert out.endswith("written: 1 in explanations\n")
 
 
+def test_a_jpeg_that_lacks_its_last_bytes_is_explained_with_a_note(ckpt, capsys):
+    Path("cut.jpg").write_bytes(Path("b/face.jpg").read_bytes()[:-2])
+    assert main(["explain", "cut.jpg", "--ckpt", ckpt]) == 0
+    assert capsys.readouterr().err == f"note: cut.jpg: {photos.TRUNCATED_NOTE}.\n"
+
+
 def test_each_face_of_a_photo_gets_a_picture(ckpt, monkeypatch, capsys):
     boxes = {"two.png": [(0, 0, 60, 60), (60, 20, 50, 50)], "none.png": []}
     for name in boxes:
