@@ -302,6 +302,14 @@ def test_a_jpeg_is_filled_up_to_an_eighth_of_its_pixels(kind: str) -> None:
     assert outcomes == {False, True}
 
 
+def test_only_luma_counts_as_missing() -> None:
+    whole = encoded(smooth((32, 32), "RGB"), quality=98)  # four blocks of 16x16 pixels, which end with their colour
+    content = whole[:-20]
+    colours = [np.asarray(decode(io.BytesIO(file))).astype(int) for file in (content, whole)]
+    assert (colours[0] != colours[1]).any(axis=2).mean() > 1 / 8
+    assert TruncatedJpeg(content).missing_share() == 0
+
+
 @pytest.mark.parametrize("kind", PROGRESSIVE)
 def test_a_progressive_jpeg_may_lack_its_finest_detail(kind: str) -> None:
     mode, options = PROGRESSIVE[kind]
