@@ -26,6 +26,7 @@ from fer_lightning.config.saved import resumed
 from fer_lightning.data import cache as face_cache
 from fer_lightning.data.faces import Faces, fingerprint
 from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.data.images import FORMATS
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.inference.photos import read_photo
@@ -184,6 +185,7 @@ def pictures() -> list[bytes]:
         ("WEBP", "RGBA"),
         ("PPM", "RGB"),
         ("JPEG2000", "RGB"),
+        *([("AVIF", "RGBA")] if "AVIF" in FORMATS else []),
     ]
     files = []
     for kind, mode in kinds:
@@ -192,6 +194,10 @@ def pictures() -> list[bytes]:
         more |= {"compression": "tiff_lzw"} if (kind, mode) == ("TIFF", "RGB") else {}
         (picture.convert("L").convert(mode) if mode == "I;16" else picture.convert(mode)).save(file, kind, **more)
         files.append(file.getvalue())
+    for options in ({"progressive": True}, {"restart_marker_blocks": 2}):  # a truncated JPEG is searched for scans
+        file = io.BytesIO()
+        picture.save(file, "JPEG", **options)
+        files.append(file.getvalue()[:-40])
     return files
 
 

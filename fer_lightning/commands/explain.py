@@ -38,9 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write a picture of each face; return 1 if a file could not be read."""
+    from fer_lightning.data.images import is_truncated
     from fer_lightning.drawing.style import write_png
     from fer_lightning.emotions import EMOTIONS, emotion_index
-    from fer_lightning.inference.photos import crop_face, face_boxes, read_photo
+    from fer_lightning.inference.photos import TRUNCATED_NOTE, crop_face, face_boxes, read_photo
     from fer_lightning.text import format_table, printable
 
     requested = None if args.emotion is None else emotion_index(args.emotion)
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
                 log(f"error: {printable(str(path))} cannot be read: {error}.")
                 failed = True
                 continue
+            if is_truncated(photo):
+                log(f"note: {printable(str(path))}: {TRUNCATED_NOTE}.")
             boxes = face_boxes(photo, not args.no_detect)
             if not boxes:
                 log(

@@ -31,17 +31,6 @@ if TYPE_CHECKING:
     from fer_lightning.inference.classifier import Classifier
     from fer_lightning.inference.faces import DetectedFace
 
-PHOTO_SUFFIXES = (
-    ".bmp",
-    ".gif",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-)  # of the files read from a folder
-
 _SAVED = ".emotions"  # between the name and the suffix of the files that --save writes
 
 _PATH_WIDTH = 30  # width of the first column, so that the table fits 80 columns
@@ -55,12 +44,14 @@ class Result:
         path: the photo or video as named by the user, or "camera INDEX".
         faces: the detected faces; None until the photo or frame has been processed.
         error: why it could not be processed, if so.
+        note: what the user should know about how it was read, if anything.
         seconds: time of a frame since the first one; None for a photo.
     """
 
     path: str
     faces: "list[DetectedFace] | None" = None
     error: str | None = None
+    note: str | None = None
     seconds: float | None = None
 
 
@@ -121,6 +112,8 @@ def _find_sources(paths: Iterable[str], results: list[Result]) -> Iterator[str |
 
 
 def _photos_in(folder: Path, results: list[Result]) -> Iterator[str]:
+    from fer_lightning.data.images import FORMAT_NAMES, IMAGE_SUFFIXES
+
     def report_error(error: OSError) -> None:
         results.append(Result(str(error.filename), error=error.strerror))
 
@@ -130,10 +123,10 @@ def _photos_in(folder: Path, results: list[Result]) -> Iterator[str]:
     photos = [
         str(file)
         for file in files
-        if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.endswith(f"{_SAVED}.jpg")
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.endswith(f"{_SAVED}.jpg")
     ]
     if not photos:
-        results.append(Result(str(folder), error=f"no photos in this folder ({', '.join(PHOTO_SUFFIXES)})"))
+        results.append(Result(str(folder), error=f"no photos in this folder ({FORMAT_NAMES})"))
     elif skipped := len(files) - len(photos):
         note = f"skipped files that are not photos or were written by --save ({skipped:,})"
         print(f"note: {printable(str(folder))}: {note}", file=sys.stderr)
@@ -184,8 +177,9 @@ def _progress(items: Any, total: int | None, unit: str, name: str) -> Any:
 def _predict_photos(
     args: argparse.Namespace, clf: "Classifier", paths: list[str], names: _Names, results: list[Result]
 ) -> None:
+    from fer_lightning.data.images import is_truncated
     from fer_lightning.drawing.boxes import annotate
-    from fer_lightning.inference.photos import read_photo
+    from fer_lightning.inference.photos import TRUNCATED_NOTE, read_photo
     from fer_lightning.inference.video import SUFFIXES
 
     def read_photos() -> "Iterator[tuple[Result, Image.Image]]":
@@ -197,6 +191,7 @@ def _predict_photos(
                 hint = f"; videos must end in {', '.join(SUFFIXES)}" * str(error).startswith("not an image")
                 results[-1].error = f"{error}{hint}"
             else:
+                results[-1].note = TRUNCATED_NOTE if is_truncated(photo) else None
                 yield results[-1], photo
 
     for result, photo, faces in clf.predict_stream(read_photos(), not args.no_detect, args.tta):
@@ -277,6 +272,8 @@ def _largest_face(result: Result) -> "DetectedFace":
 def _print(args: argparse.Namespace, names: "_Names", results: list[Result]) -> None:
     results = [result for result in results if result.error or result.faces is not None]
     for result in results:
+        if result.note:
+            print(f"note: {printable(result.path)}: {result.note}", file=sys.stderr)
         if result.error:
             print(f"error: {printable(result.path)}: {printable(result.error)}", file=sys.stderr)
     if args.json:

@@ -42,8 +42,11 @@ def cut_missing_splits(faces: Faces, seed: int) -> Faces:
     units, n_groups = _units(faces, rows, seed)
     counts = [Counter(faces.labels[unit].tolist()) for unit in units]
     totals = Counter(faces.labels[rows].tolist())
-    # A class of fewer images than splits stays in train as a whole.
-    wanted = {label: max(1, round(n * CUT_FRACTION)) for label, n in totals.items() if n > len(missing)}
+    # A class of fewer distinct images than splits stays in train as a whole; one of few persons is an error.
+    distinct = totals if n_groups else Counter(label for count in counts for label in count)
+    wanted = {
+        label: max(1, round(n * CUT_FRACTION)) for label, n in totals.items() if distinct[label] > len(missing)
+    }
     left = set(range(len(units)))
     for split in missing:
         chosen = _choose(counts, left, wanted)

@@ -242,8 +242,8 @@ class FaceDataModule(LightningDataModule):
                 counts = zip(faces.split_names, np.bincount(faces.usage, minlength=3), strict=True)
                 raise UserError(
                     f"{faces.source} has no images in {self.split_name(usages)} "
-                    f"({', '.join(f'{name} {count:,}' for name, count in counts)}). Training needs every split: check "
-                    "the names of the folders and files, or the Usage column."
+                    f"({', '.join(f'{name} {count:,}' for name, count in counts)}). "
+                    "Training needs every split: check the names of the folders and files, or the Usage column."
                 )
 
     def setup(self, stage: str) -> None:

@@ -23,6 +23,7 @@ class Gathered:
     listed: list[str] = field(default_factory=list)  # descriptions of the first MAX_LISTED
     converted: int = 0
     stretched: int = 0
+    truncated: list[str] = field(default_factory=list)  # JPEGs that lack their last bytes
 
     def add(self, name: str, label: int, usage: int, pixels: bytes) -> None:
         """Add an image: its id, label, split and 2,304 grey values."""

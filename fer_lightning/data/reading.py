@@ -13,7 +13,7 @@ from fer_lightning.data.archives import DAMAGED_MEMBER
 from fer_lightning.data.csvs import read_csvs
 from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, SIZE, UNNAMED, Faces, fingerprint
 from fer_lightning.data.gathering import Gathered, RowError, format_faults
-from fer_lightning.data.images import MAX_IMAGE_BYTES, ImageError, decode
+from fer_lightning.data.images import MAX_IMAGE_BYTES, ImageError, decode, is_truncated
 from fer_lightning.data.layout import Layout, Named
 from fer_lightning.data.splits import fer2013_claim, usages
 from fer_lightning.data.stores import Form, Store, abbreviate, leaf
@@ -86,6 +86,9 @@ def _check(gathered: Gathered, path: Path, skip_bad: bool) -> list[str]:
     if gathered.converted:
         stretched = f" ({gathered.stretched:,} not square: stretched)" if gathered.stretched else ""
         notes.append(f"{gathered.converted:,} images were converted to grey 48x48{stretched}.")
+    if gathered.truncated:
+        ends = f"the missing ends were filled, as browsers do: {abbreviate(gathered.truncated, 3)}"
+        notes.append(f"{len(gathered.truncated):,} JPEGs lack their last bytes; {ends}.")
     return notes
 
 
@@ -188,6 +191,8 @@ def _decode(store: Store, path: str, into: Gathered) -> bytes:
         image = decode(io.BytesIO(content))
     except ImageError as error:
         raise RowError(error.kind, str(error)) from error
+    if is_truncated(image):
+        into.truncated.append(path)
     if image.mode != "L" or image.size != (SIZE, SIZE):
         into.converted += 1
         into.stretched += image.width != image.height

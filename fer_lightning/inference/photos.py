@@ -32,6 +32,8 @@ _DETECTION_SCORE = 0.1
 # them.
 _BOX_IN_FACE = 0.87
 _BOX_BELOW = 0.05
+# Note about a photo for which `is_truncated` is true.
+TRUNCATED_NOTE = "the JPEG lacks its last bytes; the missing end was filled, as browsers do"
 _PATIENCE_SECONDS = 1.0  # how long a photo waits for its batch to fill, so that an interruption loses little
 _BATCH_PIXELS = 64_000_000  # pixels of photos held while waiting for their batch: 192 MB
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from fer_lightning.__main__ import main
 from fer_lightning.commands import predict
+from fer_lightning.data.images import FORMAT_NAMES
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import Stopped
 from fer_lightning.inference import photos
@@ -92,6 +94,44 @@ def test_failures_are_reported_and_the_rest_is_predicted(capsys):
     lines = err.splitlines()
     assert len(lines) == 3
     assert lines[2].startswith("error: broken.jpg: not an image")
+
+
+def test_every_image_in_a_folder_is_a_photo(capsys):
+    for name in ("a.jfif", "b.JPE", "c.dib", "d.pgm", "e.jp2"):
+        jpeg = io.BytesIO()
+        Image.new("L", (48, 48), 255).save(jpeg, "JPEG")
+        Path("in").mkdir(exist_ok=True)
+        Path("in", name).write_bytes(jpeg.getvalue())
+    heic = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(100)
+    for name in ("f.HEIC", "g.heif", "h.jpg"):
+        Path("in", name).write_bytes(heic)
+    results, code, err = printed(capsys, "in")
+    assert code == 1
+    assert [Path(result["path"]).suffix for result in results if not result["error"]] == [
+        ".jfif",
+        ".JPE",
+        ".dib",
+        ".pgm",
+        ".jp2",
+    ]
+    lines = err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["in/f.HEIC", "in/g.heif", "in/h.jpg"]
+    assert all("HEIC is not supported: convert it to JPEG" in line for line in lines)
+
+
+def test_a_folder_without_photos_names_the_formats(capsys):
+    Path("in").mkdir()
+    Path("in/notes.txt").write_text("no photo")
+    _, code, err = printed(capsys, "in")
+    assert (code, err) == (1, f"error: in: no photos in this folder ({FORMAT_NAMES})\n")
+
+
+def test_a_jpeg_that_lacks_its_last_bytes_is_predicted_with_a_note(capsys):
+    whole = Path(face("whole.jpg")).read_bytes()
+    Path("cut.jpg").write_bytes(whole[:-2])
+    (cut, complete), code, err = printed(capsys, "cut.jpg", "whole.jpg")
+    assert (code, err) == (0, f"note: cut.jpg: {photos.TRUNCATED_NOTE}\n")
+    assert cut == complete | {"path": "cut.jpg"}
 
 
 @pytest.mark.parametrize("argument", ["x" * 300, "folders/*"])

@@ -301,6 +301,14 @@ def test_cut_never_divides_equal_pixels(tmp_path: Path) -> None:
             assert np.bincount(faces.usage[faces.labels == label]).tolist() == [24, 3, 3]
 
 
+def test_class_of_equal_images_stays_in_train(tmp_path: Path) -> None:
+    many = [face for face in without_prefixes(MANY, split_folders=False) if face.label != 3]
+    equal = [replace(MANY[0], path=f"happy/{i}.jpg") for i in range(10)]
+    faces = load(write_folder(tmp_path / "a", many + equal))
+    assert np.bincount(faces.usage[faces.labels == 3], minlength=3).tolist() == [10, 0, 0]
+    assert np.bincount(faces.usage[faces.labels == 4], minlength=3).tolist() == [12, 2, 2]
+
+
 def persons(faces: Iterable[FakeFace], person: Callable[[int, FakeFace], str]) -> list[FakeFace]:
     return [replace(face, path=f"{EMOTIONS[face.label]}/{person(i, face)}/{i}.jpg") for i, face in enumerate(faces)]
 

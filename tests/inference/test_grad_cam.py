@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from fer_lightning.__main__ import main
+from fer_lightning.data.images import FORMAT_NAMES
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.drawing import faces as plots
 from fer_lightning.drawing.style import write_png
@@ -153,11 +154,17 @@ def test_unreadable_files_are_reported_and_the_rest_is_explained(ckpt, capsys):
     assert main(["explain", "bad.png", "nowhere.png", "a", "c.png", "--ckpt", ckpt]) == 1
     out, err = capsys.readouterr()
     assert err.splitlines() == [
-        "error: bad.png cannot be read: not an image of type JPEG, PNG, BMP, GIF, TIFF, WEBP, PPM or JPEG2000.",
+        f"error: bad.png cannot be read: not an image of type {FORMAT_NAMES}.",
         "error: nowhere.png cannot be read: No such file or directory.",
         "error: a cannot be read: Is a directory.",
     ]
     assert out.endswith("written: 1 in explanations\n")
+
+
+def test_a_jpeg_that_lacks_its_last_bytes_is_explained_with_a_note(ckpt, capsys):
+    Path("cut.jpg").write_bytes(Path("b/face.jpg").read_bytes()[:-2])
+    assert main(["explain", "cut.jpg", "--ckpt", ckpt]) == 0
+    assert capsys.readouterr().err == f"note: cut.jpg: {photos.TRUNCATED_NOTE}.\n"
 
 
 def test_each_face_of_a_photo_gets_a_picture(ckpt, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import pytest
 from fake_networks import Brightness
 from PIL import Image
 
+from fer_lightning.data.images import is_truncated
 from fer_lightning.drawing import boxes
 from fer_lightning.drawing.boxes import _label, _overlap, annotate
 from fer_lightning.emotions import EMOTIONS
@@ -92,6 +93,16 @@ def with_exif(png, exif):
 def test_unreadable_photos_are_rejected(content, message):
     with pytest.raises(UserError, match=message):
         read_photo(io.BytesIO(content))
+
+
+def test_a_photo_that_lacks_its_last_bytes_is_read():
+    content = GRACE.read_bytes()
+    photo = read_photo(io.BytesIO(content[:-2]))
+    assert is_truncated(photo)
+    np.testing.assert_array_equal(np.asarray(photo), np.asarray(read_photo(GRACE)))
+    grey = read_photo(io.BytesIO(saved(Image.new("L", (48, 48), 90), "JPEG").getvalue()[:-2]))
+    assert (grey.mode, is_truncated(grey)) == ("RGB", True)
+    assert not is_truncated(read_photo(GRACE))
 
 
 def test_large_photos_are_read_up_to_a_limit(monkeypatch):
