@@ -24,6 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="PATH", help="zip, tar, CSV or folder (default: $FER2013_PATH, then ./data)"
     )
     parser.add_argument(
+        "--skip-bad", action="store_true", help="drop unusable images, as data.skip_bad=true does in training"
+    )
+    parser.add_argument(
         "--report", type=Path, metavar="HTML", help="write a page with curves, confusion matrix and mistakes"
     )
     parser.add_argument("--json", type=Path, metavar="JSON", help="write all numbers")
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     clf = load_network(args)
     against = (args.against, load_checkpoint(checkpoint_path(args.against), args.device)) if args.against else None
     trained_on = [clf.data_fingerprint, against[1].data_fingerprint if against else None]
-    faces = load_held_out(args.data, trained_on=trained_on)
+    faces = load_held_out(args.data, trained_on=trained_on, skip_bad=args.skip_bad)
     evaluation = evaluate(args.ckpt or args.model, clf, faces, log, args.tta, against)
     report = to_json(evaluation)
     print(format_evaluation(report))

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, cast
 
-from fer_lightning.data.splits import dataset_claims
 from fer_lightning.data.stores import KAGGLE_PAGE, abbreviate, is_hidden, parent
 from fer_lightning.errors import UserError
 
@@ -37,7 +36,7 @@ def archive_kind(head: bytes) -> str | None:
         return "compressed"
     try:
         tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
-    except (tarfile.HeaderError, ValueError):
+    except (tarfile.HeaderError, ValueError, ArithmeticError):
         return None
     return "tar"
 
@@ -47,15 +46,16 @@ class Archive:
 
     Args:
         path: a zip or tar, or either a tar or a single file compressed by gzip, bzip2 or xz.
+        claims: what the name of the archive and its folders call all images inside; see splits.
 
     Raises:
         UserError: it is none of these, is truncated or encrypted, would expand to an implausible size, or has
             entries that point outside it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, claims: frozenset[str] = frozenset()) -> None:
         self.path = path
-        self.claims = dataset_claims(path.name.split(".")[0])
+        self.claims = claims
         self.sizes: dict[str, int] = {}
         self.repeated: list[str] = []
         self._members: dict[str, zipfile.ZipInfo | tarfile.TarInfo | None] = {}
@@ -68,7 +68,8 @@ class Archive:
             with ExitStack() as opened:
                 self._open(opened)
                 self._close = opened.pop_all().close
-        except (*DAMAGED_MEMBER, ValueError, struct.error) as error:
+        # ArithmeticError and MemoryError come from sizes claimed in the header of a tar.
+        except (*DAMAGED_MEMBER, ValueError, struct.error, ArithmeticError, MemoryError) as error:
             raise UserError(
                 f"{path} is not a {self._kind} or is truncated ({error}); it has {path.stat().st_size:,} bytes. "
                 f"Download it again from {KAGGLE_PAGE}."
@@ -77,8 +78,8 @@ class Archive:
 
     def _open(self, opened: ExitStack) -> None:
         """Open the archive and list its members; `opened` closes it."""
-        with self.path.open("rb") as file:
-            head = file.read(512)
+        with self.path.open("rb") as start:
+            head = start.read(512)
         kind = archive_kind(head)
         if kind == "compressed":
             self._kind = "compressed file"
@@ -87,9 +88,9 @@ class Archive:
             self._file.seek(0)
         if kind == "tar":
             self._kind = "tar archive"
-            tar = tarfile.open(None if self._file else self.path, "r:", self._file)  # noqa: SIM115
-            self._tar = opened.enter_context(tar)
-            self._add(self._tar_members())
+            file: IO[bytes] = self._file or opened.enter_context(self.path.open("rb"))
+            self._tar = opened.enter_context(tarfile.TarFile(fileobj=file))
+            self._add(self._tar_members(file))
         elif self._file is not None:
             name = self.path.stem if self.path.suffix.lower() in _COMPRESSED_SUFFIXES else self.path.name
             self.sizes[name] = self._file.seek(0, 2)
@@ -104,8 +105,13 @@ class Archive:
         unpacked = opened.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         with opener(self.path, "rb") as packed:
             while part := packed.read(2**20):
-                unpacked.write(part)
-                self._check_size(unpacked.tell())
+                self._check_size(unpacked.tell() + len(part))
+                try:
+                    unpacked.write(part)
+                except OSError as error:
+                    raise UserError(
+                        f"{self.path} cannot be unpacked into {tempfile.gettempdir()} ({error.strerror})."
+                    ) from error
         unpacked.seek(0)
         return unpacked
 
@@ -122,13 +128,28 @@ class Archive:
         for member in self._zip.infolist():
             yield member.filename, member, member.file_size, bool(member.flag_bits & 0x1)
 
-    def _tar_members(self) -> Iterator[tuple[str, tarfile.TarInfo, int, bool]]:
+    def _tar_members(self, file: IO[bytes]) -> Iterator[tuple[str, tarfile.TarInfo, int, bool]]:
         assert self._tar is not None
+        links = []
         for member in self._tar:
             if member.isdir():
                 yield f"{member.name}/", member, 0, False
-            elif member.isfile():  # links and devices are not followed
+            elif member.isfile():
                 yield member.name, member, member.size, False
+            elif (member.issym() or member.islnk()) and not is_hidden(member.name.removeprefix("./")):
+                links.append(member.name)
+        # A damaged header ends the iteration like the end of the tar, which is a block of zeros.
+        file.seek(self._tar.offset)
+        if len(file.read(512).rstrip(b"\0")) or file.tell() < self._tar.offset + 512:
+            raise tarfile.ReadError(f"no end marker at byte {self._tar.offset:,}")
+        while part := file.read(2**20):
+            if part.strip(b"\0"):
+                raise tarfile.ReadError("more data after the end marker")
+        if links:
+            raise UserError(
+                f"{self.path} contains links, which are not followed ({abbreviate(links)}). "
+                "Extract it and give the folder."
+            )
 
     def _add(self, members: Iterable[tuple[str, zipfile.ZipInfo | tarfile.TarInfo, int, bool]]) -> None:
         """Index the members; raise UserError if one points outside the archive or is encrypted."""

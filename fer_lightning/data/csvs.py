@@ -14,7 +14,7 @@ import numpy as np
 from fer_lightning.data.archives import DAMAGED_MEMBER
 from fer_lightning.data.faces import FER2013_SPLITS, SIZE, UNNAMED
 from fer_lightning.data.gathering import MAX_LISTED, Gathered, RowError
-from fer_lightning.data.splits import name_claims, usage_claim, usages
+from fer_lightning.data.splits import is_split_word, name_claims, usage_claim, usages
 from fer_lightning.data.stores import Store, abbreviate, leaf
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
@@ -32,13 +32,17 @@ class _Table:
     Attributes:
         path: its path inside the store.
         columns: names in lower case.
+        split_at: positions of the columns that name splits: Usage, and others whose first value is a split's word.
+        root: folders above the first that names a split, so those of the whole dataset.
         names: what its folders and its own name call its rows; see splits.
-        claims: what its Usage column has called rows so far.
-        official: whether its Usage column has used a word of FER-2013's own.
+        claims: what its columns have called rows so far.
+        official: whether its columns have used a word of FER-2013's own.
     """
 
     path: str
     columns: list[str]
+    split_at: list[int]
+    root: str
     names: frozenset[str]
     claims: set[str] = field(default_factory=set)
     official: bool = False
@@ -83,12 +87,13 @@ def read_csvs(store: Store, paths: Sequence[str], into: Gathered) -> tuple[bool,
     return official, notes
 
 
-def peek_columns(store: Store, path: str) -> list[str]:
-    """Return the column names of a CSV in lower case; an empty list if it is not one."""
+def peek(store: Store, path: str) -> tuple[bool, bool, bool]:
+    """Return whether a CSV has pixels, labels and a column that names splits; all False if it cannot be read."""
     try:
-        return _read_columns(store, path).columns
+        table = _read_columns(store, path)
     except UserError:
-        return []
+        return False, False, False
+    return "pixels" in table.columns, "emotion" in table.columns, bool(table.split_at)
 
 
 @contextmanager
@@ -99,11 +104,13 @@ def _opened(store: Store, path: str) -> Iterator[tuple[str, "_Lines", int]]:
             # Keep bytes that are not UTF-8: they become a fault of their row instead of ending the pass.
             text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
             lines = _Lines(text)
-            first = next(lines, "")
-            skipped = 0
+            first, skipped = next(lines, ""), 0
+            while first and not first.strip():
+                lines.begin_row()
+                first, skipped = next(lines, ""), skipped + 1
             if sep := re.fullmatch(r"sep=(.)\r?\n?", first, re.IGNORECASE):  # written by spreadsheets
                 lines.begin_row()
-                skipped, delimiter, first = 1, sep[1], next(lines, "")
+                skipped, delimiter, first = skipped + 1, sep[1], next(lines, "")
             else:
                 delimiter = max(_DELIMITERS, key=lambda char: len(_COLUMNS.intersection(_names(first.split(char)))))
             lines.push(first)
@@ -121,21 +128,30 @@ def _read_columns(store: Store, path: str) -> _Table:
         raise UserError(f"{path} in {store.path} is empty (0 bytes). Download it again.")
     with _opened(store, path) as (delimiter, lines, skipped):
         name = leaf(path)
+        rows = csv.reader(lines, delimiter=delimiter)
         try:
-            columns = _names(next(csv.reader(lines, delimiter=delimiter), []))
+            columns = _names(next(rows, []))
         except csv.Error as error:
             raise UserError(
                 f"{name}, line {skipped + 1}: {error}. Expected the columns emotion, pixels, Usage."
             ) from error
+        try:
+            row = next(rows, [])
+        except csv.Error:  # reported when the rows are read
+            row = []
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for column in columns for char in column):
         raise UserError(f"{name} is not UTF-8 text. Save it as CSV in UTF-8, or download it again.")
-    return _Table(path, columns, path_claims(path))
+    if doubled := sorted(column for column in _COLUMNS if columns.count(column) > 1):
+        raise UserError(f"{name} has several columns {' and '.join(doubled)}: keep one of each.")
+    split_at = [at for at, text in enumerate(row[: len(columns)]) if columns[at] == "usage" or is_split_word(text)]
+    folders = path.split("/")[:-1]
+    top = next((at for at, folder in enumerate(folders) if name_claims(folder)), len(folders))
+    return _Table(path, columns, split_at, "/".join(folders[:top]), path_claims(path))
 
 
 def path_claims(path: str) -> frozenset[str]:
     """Return what the folders of a CSV and its own name call its rows; see splits."""
-    *folders, name = path.split("/")
-    return frozenset().union(*map(name_claims, (*folders, name.partition(".")[0])))
+    return frozenset().union(*map(name_claims, path.split("/")))
 
 
 def _check_columns(table: _Table) -> None:
@@ -159,9 +175,11 @@ def _check_parts(store: Store, tables: Sequence[_Table]) -> None:
             _refuse(store, [table], f"is called {' and '.join(sorted(table.names))} by its name and its folders")
     if len(tables) < 2:
         return
-    if len({"usage" in table.columns for table in tables}) > 1:
+    if len({table.root for table in tables}) > 1:
+        _refuse(store, tables, "are in different folders, so they are not parts of one dataset")
+    if len({bool(table.split_at) for table in tables}) > 1:
         _refuse(store, tables, "do not all have a Usage column")
-    if "usage" not in tables[0].columns:
+    if not tables[0].split_at:
         named = [usages(table.names) for table in tables]
         if not all(named):
             _refuse(store, tables, "have no Usage column, and not all are called train, val or test")
@@ -206,9 +224,8 @@ class _Lines:
 def _read_rows(store: Store, table: _Table, name: str, into: Gathered) -> None:
     """Gather the rows of a CSV; `name` is for messages and ids."""
     emotion_at, pixels_at = table.columns.index("emotion"), table.columns.index("pixels")
-    usage_at = table.columns.index("usage") if "usage" in table.columns else None
     default = next(iter(usages(table.names)), UNNAMED)
-    known: dict[str, int] = {}  # Usage -> split
+    known: dict[tuple[str, ...], int] = {(): default}  # Usage -> split
     with _opened(store, table.path) as (delimiter, lines, skipped):
         rows = csv.reader(lines, delimiter=delimiter)
         next(rows)
@@ -216,18 +233,15 @@ def _read_rows(store: Store, table: _Table, name: str, into: Gathered) -> None:
             try:
                 lines.begin_row()
                 row = next(rows)
-                if not row:
+                if not row or (len(row) == 1 and not row[0].strip()):
                     continue
                 line = rows.line_num + skipped
                 if len(row) != len(table.columns):
                     raise RowError("malformed row", f"expected {len(table.columns)} columns, got {len(row)}")
-                label, usage = _parse_emotion(row[emotion_at]), default
-                if usage_at is not None:
-                    text = row[usage_at]
-                    if text not in known:
-                        known[text] = _parse_usage(text, table, f"{name}, line {line}")
-                    usage = known[text]
-                into.add(f"{name}:{line}", label, usage, _parse_pixels(row[pixels_at]))
+                label, words = _parse_emotion(row[emotion_at]), tuple(row[at] for at in table.split_at)
+                if words not in known:
+                    known[words] = _parse_usage(words, table, f"{name}, line {line}")
+                into.add(f"{name}:{line}", label, known[words], _parse_pixels(row[pixels_at]))
             except StopIteration:
                 return
             except csv.Error as error:
@@ -248,27 +262,30 @@ def _parse_emotion(text: str) -> int:
     return label
 
 
-def _parse_usage(text: str, table: _Table, where: str) -> int:
-    """Return the split that a value of a Usage column means.
+def _parse_usage(words: Sequence[str], table: _Table, where: str) -> int:
+    """Return the split that the values of a row's Usage column, and of others that name splits, mean.
 
     Raises:
-        RowError: it means none.
-        UserError: the name of the CSV says otherwise.
+        RowError: one of them means none.
+        UserError: they contradict each other or the name of the CSV.
     """
-    claim = usage_claim(text)
-    if claim is None:
-        raise RowError(
-            "unknown Usage",
-            f"expected Usage {', '.join(FER2013_SPLITS[:-1])} or {FER2013_SPLITS[-1]}, got {text[:40]!r}",
-        )
-    agreed = usages({claim, *table.names})
+    claims = set()
+    for at, word in zip(table.split_at, words, strict=True):
+        claim = usage_claim(word)
+        if claim is None:
+            column = "Usage" if table.columns[at] == "usage" else table.columns[at]
+            expected = f"{', '.join(FER2013_SPLITS[:-1])} or {FER2013_SPLITS[-1]}"
+            raise RowError(f"unknown {column}", f"expected {column} {expected}, got {word[:40]!r}")
+        claims.add(claim)
+        table.official |= claim.endswith(" test") or word.strip().lower() == "training"
+    agreed = usages(claims | table.names)
     if len(agreed) > 1:
+        said = f" and the path {table.path}, which says {' and '.join(sorted(table.names))}," if table.names else ""
         raise UserError(
-            f"{where}: Usage {text.strip()!r} contradicts the path {table.path}, which says "
-            f"{' and '.join(sorted(table.names))}. Nothing was guessed: rename the file, or correct the column."
+            f"{where}: the row is called {' and '.join(repr(word.strip()) for word in words)}, and that{said} is a "
+            "contradiction. Nothing was guessed: rename the file, or correct the column."
         )
-    table.claims.add(claim)
-    table.official |= claim.endswith(" test") or text.strip().lower() == "training"
+    table.claims |= claims
     return agreed.pop()
 
 

@@ -9,16 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_lightning.data.faces import TEST, TRAIN, UNNAMED, VAL, Faces, fingerprint
-from fer_lightning.data.layout import group_of
+from fer_lightning.data.layout import groups_of
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
 # Fraction of each class to cut off for validation, and for test, if the data come without a split.
 CUT_FRACTION = 0.1
+_ATTEMPTS = 50  # to divide persons so that each split has every class
+# Beginnings of folder names that are a person's at any depth below the class folder ("session1/subject3").
+_PERSONS = ("person", "subject", "subj", "actor", "speaker", "participant")
 
 
 def cut_missing_splits(faces: Faces, seed: int) -> Faces:
-    """Move a tenth of each class from train to validation, and to test, if the data name neither.
+    """Move a tenth of each class from train to validation, and to test, where the data do not name these.
 
     Images with equal pixels stay in one split, and so do those of a person or clip: all images in folders of one
     name below the class folders (``angry/person3/``, ``happy/person3/``). Apart from that, a hash of the pixels
@@ -32,33 +35,35 @@ def cut_missing_splits(faces: Faces, seed: int) -> Faces:
         Faces without UNNAMED images, with a note if anything was cut.
 
     Raises:
-        UserError: the persons or equal images cannot be divided so that each split has every class.
+        UserError: no way was found to divide the persons so that each split has every class.
     """
     usage = np.where(faces.usage == UNNAMED, TRAIN, faces.usage).astype(np.uint8)
     missing = [split for split in (VAL, TEST) if not (usage == split).any()]
-    if not missing or not (usage == TRAIN).any():
-        return faces
     rows = np.flatnonzero(usage == TRAIN)
-    units, n_groups = _units(faces, rows, seed)
-    counts = [Counter(faces.labels[unit].tolist()) for unit in units]
-    totals = Counter(faces.labels[rows].tolist())
-    # A class of fewer distinct images than splits stays in train as a whole; one of few persons is an error.
-    distinct = totals if n_groups else Counter(label for count in counts for label in count)
-    wanted = {
-        label: max(1, round(n * CUT_FRACTION)) for label, n in totals.items() if distinct[label] > len(missing)
-    }
-    left = set(range(len(units)))
-    for split in missing:
-        chosen = _choose(counts, left, wanted)
-        left -= chosen
-        for at in chosen:
-            usage[units[at]] = split
-    _check_classes(faces, usage, missing, list(wanted), n_groups)
-    names = " and ".join(
-        f"{faces.split_names[split]} ({int((usage == split).sum()):,} images)" for split in missing
-    )
-    whole = f"; {n_groups} persons or clips stay in one split each" if n_groups else ""
-    note = f"No official split: {names} cut from train, a tenth of each class, seed {seed}{whole}."
+    if not missing or not len(rows):
+        return faces
+    groups = _groups(faces, rows)
+    for attempt in range(_ATTEMPTS):
+        cut = _cut(faces, rows, groups, missing, f"{seed}-{attempt}" if attempt else str(seed))
+        lacking = _lacking_classes(faces, rows, cut, missing)
+        if not groups or not lacking:
+            break
+    else:
+        names = " and no ".join(faces.split_names[split] for split in missing)
+        split, classes = next(iter(lacking.items()))
+        raise UserError(
+            f"{faces.source} names no {names} images, and no way was found to cut them from the rest: all images "
+            "of a person or clip (a folder below the class folders) stay in one split, which leaves "
+            f"{faces.split_names[split]} without {', '.join(classes)}. "
+            "Divide the images into train/, val/ and test/."
+        )
+    usage[rows] = cut
+    counts = {faces.split_names[split]: int((cut == split).sum()) for split in missing}
+    names = " and ".join(f"{name} ({count:,} images)" for name, count in counts.items() if count)
+    if not names:
+        return replace(faces, usage=usage, fingerprint=fingerprint(faces.images, faces.labels, usage))
+    share = "whole persons or clips" if groups else "a tenth of each class"
+    note = f"No official split: {names} cut from train, {share}, seed {seed}."
     return replace(
         faces,
         usage=usage,
@@ -67,12 +72,48 @@ def cut_missing_splits(faces: Faces, seed: int) -> Faces:
     )
 
 
-def _units(faces: Faces, rows: npt.NDArray[np.int64], seed: int) -> tuple[list[list[int]], int]:
-    """Return the rows that stay together, ordered by a hash of their pixels, and the number of persons or clips."""
-    salt = str(seed).encode()
-    digests = {int(row): blake2b(faces.images[row].tobytes(), key=salt, digest_size=16).digest() for row in rows}
-    groups = {row: group_of(faces.ids[row]) for row in digests}
-    n_groups = len({group for group in groups.values() if group is not None})
+def _groups(faces: Faces, rows: npt.NDArray[np.int64]) -> dict[int, list[str]]:
+    """Return the persons or clips of each row that belongs to any."""
+    folders = {int(row): found for row in rows if (found := groups_of(faces.ids[row]))}
+    level = 0
+    # A folder that all images share distinguishes nobody.
+    while folders and len({found[level] if level < len(found) else None for found in folders.values()}) == 1:
+        level += 1
+        folders = {row: found for row, found in folders.items() if level < len(found)}
+    return {
+        row: [name for at, name in enumerate(found[level:]) if not at or name.startswith(_PERSONS)]
+        for row, found in folders.items()
+    }
+
+
+def _cut(
+    faces: Faces, rows: npt.NDArray[np.int64], groups: Mapping[int, list[str]], missing: Sequence[int], salt: str
+) -> npt.NDArray[np.uint8]:
+    """Return the split of each row, TRAIN or one of the missing ones: uint8 (len(rows),)."""
+    units = _units(faces, rows, groups, salt)
+    counts = [Counter(faces.labels[unit].tolist()) for unit in units]
+    totals = Counter(faces.labels[rows].tolist())
+    # A class of fewer distinct images than splits stays in train as a whole; one of few persons is an error.
+    distinct = totals if groups else Counter(label for count in counts for label in count)
+    wanted = {
+        label: max(1, round(n * CUT_FRACTION)) for label, n in totals.items() if distinct[label] > len(missing)
+    }
+    usage = np.full(len(faces), TRAIN, np.uint8)
+    left = set(range(len(units)))
+    for split in missing:
+        chosen = _choose(counts, left, wanted)
+        left -= chosen
+        for at in chosen:
+            usage[units[at]] = split
+    return usage[rows]
+
+
+def _units(
+    faces: Faces, rows: npt.NDArray[np.int64], groups: Mapping[int, list[str]], salt: str
+) -> list[list[int]]:
+    """Return the rows that stay together, ordered by a hash of their pixels."""
+    key = salt.encode()
+    digests = {int(row): blake2b(faces.images[row].tobytes(), key=key, digest_size=16).digest() for row in rows}
     links: dict[bytes | str, bytes | str] = {}  # union-find over digests and groups
 
     def find(node: bytes | str) -> bytes | str:
@@ -81,14 +122,13 @@ def _units(faces: Faces, rows: npt.NDArray[np.int64], seed: int) -> tuple[list[l
             node = above
         return node
 
-    for row, digest in digests.items():
-        group = groups[row]
-        if group is not None and n_groups > 1:  # a single folder in all classes distinguishes nobody
-            links[find(group)] = find(digest)
+    for row, names in groups.items():
+        for name in names:
+            links[find(name)] = find(digests[row])
     units: dict[bytes | str, list[int]] = {}
     for row in sorted(digests, key=lambda row: (digests[row], faces.ids[row])):
         units.setdefault(find(digests[row]), []).append(row)
-    return list(units.values()), n_groups if n_groups > 1 else 0
+    return list(units.values())
 
 
 def _choose(counts: Sequence[Mapping[int, int]], left: set[int], wanted: Mapping[int, int]) -> set[int]:
@@ -124,19 +164,15 @@ def _choose(counts: Sequence[Mapping[int, int]], left: set[int], wanted: Mapping
     return chosen
 
 
-def _check_classes(
-    faces: Faces, usage: npt.NDArray[np.uint8], cut: Sequence[int], labels: Sequence[int], n_groups: int
-) -> None:
-    """Raise UserError if a class lacks images in train or in a split that was cut."""
-    for split in (TRAIN, *cut):
-        present = set(faces.labels[usage == split].tolist())
-        if lacking := [EMOTIONS[label] for label in labels if label not in present]:
-            what = (
-                f"the {n_groups} persons or clips (folders below the class folders)" if n_groups else "equal images"
-            )
-            names = " and no ".join(faces.split_names[missing] for missing in cut)
-            raise UserError(
-                f"{faces.source} names no {names} images, and they cannot be cut from the rest: {what} stay in one "
-                f"split each, which leaves {faces.split_names[split]} without {', '.join(lacking)}. "
-                "Divide the images into train/, val/ and test/."
-            )
+def _lacking_classes(
+    faces: Faces, rows: npt.NDArray[np.int64], cut: npt.NDArray[np.uint8], missing: Sequence[int]
+) -> dict[int, list[str]]:
+    """Return the classes of more images than splits that train or a split that was cut lacks, by split."""
+    labels = faces.labels[rows]
+    large = [label for label, n in Counter(labels.tolist()).items() if n > len(missing)]
+    found = {split: set(labels[cut == split].tolist()) for split in (TRAIN, *missing)}
+    return {
+        split: lacking
+        for split in found
+        if (lacking := [EMOTIONS[label] for label in large if label not in found[split]])
+    }

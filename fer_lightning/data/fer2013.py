@@ -72,31 +72,35 @@ def load_held_out(
     path: str | Path | None = None,
     *,
     trained_on: Collection[str | None] = (),
+    skip_bad: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Faces:
-    """Load a dataset to evaluate networks on: like ``load_faces``, but nothing is cut from data that name no split.
+    """Load a dataset to evaluate networks on: like ``load_faces``, but nothing is cut from the training images.
 
-    Where nothing is trained, all images are test images. Only if a network was trained on these very images, with
-    the splits that ``load_faces`` cuts, are its training images kept apart by the same cut.
+    Data that name no split are test images, all of them. Only if a network was trained on these very images, with
+    the splits that ``load_faces`` cuts by default, are they cut in the same way.
 
     Args:
         path: see ``load_faces``; nothing is downloaded.
         trained_on: fingerprints of the datasets that the networks were trained on.
+        skip_bad: see ``load_faces``.
         cache_dir: see ``load_faces``.
 
     Raises:
         FacesNotFound: no path was given, and no data were found.
         UserError: see ``load_faces``.
     """
-    faces = _read(path, False, False, cache_dir)
-    if not (faces.usage == UNNAMED).all():
-        return cut_missing_splits(faces, 0) if faces.dataset == "folder" else faces
+    faces = _read(path, False, skip_bad, cache_dir)
+    if faces.dataset != "folder":
+        return faces
     try:
         cut = cut_missing_splits(faces, 0)
     except UserError:  # so no network was trained on these
         cut = None
     if cut is not None and cut.fingerprint in trained_on:
         return cut
+    if not (faces.usage == UNNAMED).all():
+        return faces
     usage = np.full_like(faces.usage, TEST)
     note = (
         f"No split is named, so all {len(faces):,} images are tested, which is only fair to a network that was "

@@ -5,20 +5,24 @@ Any number of folders may lie above the class folder (``images/train/happy/1.jpg
 names are refused.
 """
 
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
+from fer_lightning.data.faces import FER2013_SPLITS
 from fer_lightning.data.images import IMAGE_SUFFIXES
-from fer_lightning.data.splits import fer2013_claim, name_claims, prefix_claim, usages
+from fer_lightning.data.splits import image_claims, name_claims, usages
 from fer_lightning.data.stores import Store, abbreviate, leaf, parent, suffix
 from fer_lightning.emotions import EMOTIONS, emotion_index
 from fer_lightning.errors import UserError
 
 Parts = tuple[str, ...]
 
+_PREFIXES = tuple(f"{name}_" for name in FER2013_SPLITS)
+_FOLD = re.compile(r"(?:fold|cv|kfold|split|k)[\s_-]*\d+", re.IGNORECASE)
 _NUMBERS = {str(label): label for label in range(len(EMOTIONS))}  # the labels of fer2013.csv as class folders
 
 
@@ -32,7 +36,7 @@ class Place:
         claims: what the folders call the images; see splits.
         root: folders above the first that names a class or a split, so those of the whole dataset.
         split: the folders that name the split, without the class; None if none does.
-        group: the first folder below the class that names no split: a person or a clip; None if there is none.
+        groups: the folders below the class that name no split: persons or clips.
     """
 
     label: int | None
@@ -40,7 +44,7 @@ class Place:
     claims: frozenset[str]
     root: str
     split: str | None
-    group: str | None
+    groups: Parts
 
 
 @dataclass(frozen=True)
@@ -58,28 +62,31 @@ def without_doubles(parts: Iterable[str]) -> Parts:
 
 
 @lru_cache(maxsize=2**16)
-def read_place(folder: str, numbered: bool) -> Place:
+def read_place(folder: str, numbered: bool, containers: frozenset[Parts] = frozenset()) -> Place:
     """Interpret the path of a folder.
 
     Args:
         folder: its path inside the store.
         numbered: the class folders are named 0 to 6, like the labels of fer2013.csv.
+        containers: folders whose own name says nothing, because they contain folders of several splits.
     """
     parts = without_doubles(folder.split("/")) if folder else ()
     labels = [_NUMBERS.get(part) if numbered else emotion_index(part) for part in parts]
     called = [
-        frozenset() if label is not None else name_claims(part) for label, part in zip(labels, parts, strict=True)
+        name_claims(part) if labels[at] is None and parts[: at + 1] not in containers else frozenset()
+        for at, part in enumerate(parts)
     ]
     class_at = _first(label is not None for label in labels)
     split_at = _first(map(bool, called))
     top = min(at for at in (class_at, split_at, len(parts)) if at is not None)
-    split = group = None
+    split: str | None = None
+    groups: Parts = ()
     if split_at is not None:
         above = class_at is None or split_at < class_at
-        split = "/".join(parts[: split_at + 1] if above else (*parts[:top], "*", parts[split_at]))
+        split = "/".join(parts[: split_at + 1] if above else (*parts[:top], "*", parts[split_at].lower()))
     if class_at is not None:
         below = range(class_at + 1, len(parts))
-        group = next((parts[at] for at in below if not called[at] and labels[at] is None), None)
+        groups = tuple(parts[at] for at in below if not called[at] and labels[at] is None)
     known = {label for label in labels if label is not None}
     return Place(
         label=known.pop() if len(known) == 1 else None,
@@ -87,7 +94,7 @@ def read_place(folder: str, numbered: bool) -> Place:
         claims=frozenset().union(*called),
         root="/".join(parts[:top]),
         split=split,
-        group=group,
+        groups=groups,
     )
 
 
@@ -113,10 +120,13 @@ class Layout:
         self.store = store
         files = sorted(store.sizes)
         self.numbered = all(read_place(folder, False).class_at is None for folder in store.folders) and any(
-            leaf(parent(path)) in _NUMBERS and fer2013_claim(leaf(path)) for path in files
+            leaf(parent(path)) in _NUMBERS and leaf(path).startswith(_PREFIXES) for path in files
         )
+        self._containers = _containers(store.folders)
         # Folders that contain a class folder, as merged parts: what else lies in them should be a class too.
         self._roots = {parts for folder in store.folders if (parts := self._above_class(folder)) is not None}
+        self._above_roots = {root[:count] for root in self._roots for count in range(len(root) + 1)}
+        self._unknown: dict[str, str | None] = {}
         self.paths: list[str] = []
         self.ignored: list[str] = []
         for path in files:
@@ -128,7 +138,7 @@ class Layout:
                 self.ignored.append(path)
 
     def _place(self, folder: str) -> Place:
-        return read_place(folder, self.numbered)
+        return read_place(folder, self.numbered, self._containers)
 
     def _above_class(self, folder: str) -> Parts | None:
         class_at = self._place(folder).class_at
@@ -137,14 +147,19 @@ class Layout:
     def unknown_class(self, path: str) -> str | None:
         """Return the folder next to class folders that an image lies in, if its name is no emotion."""
         folder = parent(path)
+        if folder not in self._unknown:
+            self._unknown[folder] = self._find_unknown_class(folder)
+        return self._unknown[folder]
+
+    def _find_unknown_class(self, folder: str) -> str | None:
         if not folder or self._place(folder).class_at is not None:
             return None
         parts = without_doubles(folder.split("/"))
         for at, part in enumerate(parts):
-            below = parts[: at + 1]
-            contains_classes = any(root[: at + 1] == below for root in self._roots)
-            if parts[:at] in self._roots and not name_claims(part) and not contains_classes:
-                return "/".join(below)
+            if parts[:at] in self._roots and parts[: at + 1] not in self._above_roots:
+                # "test" may hold images without labels, but "happy_test" beside "happy" is no split by itself.
+                names_emotion = any(emotion_index(word) is not None for word in re.split(r"[\W_]", part))
+                return "/".join(parts[: at + 1]) if names_emotion or not name_claims(part) else None
         return None
 
     def name(self, path: str) -> Named:
@@ -154,10 +169,10 @@ class Layout:
             UserError: they contradict each other.
         """
         place = self._place(parent(path))
-        claim = prefix_claim(leaf(path))
-        found = usages(place.claims if claim is None else {*place.claims, claim})
+        own = image_claims(leaf(path))
+        found = usages(place.claims | own)
         if len(found) > 1:
-            sources = {"its name": {claim} if claim else set(), "its folders": place.claims}
+            sources = {"its name": own, "its folders": place.claims}
             said = [f"{' and '.join(sorted(claims))} by {source}" for source, claims in sources.items() if claims]
             raise UserError(
                 f"{path} in {self.store.path} is called {', and '.join(said)}. Nothing was guessed: move or rename "
@@ -168,7 +183,7 @@ class Layout:
     def splits(self) -> frozenset[int]:
         """Return the values of Faces.usage that names call some of the images."""
         folders = {parent(path) for path in self.paths}
-        claims = {claim for path in self.paths if (claim := prefix_claim(leaf(path))) is not None}
+        claims = frozenset().union(*map(image_claims, map(leaf, self.paths)))
         return frozenset(usages(claims.union(*(self._place(folder).claims for folder in folders))))
 
     def empty_class_folders(self) -> list[str]:
@@ -183,28 +198,40 @@ class Layout:
             and emotion_index(leaf(folder)) is not None
         ]
 
-    def check_one_dataset(self, named: Collection[Named]) -> None:
+    def check_one_dataset(self, named: Mapping[str, Named]) -> None:
         """Raise UserError if the images belong to several datasets, or a split has several folders.
 
         Pooling them would mix what their names keep apart: a second copy, the folds of a cross-validation, or an
         augmented copy of the training images.
+
+        Args:
+            named: the names of each image by its path, without the copies in doubled folders.
         """
-        roots = Counter(name.place.root for name in named)
+        roots = Counter(name.place.root for name in named.values())
+        folders = {parent(path) for path in named}
+        folds = {part for folder in folders for part in folder.split("/") if _FOLD.fullmatch(part)}
+        merged = {folder: without_doubles(folder.split("/")) for folder in folders}
+        plain = {parts for folder, parts in merged.items() if folder.split("/") == [*parts]}
+        doubled = [folder for folder, parts in merged.items() if folder.split("/") != [*parts] and parts in plain]
         if len(roots) > 1:
-            listed = abbreviate(f"{root or '.'}/ ({count:,} images)" for root, count in sorted(roots.items()))
+            listed = [f"{root or '.'}/ ({count:,} images)" for root, count in sorted(roots.items())]
+        else:
+            listed = sorted(folds) if len(folds) > 1 else []
+            listed += [f"{folder}/ and {'/'.join(merged[folder])}/" for folder in sorted(doubled)]
+        if listed:
             raise UserError(
-                f"{self.store.path} contains several datasets, which are not mixed: {listed}. "
+                f"{self.store.path} contains several datasets, which are not mixed: {abbreviate(listed)}. "
                 "Give the path of one, or name its folders train, val and test."
             )
         places: dict[int, set[str]] = {}
-        for name in named:
+        for name in named.values():
             if name.usage is not None and name.place.split is not None:
                 places.setdefault(name.usage, set()).add(name.place.split)
-        for folders in places.values():
-            if len(folders) > 1:
-                listed = abbreviate(f"{folder}/" for folder in sorted(folders))
+        for split in places.values():
+            if len(split) > 1:
                 raise UserError(
-                    f"{self.store.path} has several folders for one split, which are not mixed: {listed}. "
+                    f"{self.store.path} has several folders for one split, which are not mixed: "
+                    f"{abbreviate(f'{folder}/' for folder in sorted(split))}. "
                     "Keep one, or put their images together."
                 )
 
@@ -225,7 +252,19 @@ def _and_above(folder: str) -> list[str]:
     return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
-def group_of(path: str) -> str | None:
-    """Return the person or clip that an image belongs to: the folder below its class folder, in lower case."""
-    group = read_place(parent(path), False).group
-    return None if group is None else group.lower()
+def _containers(folders: Iterable[str]) -> frozenset[Parts]:
+    """Return the folders that contain folders of several splits, as merged parts."""
+    below: dict[Parts, set[int]] = {}
+    for folder in folders:
+        parts = without_doubles(folder.split("/"))
+        class_at = _first(emotion_index(part) is not None for part in parts)
+        for at in range(1, len(parts) if class_at is None else class_at):
+            below.setdefault(parts[:at], set()).update(usages(name_claims(parts[at])))
+    for parts in sorted(below, key=len, reverse=True):
+        below.setdefault(parts[:-1], set()).update(below[parts])
+    return frozenset(parts for parts, found in below.items() if len(found) > 1)
+
+
+def groups_of(path: str) -> Parts:
+    """Return the persons or clips that an image belongs to: the folders below its class folder, in lower case."""
+    return tuple(group.lower() for group in read_place(parent(path), False).groups)

@@ -2,17 +2,18 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
 from fer_lightning.data.archives import DAMAGED_MEMBER, Archive, archive_kind
-from fer_lightning.data.csvs import path_claims, peek_columns
+from fer_lightning.data.csvs import path_claims, peek
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
 from fer_lightning.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from fer_lightning.data.layout import Layout
 from fer_lightning.data.reading import read_faces
-from fer_lightning.data.splits import dataset_claims, name_claims, usages
+from fer_lightning.data.splits import usages
 from fer_lightning.data.stores import (
     KAGGLE_PAGE,
     Folder,
@@ -21,6 +22,7 @@ from fer_lightning.data.stores import (
     abbreviate,
     leaf,
     parent,
+    path_name_claims,
     regular_file,
     suffix,
 )
@@ -123,17 +125,18 @@ def _from_path(text: str, label: str) -> Source:
     if not text or not path.exists():
         fault = "does not exist" if text else "is empty"
         raise UserError(f"{label} {fault}. Give a zip, tar, CSV or folder, or leave it out.")
+    claims = path_name_claims(path)
     if path.is_dir():
-        folder = Folder(path)
+        folder = Folder(path, claims=claims)
         if (source := _search_folder(folder)) is None:
             raise UserError(f"{label} {_describe_contents(folder)}")
         return source
     if path.stat().st_size == 0:
         raise UserError(f"{label} is an empty file (0 bytes). Download it again from {KAGGLE_PAGE}.")
-    single = Folder(path.parent, only=path.name)
+    single = Folder(path.parent, only=path.name, claims=claims)
     if _is_archive(single, path.name):
-        return _from_archive(path)
-    if suffix(path.name) in _CSV_SUFFIXES or "pixels" in peek_columns(single, path.name):
+        return _from_archive(path, claims)
+    if suffix(path.name) in _CSV_SUFFIXES or peek(single, path.name)[0]:
         return _from_folder(single, Form("csv", (path.name,)))
     raise UserError(f"{label} is not a zip, tar, CSV or folder. Extract it and give the folder.")
 
@@ -155,29 +158,33 @@ def _search_folder(folder: Folder) -> Source | None:
         key=lambda path: (path.count("/"), "fer" not in path.lower(), path),
     )
     form = _choose_form(folder)
-    _check_archives(folder, form, archives)
     if form is not None:
-        return _from_folder(folder, form)
+        note = f"Found archives beside the data, which were not read: {abbreviate(archives)}."
+        return _from_folder(folder, replace(form, notes=(note, *form.notes)) if archives else form)
     if not archives:
         return None
-    source = _from_archive(folder.root / archives[0])
+    _check_unread(folder, archives, frozenset())
+    claims = path_claims(archives[0]) | folder.claims
+    if len(usages(claims)) > 1:
+        raise UserError(
+            f"{folder.path / archives[0]} is called {' and '.join(sorted(claims))}. Nothing was guessed."
+        )
+    source = _from_archive(folder.root / archives[0], claims)
     if len(archives) == 1:
         return source
     return replace(source, notes=(f"Found {abbreviate(archives)}; only {archives[0]} was read.",))
 
 
-def _check_archives(folder: Folder, form: Form | None, archives: Sequence[str]) -> None:
-    """Raise UserError if an archive is one split of a dataset by its name, and would not be read."""
-    splits = {path: usages(name_claims(leaf(path).partition(".")[0])) for path in archives}
-    unread = [
-        path
-        for path, named in splits.items()
-        if (named and len(archives) > 1 if form is None else not named <= form.splits)
-    ]
-    if unread:
+def _check_unread(store: Store, paths: Sequence[str], read: frozenset[int]) -> None:
+    """Raise UserError if a file that will not be read is, by name, a split that is not `read` otherwise.
+
+    Its split would be cut anew from the training images, and its images might be among these.
+    """
+    unread = [path for path in paths if not usages(path_claims(path)) <= read]
+    if unread and not (len(paths) == 1 and not read):
         raise UserError(
-            f"{folder.path} contains {abbreviate(unread)}, by name one split of a dataset, beside other data. "
-            "Nothing was guessed: extract all splits into one folder, or give the path of one archive."
+            f"{store.path} contains {abbreviate(unread)}, by name a split of a dataset, beside other data. "
+            "Nothing was guessed: put all splits into one folder in the same form, or give the path of one of them."
         )
 
 
@@ -186,50 +193,70 @@ def _from_folder(folder: Folder, form: Form) -> Source:
     return Source(folder.path, folder.key(form), lambda skip_bad: read_faces(folder, form, skip_bad), form.notes)
 
 
-def _from_archive(path: Path) -> Source:
+def _from_archive(path: Path, claims: frozenset[str]) -> Source:
     def read(skip_bad: bool) -> Faces:
-        with Archive(path) as archive:
+        with Archive(path, claims) as archive:
             if (form := _choose_form(archive)) is None:
                 raise UserError(f"{path} {_describe_contents(archive)}")
             archive.check_unpacked(form.paths, MAX_IMAGE_BYTES if form.kind == "images" else None)
             faces = read_faces(archive, form, skip_bad)
             return replace(faces, notes=form.notes + faces.notes)
 
-    claims = "".join(f"-{claim.replace(' ', '-')}" for claim in dataset_claims(path.name.partition(".")[0]))
-    return Source(path, f"zip-{sha256(regular_file(path))}{claims}", read)
+    # A compressed CSV has the name of its archive, which may name the split and is part of the ids.
+    names = [*sorted(claims), *([] if zipfile.is_zipfile(path) else [path.name])]
+    named = blake2b("\0".join(names).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return Source(path, f"zip-{sha256(regular_file(path))}" + (f"-{named}" if names else ""), read)
 
 
 def _choose_form(store: Store) -> Form | None:
-    """Return the most complete and original form of the data in a store, or None if it has none."""
+    """Return the most complete and original form of the data in a store, or None if it has none.
+
+    Raises:
+        UserError: another file is a split that the form lacks.
+    """
     layout = Layout(store)
-    csvs = _csvs(store, _CSV_SUFFIXES)
-    forms = _forms(store, layout, csvs or ([] if layout.paths else _csvs(store, ("",))))
-    if not forms and csvs:  # reading it tells what is wrong
+    has_images = any(suffix(path) in IMAGE_SUFFIXES for path in store.sizes)
+    csvs = _csvs(store, _CSV_SUFFIXES) or ([] if has_images else _csvs(store, ("",)))
+    tables = {path: table for path in csvs if (table := peek(store, path))[0]}
+    forms = _forms(layout, tables)
+    if not forms and csvs and not has_images and suffix(csvs[0]):  # reading it tells what is wrong
         forms.append(Form("csv", (csvs[0],)))
     if not forms:
         return None
+    unlabelled = [path for path, (_, has_labels, _) in tables.items() if not has_labels]
+    unread = [path for path in store.sizes if suffix(path) in (*_CSV_SUFFIXES, *_ARCHIVE_SUFFIXES)]
+    unread = sorted(set(unread).difference(forms[0].paths, unlabelled))
+    if any(map(path_claims, unread)):
+        _check_unread(store, unread, _named_splits(forms[0], layout, tables))
     notes = []
     if len(forms) > 1:
         first, *rest = ("class folders" if form.kind == "images" else abbreviate(form.paths) for form in forms)
-        notes.append(f"Found {first}, {', '.join(rest)}; only {first} was read.")
+        were = "were" if forms[0].kind == "images" or len(forms[0].paths) > 1 else "was"
+        notes.append(f"Found {first}, {', '.join(rest)}; only {first} {were} read.")
     if forms[0].kind == "images" and layout.ignored:
         notes.append(f"Ignored files that are not images in class folders: {abbreviate(layout.ignored, 3)}.")
     return replace(forms[0], notes=tuple(notes))
 
 
-def _forms(store: Store, layout: Layout, csvs: Sequence[str]) -> list[Form]:
+def _forms(layout: Layout, tables: Mapping[str, tuple[bool, bool, bool]]) -> list[Form]:
     """Return all forms of data in a store, the most complete and original first."""
-    columns = {path: names for path in csvs if "pixels" in (names := peek_columns(store, path))}
-    with_usage = [path for path in columns if "usage" in columns[path]]
-    every = frozenset((TRAIN, VAL, TEST))
+    with_usage = [path for path, (_, _, has_usage) in tables.items() if has_usage]
     whole = [tuple(path for path in with_usage if leaf(path).lower() == name) for name in _WHOLE]
-    forms = [Form("csv", paths, splits=every) for paths in whole if paths]
+    forms = [Form("csv", paths) for paths in whole if paths]
     if layout.paths:  # before any other CSV, which may be a list of these images
-        forms.append(Form("images", tuple(layout.paths), splits=layout.splits()))
-    if others := [path for path in columns if not any(path in paths for paths in whole)]:
-        splits = (every if path in with_usage else usages(path_claims(path)) for path in others)
-        forms.append(Form("csv", tuple(others), splits=frozenset().union(*splits)))
+        forms.append(Form("images", tuple(layout.paths)))
+    if others := tuple(path for path in tables if not any(path in paths for paths in whole)):
+        forms.append(Form("csv", others))
     return forms
+
+
+def _named_splits(form: Form, layout: Layout, tables: Mapping[str, tuple[bool, bool, bool]]) -> frozenset[int]:
+    """Return the values of Faces.usage that the names in a form call some of the images."""
+    if form.kind == "images":
+        return layout.splits()
+    if any(tables.get(path, (False,) * 3)[2] for path in form.paths):  # a Usage column names them
+        return frozenset((TRAIN, VAL, TEST))
+    return frozenset().union(*(usages(path_claims(path)) for path in form.paths))
 
 
 def _csvs(store: Store, suffixes: Sequence[str]) -> list[str]:

@@ -53,8 +53,14 @@ def read_faces(store: Store, form: Form, skip_bad: bool) -> Faces:
     images = np.frombuffer(gathered.images, np.uint8).reshape(-1, SIZE, SIZE)
     labels = np.array(gathered.labels, np.int64)
     usage = np.array(gathered.usage, np.uint8)
-    if store.claims and (usage == UNNAMED).all():
-        usage[:] = usages(store.claims).pop()
+    called = usages(store.claims)
+    if called and (usage == UNNAMED).all():
+        usage[:] = called.pop()
+    elif called and store.path.is_file() and not called & set(usage.tolist()):
+        raise UserError(
+            f"{store.path} is called {' and '.join(sorted(store.claims))}, but nothing inside is. "
+            "Nothing was guessed: rename it, or what is inside."
+        )
     if official:
         notes += _count_differences(labels, usage)
     elif missing := [name for i, name in enumerate(EMOTIONS) if not (labels == i).any()]:
@@ -98,7 +104,7 @@ def _read_images(layout: Layout, into: Gathered) -> tuple[bool, list[str]]:
     named = {
         path: layout.name(path) for path in layout.paths if path not in copies and not layout.unknown_class(path)
     }
-    layout.check_one_dataset(named.values())
+    layout.check_one_dataset(named)
     _check_copies(layout.store, copies)
     _check_folders(layout, into)
     prefixed = {path for path in named if fer2013_claim(leaf(path))}

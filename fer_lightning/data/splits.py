@@ -20,21 +20,18 @@ USAGE_WORDS = {
     **dict.fromkeys(("public", "publictest"), "public test"),
     **dict.fromkeys(("private", "privatetest"), "private test"),
 }
-# In a name, "public" alone says nothing about a split, and "dev" is a validation set.
-_NAME_WORDS = {word: claim for word, claim in USAGE_WORDS.items() if not word.startswith("p")} | {
-    "dev": "validation"
-}
+# In a name, "public" or "private" alone says nothing about a split.
+_NAME_WORDS = {word: claim for word, claim in USAGE_WORDS.items() if not word.startswith("p")}
 # Words that may follow without a separator ("trainset"), or be part of the name of a whole split ("test_faces").
 _FILLERS = r"set|data|dataset|images?|imgs?|pics?|pictures?|faces?|folder|dir|split|samples?"
 _SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_NAME_WORDS, key=len, reverse=True))})(?:{_FILLERS})?")
 _FILLER = re.compile(
     rf"(?:{_FILLERS}|fer|raf|db|ck|plus|afew|sfew|jaffe|affectnet|kaggle|v|my|own|our|new|final|small|full|clean|raw"
-    r"|cropped|aligned|photos?|facial|emotions?|expressions?|\d+)+"
+    r"|cropped|aligned|photos?|facial|emotions?|expressions?|public|private|\d+)+"
 )
+_SUFFIXES = re.compile(r"(?:\.(?:zip|tar|gz|tgz|bz2|tbz2|xz|txz|csv|tsv))+$", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # "FER2013TestSet" -> FER 2013 Test Set
-# "Training_3908.jpg", as FER-2013's files are named on Kaggle, or "test_0001_aligned.jpg", as RAF-DB's are.
-_FER2013_PREFIX = re.compile(rf"({'|'.join(FER2013_SPLITS)})_", re.IGNORECASE)
-_PREFIX = re.compile(r"(train|training|val|valid|validation|test|testing)[_-]\d", re.IGNORECASE)
+_FER2013_PREFIX = re.compile(rf"({'|'.join(FER2013_SPLITS)})_", re.IGNORECASE)  # "Training_3908.jpg", on Kaggle
 
 
 def usages(claims: Iterable[str]) -> set[int]:
@@ -55,7 +52,7 @@ def usage_claim(text: str) -> str | None:
 
 @lru_cache(maxsize=2**16)
 def name_claims(name: str) -> frozenset[str]:
-    """Return what a folder's name, or a file's without its suffix, calls the images inside.
+    """Return what the name of a folder or a file calls the images inside.
 
     A name with several claims ("train_test_split") is that of a folder for several splits, and calls them nothing.
     """
@@ -71,9 +68,20 @@ def name_claims(name: str) -> frozenset[str]:
 
 
 def dataset_claims(name: str) -> frozenset[str]:
-    """Return what the name of a whole dataset calls it: "test_faces" is a test set, "test_of_my_camera" is not."""
-    only = all(_SPLIT_WORD.fullmatch(word) or _FILLER.fullmatch(word) for word in _words(name.lower()))
-    return name_claims(name) if only else frozenset()
+    """Return what the name of a whole dataset or of an image calls it.
+
+    The words may come in any sentence here, so only a name that is about the split counts: "test_faces" and
+    "kdef_test.zip" are test sets, "test_of_my_camera" is not.
+    """
+    words = _words(_SUFFIXES.sub("", name).lower())
+    rest = [word for word in words if not _FILLER.fullmatch(word)]
+    about_split = all(map(_SPLIT_WORD.fullmatch, rest)) or (rest and _SPLIT_WORD.fullmatch(rest[-1]))
+    return name_claims(name) if about_split else frozenset()
+
+
+def is_split_word(name: str) -> bool:
+    """Return whether a name is a split's word and nothing else: "test", "Training"."""
+    return name.lower() in _NAME_WORDS
 
 
 def fer2013_claim(file_name: str) -> str | None:
@@ -82,10 +90,12 @@ def fer2013_claim(file_name: str) -> str | None:
     return usage_claim(match[1]) if match else None
 
 
-def prefix_claim(file_name: str) -> str | None:
-    """Return what the prefix of an image's name calls it, FER-2013's or another's: "test" for "test_0001.jpg"."""
-    match = _PREFIX.match(file_name)
-    return usage_claim(match[1]) if match else fer2013_claim(file_name)
+def image_claims(file_name: str) -> frozenset[str]:
+    """Return what the name of an image calls it: "test" for "test_0001_aligned.jpg", as RAF-DB's are named."""
+    claim = fer2013_claim(file_name)
+    if claim is not None:
+        return frozenset((claim,))
+    return dataset_claims(file_name.rpartition(".")[0])
 
 
 def _words(name: str) -> list[str]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from fer_lightning.data.splits import dataset_claims
+from fer_lightning.data.splits import dataset_claims, is_split_word, name_claims
 from fer_lightning.errors import UserError
 from fer_lightning.files import sha256
 
 KAGGLE_PAGE = "https://www.kaggle.com/datasets/msambare/fer2013"
 _MAX_DEPTH, _MAX_FOLDERS = 32, 100_000  # below the given folder; links can turn a few folders into any number
-_HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
+_HIDDEN = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 
 
 class Store(Protocol):
@@ -44,11 +44,12 @@ class Folder:
     Args:
         root: the folder.
         only: name of the single file; None for the whole folder.
+        claims: what the name of the path calls all images, unless names inside say more; see splits.
     """
 
-    def __init__(self, root: Path, only: str | None = None) -> None:
+    def __init__(self, root: Path, only: str | None = None, claims: frozenset[str] = frozenset()) -> None:
         self.root, self.path = root, root / (only or "")
-        self.claims = frozenset() if only else dataset_claims(root.resolve().name)
+        self.claims = claims
         self.sizes: dict[str, int] = {}
         self.folders: list[str] = []
         self.repeated: list[str] = []
@@ -95,7 +96,7 @@ class Folder:
             parts += sorted(self.claims)
         else:
             files = [f"{path}\0{self.sizes[path]}\0{self._mtimes_ns[path]}" for path in form.paths]
-            parts = [str(self.root.resolve()), *self.folders, *files]
+            parts = [str(self.root.resolve()), *sorted(self.claims), *self.folders, *files]
         text = "\0".join(parts).encode("utf-8", "surrogateescape")
         return f"{form.kind}-{hashlib.sha256(text).hexdigest()}"
 
@@ -108,13 +109,22 @@ class Form:
         kind: "csv" or "images".
         paths: the files, in the order in which they are read.
         notes: what the user should know about the choice of files.
-        splits: values of Faces.usage that names call some of the images.
     """
 
     kind: str
     paths: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    splits: frozenset[int] = frozenset()
+
+
+def path_name_claims(path: Path) -> frozenset[str]:
+    """Return what the name of a given path, or else that of its folder, calls everything inside; see splits.
+
+    For a link, the name that was given counts, or else the name of its target. The folder counts only if its name
+    is a split's word alone ("test/images.zip"), because folders above can have any name.
+    """
+    named = Path(os.path.abspath(path))
+    claims = dataset_claims(named.name) or dataset_claims(path.resolve().name)
+    return claims or (name_claims(named.parent.name) if is_split_word(named.parent.name) else frozenset())
 
 
 def regular_file(path: Path) -> Path:

@@ -4,7 +4,6 @@ import csv
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -45,6 +44,8 @@ USAGES = {
     VAL: ("PublicTest", "val", "valid", "validation", "public", "public_test"),
     TEST: ("PrivateTest", "test", "testing", "private", "private_test"),
 }
+CSVS = ("one", "one, usage", "parts", "parts, usage")
+CLASS_FOLDERS = ("folders", "below", "prefix", "official", "none", "persons")
 OUTER = ("archive", "images", "fer", "FER 2013", "data", "faces.d")
 BETWEEN = ("", "", "images", "crops", "48x48")
 
@@ -91,9 +92,15 @@ def _name(draw: st.DrawFn, usage: int) -> str:
 
 
 @st.composite
-def class_folders(draw: st.DrawFn, root: Path) -> Truth:
-    """Write class folders, with or without splits, into an empty folder or an archive in it."""
-    kind = draw(st.sampled_from(("folders", "below", "prefix", "official", "none", "persons")))
+def class_folders(draw: st.DrawFn, root: Path, kind: str) -> Truth:
+    """Write class folders into an empty folder or an archive in it.
+
+    Args:
+        draw: draws the choices.
+        root: the empty folder.
+        kind: one of CLASS_FOLDERS: where the split is named, in folders above or below the class folders,
+            in the names of the images, in those of FER-2013, or nowhere, with or without a folder for each person.
+    """
     counts = {TRAIN: draw(st.integers(3, 6))}
     if kind != "none" and kind != "persons":
         counts |= draw(st.sampled_from(({TEST: 2}, {VAL: 2}, {VAL: 2, TEST: 2}, {VAL: 1, TEST: 2})))
@@ -102,7 +109,10 @@ def class_folders(draw: st.DrawFn, root: Path) -> Truth:
     folder = {usage: _name(draw, usage) for usage in counts}
     if kind == "official" and draw(st.booleans()):  # the Kaggle folder: test/ holds both
         folder = {TRAIN: "train", VAL: "test", TEST: "test"}
-    wrong = draw(st.sampled_from((None,) * 6 + ("prefix", "stray", "second root", "unknown class", "nested")))
+    prefix = draw(st.sampled_from(("{}_{:05}.png", "{}{}.png", "{} ({}).png", "face_{}_{}.png")))
+    wrong = draw(
+        st.sampled_from((None,) * 6 + ("prefix", "stray", "second root", "unknown class", "nested", "fold"))
+    )
     doubled = draw(st.sampled_from((False, False, False, True)))
     truth = Truth(
         root, description={"kind": kind, "wrong": wrong, "folder": folder, "outer": outer, "between": between}
@@ -125,7 +135,7 @@ def class_folders(draw: st.DrawFn, root: Path) -> Truth:
                 if kind == "official":
                     name = f"{('Training', 'PublicTest', 'PrivateTest')[usage]}_{number}.png"
                 elif kind == "prefix":
-                    name = f"{WORDS[usage][0]}_{number:05}.png"
+                    name = prefix.format(WORDS[usage][0], number)
                 truth.labels[number], truth.usages[number] = (
                     label,
                     usage if kind not in ("none", "persons") else None,
@@ -156,22 +166,32 @@ def _spoil(truth: Truth, files: dict[str, bytes], wrong: str, number: int, angry
         "second root": f"{top}extra/angry/{number}.png",
         "unknown class": f"{angry.replace('angry', 'agnry')}/{number}.png",
         "nested": f"{angry}/test/{number}.png",
+        "fold": f"{top}fold2/test/angry/{number}.png",
     }[wrong]
-    if not named and wrong == "stray":
-        return
+    if (not named and wrong == "stray") or (
+        truth.description["kind"] == "prefix" and wrong in ("prefix", "nested")
+    ):
+        return  # as sound as before
     truth.sound = False
     truth.labels[number], truth.usages[number] = 0, TEST if wrong in ("prefix", "nested") else None
     files[path] = picture(number)
 
 
 @st.composite
-def csvs(draw: st.DrawFn, root: Path) -> Truth:
-    """Write one CSV, or one for each split, into an empty folder or an archive in it."""
-    with_usage, parted = draw(st.booleans()), draw(st.booleans())
+def csvs(draw: st.DrawFn, root: Path, kind: str) -> Truth:
+    """Write one CSV, or one for each split, into an empty folder or an archive in it.
+
+    Args:
+        draw: draws the choices.
+        root: the empty folder.
+        kind: one of CSVS: one CSV or one for each split, with or without a column of splits.
+    """
+    with_usage, parted = "usage" in kind, "parts" in kind
     counts = {TRAIN: 4} | draw(st.sampled_from(({}, {TEST: 1}, {VAL: 1}, {VAL: 1, TEST: 1})))
     words = {usage: draw(st.sampled_from(CASES))(draw(st.sampled_from(USAGES[usage]))) for usage in counts}
     # A file for each split without a Usage column must name it; one file for all must not.
     style = draw(st.sampled_from(("split", "number"))) if with_usage else "split"
+    column = draw(st.sampled_from(("Usage", "usage", " Usage")))
     names = {
         usage: f"{_name(draw, usage)}.csv" if style == "split" else f"fer_part_{'abc'[usage]}.csv"
         for usage in counts
@@ -204,7 +224,8 @@ def csvs(draw: st.DrawFn, root: Path) -> Truth:
         truth.sound |= "icml_face_data.csv" in tables and with_usage
     elif wrong == "no name" and parted and not with_usage and len(counts) > 1:
         tables["faces.csv"], truth.sound = tables.pop(names[TRAIN]), False
-    header = [*([""] if index else []), "emotion", "pixels", *(["Usage"] if with_usage else [])]
+    header = [*([""] if index else []), "emotion", "pixels", *([column] if with_usage else [])]
+    folder = draw(st.sampled_from(("", "", "data/", "fer/csv/")))
     files = {}
     for name, rows in tables.items():
         text = io.StringIO()
@@ -212,7 +233,7 @@ def csvs(draw: st.DrawFn, root: Path) -> Truth:
         writer.writerow(header)
         width = 3 if with_usage else 2
         writer.writerows([*([at] if index else []), *row[:width]] for at, row in enumerate(rows))
-        files[f"{draw(st.sampled_from(('', 'data/')))}{name}"] = text.getvalue().encode()
+        files[f"{folder}{name}"] = text.getvalue().encode()
     files |= draw(st.sampled_from(({}, {"example_submission.csv": b"emotion\n0\n"}, {"notes.csv": b"a,b\n1,2\n"})))
     _write(root, files, draw(st.sampled_from(("folder", "folder", "zip", "tar.gz"))), truth)
     return truth
@@ -232,17 +253,8 @@ def _write(root: Path, files: dict[str, bytes], form: str, truth: Truth) -> None
             for name, content in files.items():
                 archive.writestr(name, content)
         return
-    with (
-        tarfile.open(truth.path, "w:gz" if form == "tar.gz" else "w", compresslevel=1)
-        if form == "tar.gz"
-        else (tarfile.open(truth.path, "w")) as tar
-    ):
+    with tarfile.open(truth.path, "w:gz" if form == "tar.gz" else "w") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(f"./{name}")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-
-
-def leaves(root: Path) -> Iterator[str]:
-    """Yield the files of a folder, for messages."""
-    yield from sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())

@@ -211,19 +211,23 @@ def test_other_files_are_ignored_with_a_note(tmp_path: Path) -> None:
 
 
 def test_most_complete_of_several_forms_is_read_with_a_note(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "a", FACES[:20])
+    folder = write_folder(tmp_path / "a", FACES[::2])
     write_train_csv(folder / "train.csv", FACES[:30])
     write_icml_csv(folder / "icml_face_data.csv", FACES[:40])
     write_zip(folder / "archive.zip", FACES)
     faces = load_faces(folder)
     assert len(faces) == 40
     assert other_notes(faces) == [
-        "Found icml_face_data.csv, class folders, train.csv; only icml_face_data.csv was read."
+        "Found archives beside the data, which were not read: archive.zip.",
+        "Found icml_face_data.csv, class folders, train.csv; only icml_face_data.csv was read.",
     ]
     (folder / "icml_face_data.csv").unlink()
     faces = load_faces(folder)
-    assert len(faces) == 20
-    assert other_notes(faces) == ["Found class folders, train.csv; only class folders was read."]
+    assert len(faces) == 28
+    assert other_notes(faces) == [
+        "Found archives beside the data, which were not read: archive.zip.",
+        "Found class folders, train.csv; only class folders were read.",
+    ]
 
 
 def test_several_versions_of_a_csv_are_refused(tmp_path: Path) -> None:

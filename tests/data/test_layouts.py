@@ -1,12 +1,13 @@
 """Whatever names call an image, train, validation or test, it is that, or the data are refused."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import Truth, class_folders, csvs, number_of
+from layouts import CLASS_FOLDERS, CSVS, Truth, class_folders, csvs, number_of
 
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
 from fer_lightning.data.fer2013 import load_faces, load_held_out
@@ -22,6 +23,7 @@ def check(truth: Truth, cache: Path) -> None:
             if truth.sound:
                 raise AssertionError(f"{truth.description} was refused") from error
             continue
+        assert truth.sound, f"{truth.description} was not refused"
         numbers = [number_of(image) for image in faces.images]
         assert sorted(numbers) == sorted(truth.labels), truth.description  # every image, once
         assert [truth.labels[number] for number in numbers] == faces.labels.tolist(), truth.description
@@ -36,7 +38,8 @@ def _check_splits(truth: Truth, usages: dict[int, int], faces: Faces, whole: boo
         assert set(usages.values()) == {TEST}
         assert "all" in note
         return
-    cut = {split for split in (VAL, TEST) if split not in named} if named <= {TRAIN, VAL, TEST} else set()
+    # load_held_out cuts nothing from training images.
+    cut = set() if whole else {VAL, TEST} - named
     for number, usage in usages.items():
         true = truth.usages[number]
         if true is None:
@@ -54,26 +57,31 @@ def _check_splits(truth: Truth, usages: dict[int, int], faces: Faces, whole: boo
 
 
 def feed(n_layouts: int) -> None:
+    """Check about n layouts, equally many of each kind."""
+    kinds = [(class_folders, kind) for kind in CLASS_FOLDERS] + [(csvs, kind) for kind in CSVS]
     with tempfile.TemporaryDirectory() as parent:
         count = 0
 
-        @settings(
-            max_examples=n_layouts,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(st.data())
-        def layouts(data: st.DataObject) -> None:
-            nonlocal count
-            count += 1
-            root = Path(parent, f"faces {count}")
-            root.mkdir()
-            truth = data.draw(data.draw(st.sampled_from((class_folders, csvs)))(root))
-            check(truth, Path(parent, f"cache {count}"))
+        def check_kind(write: Callable[[Path, str], st.SearchStrategy[Truth]], kind: str) -> None:
+            @settings(
+                max_examples=n_layouts // len(kinds),
+                deadline=None,
+                derandomize=True,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(st.data())
+            def layouts(data: st.DataObject) -> None:
+                nonlocal count
+                count += 1
+                root = Path(parent, f"faces {count}")
+                root.mkdir()
+                check(data.draw(write(root, kind)), Path(parent, f"cache {count}"))
 
-        layouts()
+            layouts()
+
+        for write, kind in kinds:
+            check_kind(write, kind)
         assert count >= n_layouts
 
 

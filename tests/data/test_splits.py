@@ -27,7 +27,7 @@ from fake_fer2013 import (
 
 from fer_lightning.data import fer2013
 from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, UNNAMED, VAL, Faces, fingerprint
-from fer_lightning.data.splits import USAGE_WORDS, dataset_claims, name_claims, prefix_claim, usage_claim, usages
+from fer_lightning.data.splits import USAGE_WORDS, dataset_claims, image_claims, name_claims, usage_claim, usages
 from fer_lightning.emotions import EMOTIONS, emotion_index
 from fer_lightning.errors import UserError
 
@@ -94,13 +94,19 @@ def of(usage: int, faces: Iterable[FakeFace] = FACES) -> list[FakeFace]:
             ("val_set", VAL),
             ("valid", VAL),
             ("Validation", VAL),
-            ("dev", VAL),
             ("PublicTest", VAL),
             ("public_test", VAL),
         ],
         *[("test", TEST), ("testing", TEST), ("Test1", TEST), ("private test", TEST), ("FER2013Test", TEST)],
         *[("latest", None), ("contest", None), ("pretrained", None), ("validated", None), ("interval", None)],
-        *[("private", None), ("public", None), ("holdout", None), ("train_test_split", None), ("train_val", None)],
+        *[
+            ("private", None),
+            ("public", None),
+            ("holdout", None),
+            ("dev", None),
+            ("train_test_split", None),
+            ("train_val", None),
+        ],
     ],
 )
 def test_split_that_a_folder_name_means(name: str, split: int | None) -> None:
@@ -108,7 +114,8 @@ def test_split_that_a_folder_name_means(name: str, split: int | None) -> None:
 
 
 def test_name_of_a_whole_dataset_counts_only_without_other_words() -> None:
-    assert usages(dataset_claims("test")) == usages(dataset_claims("my_test_faces")) == {TEST}
+    for name in ("test", "my_test_faces", "kdef_test", "fer2013.test.zip", "FER2013Test.tar.gz"):
+        assert usages(dataset_claims(name)) == {TEST}, name
     assert not dataset_claims("test_split_of_the_given_folder0")
     assert not dataset_claims("fer2013")
 
@@ -122,11 +129,26 @@ def test_words_of_a_usage_column() -> None:
     assert usage_claim("Holdout") is usage_claim("") is usage_claim("dev") is None
 
 
-def test_prefix_of_a_file_name() -> None:
-    assert [prefix_claim(name) for name in ("Training_1.jpg", "PublicTest_x.jpg", "test_0001_aligned.jpg")] == [
-        *("train", "public test", "test")
-    ]
-    assert prefix_claim("test.jpg") is prefix_claim("training-day.jpg") is prefix_claim("IMG_test_1.jpg") is None
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *[("Training_1.jpg", TRAIN), ("PublicTest_x.jpg", VAL), ("Private_Test-71.png", TEST), ("test1.png", TEST)],
+        *[
+            ("test_0001_aligned.jpg", TEST),
+            ("test (1).png", TEST),
+            ("test_img_1.png", TEST),
+            ("happy_test.png", TEST),
+        ],
+        *[
+            ("training-day.jpg", None),
+            ("man on train 3.jpg", TRAIN),
+            ("test of my camera.jpg", None),
+            ("1.jpg", None),
+        ],
+    ],
+)
+def test_split_that_an_image_name_means(name: str, split: int | None) -> None:
+    assert usages(image_claims(name)) == ({split} - {None})
 
 
 def test_test_folder_of_kaggle_agrees_with_public_test() -> None:
@@ -323,13 +345,13 @@ def test_persons_stay_in_one_split(tmp_path: Path) -> None:
     assert all(len(found) == 1 for found in sides.values())
     for split in (TRAIN, VAL, TEST):
         assert set(faces.labels[faces.usage == split].tolist()) == set(range(7))
-    assert faces.notes[0].endswith("seed 0; 5 persons or clips stay in one split each.")
+    assert faces.notes[0].endswith("cut from train, whole persons or clips, seed 0.")
 
 
 def test_persons_that_leave_a_split_without_a_class_are_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", persons(MANY, lambda i, face: f"person{i % 2}"))
     message = error_of(folder)
-    assert "the 2 persons or clips (folders below the class folders) stay in one split each" in message
+    assert "all images of a person or clip (a folder below the class folders) stay in one split" in message
     assert "Divide the images into train/, val/ and test/." in message
 
 
@@ -359,7 +381,6 @@ def test_named_splits_are_kept_for_evaluation(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "mine", plain(of(TRAIN), "train") + plain(of(TEST), "test"))
     assert (fer2013.load_held_out(folder).usage == TEST).sum() == 14
     assert UNNAMED not in fer2013.load_held_out(folder).usage
-    folder = write_folder(tmp_path / "few", plain(MANY[:2], "happy")[:1])
     assert len(fer2013.load_held_out(write_folder(tmp_path / "one", plain(MANY[:1], "")))) == 1
 
 
@@ -399,7 +420,7 @@ CSV_REFUSALS = {
     "no name": (("other.csv", "train.csv"), write_train_csv, "not all are called train, val or test"),
     "same name": (("train.csv", "train_clean.csv"), write_train_csv, "some are called the same"),
     "same usage": (("a.csv", "b.csv"), write_fer2013_csv, "both contain Training"),
-    "same usage twice": (("x/fer2013.csv", "y/fer2013.csv"), write_fer2013_csv, "both contain Training"),
+    "two folders": (("x/fer2013.csv", "y/fer2013.csv"), write_fer2013_csv, "are in different folders"),
 }
 
 
@@ -429,8 +450,8 @@ def test_usage_that_contradicts_the_name_is_refused(tmp_path: Path) -> None:
     assert usage_of(load(tmp_path / "test.csv")) == true_usage(of(VAL) + of(TEST))
     write_fer2013_csv(tmp_path / "test.csv", of(TEST) + of(TRAIN))
     assert error_of(tmp_path / "test.csv") == (
-        "test.csv, line 16: Usage 'Training' contradicts the path test.csv, which says test. Nothing was guessed: "
-        "rename the file, or correct the column."
+        "test.csv, line 16: the row is called 'Training', and that and the path test.csv, which says test, is a "
+        "contradiction. Nothing was guessed: rename the file, or correct the column."
     )
 
 
@@ -523,7 +544,13 @@ def test_tar_of_images_with_links(tmp_path: Path) -> None:
     (tmp_path / "fer" / "train" / "happy" / "Training_1.jpg").symlink_to("/etc/passwd")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "fer", "./fer")
-    faces = load(tmp_path / "a.tar.gz")  # the link is not followed
+    assert "a.tar.gz contains links, which are not followed (./fer/train/happy/Training_1.jpg)" in error_of(
+        tmp_path / "a.tar.gz"
+    )
+    (tmp_path / "fer" / "train" / "happy" / "Training_1.jpg").unlink()
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "fer", "./fer")
+    faces = load(tmp_path / "a.tar.gz")
     assert (usage_of(faces), len(faces)) == (true_usage(FACES), 56)
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
         tar.add(tmp_path / "fer" / FACES[0].path, "../happy/x.jpg")
@@ -534,8 +561,12 @@ def test_truncated_archives(tmp_path: Path) -> None:
     tar = tar_of(tmp_path, FACES)
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar)[:-2000])
     assert "a.tar.gz is not a compressed file or is truncated" in error_of(tmp_path / "a.tar.gz")
-    (tmp_path / "a.tar").write_bytes(tar[:20000])
-    assert "a.tar" in error_of(tmp_path / "a.tar")
+    end = len(tar.rstrip(b"\0"))
+    for cut in (20000, end // 512 * 512 - 512, -(-end // 512) * 512):  # in a file, at a header, at the end marker
+        (tmp_path / "a.tar").write_bytes(tar[:cut])
+        assert "a.tar is not a tar archive or is truncated" in error_of(tmp_path / "a.tar")
+    (tmp_path / "a.tar").write_bytes(tar + tar)  # as by cat
+    assert "more data after the end marker" in error_of(tmp_path / "a.tar")
 
 
 def test_compressed_file_that_expands_a_thousandfold_is_refused(
@@ -549,9 +580,9 @@ def test_compressed_file_that_expands_a_thousandfold_is_refused(
 def test_one_zip_for_each_split_is_refused(tmp_path: Path) -> None:
     write_zip(tmp_path / "test.zip", plain(of(TEST), ""))
     write_zip(tmp_path / "train.zip", plain(of(TRAIN), ""))
-    assert "contains test.zip, train.zip, by name one split of a dataset, beside other data" in error_of(tmp_path)
+    assert "contains test.zip, train.zip, by name a split of a dataset, beside other data" in error_of(tmp_path)
     write_folder(tmp_path, plain(of(TRAIN), "train"))
-    assert "contains test.zip, by name one split of a dataset" in error_of(tmp_path)
+    assert "contains test.zip, by name a split of a dataset" in error_of(tmp_path)
     write_folder(tmp_path, plain(of(TEST), "test"))
     assert (load(tmp_path).usage == TEST).sum() == 14
 
@@ -568,3 +599,133 @@ def test_unsuffixed_text_is_not_a_dataset(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("happy.png", encode(np.zeros((48, 48), np.uint8), "PNG"))
     assert "has images, but none in a folder named after an emotion" in error_of(tmp_path / "a.zip")
+
+
+def test_archive_in_a_split_folder_is_of_that_split(tmp_path: Path) -> None:
+    (tmp_path / "a" / "test").mkdir(parents=True)
+    write_zip(tmp_path / "a" / "test" / "images.zip", plain(of(TEST), ""))
+    for path in (tmp_path / "a", tmp_path / "a" / "test", tmp_path / "a" / "test" / "images.zip"):
+        assert set(load(path).usage.tolist()) == {TEST}
+    (tmp_path / "a" / "train").mkdir()
+    write_zip(tmp_path / "a" / "train" / "images.zip", plain(of(TRAIN), ""))
+    assert "contains test/images.zip, train/images.zip, by name a split of a dataset" in error_of(tmp_path / "a")
+
+
+def test_name_of_an_archive_that_contradicts_its_content_is_refused(tmp_path: Path) -> None:
+    write_zip(tmp_path / "test.zip", plain(of(TRAIN), "train"))
+    assert error_of(tmp_path / "test.zip").startswith(
+        f"{tmp_path / 'test.zip'} is called test, but nothing inside is."
+    )
+
+
+def test_links_keep_the_name_that_was_given(tmp_path: Path) -> None:
+    write_folder(tmp_path / "store", plain(FACES, ""))
+    (tmp_path / "test").symlink_to(tmp_path / "store", target_is_directory=True)
+    (tmp_path / "mine").symlink_to(tmp_path / "test", target_is_directory=True)
+    assert set(load(tmp_path / "test").usage.tolist()) == {TEST}
+    assert set(load(tmp_path / "store").usage.tolist()) == {TRAIN, VAL, TEST}
+
+
+def test_renamed_compressed_csv_is_not_taken_from_the_cache(tmp_path: Path) -> None:
+    content = gzip.compress(write_train_csv(tmp_path / "a.csv", MANY).read_bytes())
+    (tmp_path / "kdef_all.csv.gz").write_bytes(content)
+    (tmp_path / "kdef_test.csv.gz").write_bytes(content)
+    assert set(load(tmp_path / "kdef_all.csv.gz").usage.tolist()) == {TRAIN, VAL, TEST}
+    assert set(load(tmp_path / "kdef_test.csv.gz").usage.tolist()) == {TEST}
+
+
+def rows(faces: Iterable[FakeFace], *columns: Callable[[FakeFace], str]) -> str:
+    return "".join(",".join([str(f.label), text(f), *(column(f) for column in columns)]) + "\n" for f in faces)
+
+
+def test_split_in_another_column_than_usage(tmp_path: Path) -> None:
+    word = ("train", "valid", "test").__getitem__
+    (tmp_path / "a.csv").write_text("emotion,pixels,split\n" + rows(FACES, lambda face: word(face.usage)))
+    faces = load(tmp_path / "a.csv")
+    assert (usage_of(faces), faces.dataset, faces.notes) == (true_usage(FACES), "folder", ())
+    content = rows(FACES, lambda face: word(face.usage), lambda face: FER2013_SPLITS[face.usage])
+    (tmp_path / "b.csv").write_text("emotion,pixels,set,Usage\n" + content)
+    assert usage_of(load(tmp_path / "b.csv")) == true_usage(FACES)
+    content += rows(FACES[:1], lambda face: "test", lambda face: "Training")
+    (tmp_path / "c.csv").write_text("emotion,pixels,set,Usage\n" + content)
+    assert "c.csv, line 58: the row is called 'test' and 'Training', and that is a contradiction" in error_of(
+        tmp_path / "c.csv"
+    )
+    (tmp_path / "d.csv").write_text("emotion,pixels,Usage,usage\n" + content)
+    assert error_of(tmp_path / "d.csv") == "d.csv has several columns usage: keep one of each."
+
+
+def test_blank_lines_around_the_rows(tmp_path: Path) -> None:
+    content = write_fer2013_csv(tmp_path / "a.csv", FACES).read_text()
+    (tmp_path / "a.csv").write_text(f"\n \n{content}   \n")
+    faces = load(tmp_path / "a.csv")
+    assert (usage_of(faces), faces.ids[0]) == (true_usage(FACES), "a.csv:4")
+
+
+def test_csvs_of_two_datasets_are_refused(tmp_path: Path) -> None:
+    for folder, name, usage in (("fer", "train.csv", TRAIN), ("ck", "test.csv", TEST)):
+        (tmp_path / folder).mkdir()
+        write_train_csv(tmp_path / folder / name, of(usage))
+    assert "ck/test.csv, fer/train.csv in" in (message := error_of(tmp_path))
+    assert "are in different folders, so they are not parts of one dataset" in message
+
+
+@pytest.mark.parametrize("content", [b"", "emotion,pixels\n".encode("utf-16"), b"pixel0,pixel1\n1,2\n"])
+def test_unreadable_test_set_is_not_cut_anew(content: bytes, tmp_path: Path) -> None:
+    write_train_csv(tmp_path / "train.csv", MANY)
+    (tmp_path / "test.csv").write_bytes(content)
+    assert "contains test.csv, by name a split of a dataset, beside other data" in error_of(tmp_path)
+
+
+def test_folder_of_folders_of_several_splits_is_no_split_itself(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", plain(of(TRAIN), "training_data/train") + plain(of(TEST), "training_data/test"))
+    faces = load(tmp_path / "a")
+    assert all((usage == TEST) == (true_usage(FACES)[pixels] == TEST) for pixels, usage in usage_of(faces).items())
+
+
+def test_folds_of_a_cross_validation_are_refused(tmp_path: Path) -> None:
+    faces = [*plain(of(TRAIN), "train/fold1"), *plain(of(VAL), "val/fold1"), *plain(of(TEST), "train/fold2")]
+    assert "contains several datasets, which are not mixed: fold1, fold2." in error_of(
+        write_folder(tmp_path, faces)
+    )
+
+
+def test_doubled_folder_with_other_images_is_refused(tmp_path: Path) -> None:
+    other = [replace(face, path=f"fer/{face.path}").path for face in plain(of(TRAIN), "fer")]
+    others = [replace(f, path=path.replace(".jpg", "b.jpg")) for f, path in zip(of(TRAIN), other, strict=True)]
+    write_folder(tmp_path, [*plain(of(TRAIN), "fer"), *others])
+    assert "fer/fer/angry/ and fer/angry/" in error_of(tmp_path)
+
+
+def test_class_folder_with_a_split_in_its_name_is_unknown(tmp_path: Path) -> None:
+    write_folder(tmp_path, [*plain(of(TRAIN), ""), replace(FACES[0], path="happy_test/1.jpg")])
+    assert error_of(tmp_path).startswith("happy_test/: 'happy_test' is not one of angry,")
+
+
+@pytest.mark.parametrize("folders", ["images/person{}", "session{}/subject{}"])
+def test_persons_below_other_folders(folders: str, tmp_path: Path) -> None:
+    # Nested numbers: the session changes with each image of a subject, so sessions link all subjects of three.
+    faces = load(
+        write_folder(tmp_path, persons(MANY, lambda i, face: folders.format(i % 4 // 2 * 3 + i % 3, i % 3)))
+    )
+    sides: dict[str, set[int]] = {}
+    for name, usage in zip(faces.ids, faces.usage, strict=True):
+        sides.setdefault(name.split("/")[2], set()).add(int(usage))
+    assert all(len(found) == 1 for found in sides.values())
+
+
+def test_evaluation_cuts_only_what_the_network_was_trained_without(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", plain(MANY, "train"))
+    default, other = load(folder), load(folder, seed=1)
+    assert fer2013.load_held_out(folder, trained_on=[default.fingerprint]).fingerprint == default.fingerprint
+    assert set(fer2013.load_held_out(folder, trained_on=[other.fingerprint]).usage.tolist()) == {TRAIN}
+
+
+def test_tar_with_a_member_of_impossible_size_is_refused(tmp_path: Path) -> None:
+    header = bytearray(tarfile.TarInfo("x" * 50).tobuf())
+    header[124:136] = b"\x80" + b"\xff" * 11
+    header[156:157] = b"L"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(2048))
+    assert "a.tar is not a tar archive or is truncated" in error_of(tmp_path / "a.tar")
