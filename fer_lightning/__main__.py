@@ -9,6 +9,7 @@ from typing import NoReturn
 from fer_lightning.commands import audit, benchmark, demo, evaluate, explain, export, predict, runs, train
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.exit import exit_code
+from fer_lightning.files import expand_home
 
 COMMANDS = {
     "train": train,
@@ -59,6 +60,7 @@ def _run(arguments: list[str]) -> int:
         if module is not train:
             module.configure(parsers[name])
 
+    arguments = list(map(expand_home, arguments))
     name = arguments[0] if arguments else ""
     if name == "train":  # Hydra parses its settings
         return train.main(arguments[1:])

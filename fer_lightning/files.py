@@ -1,4 +1,4 @@
-"""Atomic writes and checksums of files. Imports nothing heavy."""
+"""Atomic writes, checksums and paths of files. Imports nothing heavy."""
 
 import hashlib
 import json
@@ -8,6 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 Json = dict[str, Any]  # a JSON object
+
+
+def expand_home(argument: str) -> str:
+    """Return an argument with ~ expanded in --OPTION=~/PATH; shells expand it only at the start of a word."""
+    option, equals, value = argument.partition("=")
+    return f"{option}{equals}{os.path.expanduser(value)}" if option.startswith("-") else argument
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -24,11 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 from fer_lightning.config import compose, help
 from fer_lightning.config.compat import Override, run_composed
 from fer_lightning.config.compose import CONF, Conf, to_plain
-from fer_lightning.config.overrides import Checked, as_typed, check, check_search, parse, parse_flags, values_of
+from fer_lightning.config.grammar import parse, parse_typed, quoted, quoting_hint, values_of
+from fer_lightning.config.overrides import Checked, as_choice, as_typed, check, check_search, parse_flags
 from fer_lightning.config.saved import resumed
 from fer_lightning.config.schema import Config, Settings, to_settings
 from fer_lightning.errors import UserError
 from fer_lightning.exit import exit_code
+from fer_lightning.files import expand_home
 from fer_lightning.runs.folders import claim, remove_unstarted
 from fer_lightning.runs.sweep import Sweep, begin_sweep
 
@@ -56,16 +58,18 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
 def _run(job: Job, arguments: list[str]) -> int:
     if _RUN_OF in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         return _join_run(job, *os.environ[_RUN_OF].split(":", 1))
+    arguments = list(map(expand_home, arguments))
     flags = parse_flags(arguments)
     if flags.shell_completion:  # its install=bash is not a setting
         return _run_hydra(arguments, {}, CONF, _must_not_run)
     _check_hydra_flags(flags)
-    overrides = [parse(text) for text in flags.overrides]
+    typed = list(map(parse_typed, flags.overrides))
+    conf = _find_conf(flags, typed)
+    overrides = [as_choice(override, conf) for override in typed]
     _check_flags(flags, overrides)
-    conf = _find_conf(flags, overrides)
     for override in overrides:
         if override.key_or_group == "resume" and override.value():
-            return _run_resumed(job, Path(str(override.value())), overrides, conf)
+            return _run_resumed(job, override, overrides, conf)
     checked = check(overrides, conf)
     if not flags.multirun:
         _check_single(overrides)
@@ -80,7 +84,7 @@ def _run(job: Job, arguments: list[str]) -> int:
 
 def _check_flags(flags: Namespace, overrides: list[Override]) -> None:
     """Raise UserError for flags and settings that cannot be combined."""
-    given = {o.key_or_group for o in overrides if o.value()}
+    given = {o.key_or_group for o in overrides if o.value() and not o.is_delete() and o.input_line != "sweep=none"}
     if "resume" in given and (flags.multirun or flags.cfg or flags.info):
         raise UserError("resume continues a single run. Leave out -m, --cfg and --info.")
     if "hydra/launcher" in given and not flags.multirun:
@@ -108,7 +112,9 @@ def _check_single(overrides: list[Override]) -> None:
     """Raise UserError for several values of a setting."""
     for o in overrides:
         if o.is_sweep_override():
-            raise UserError(f"{o.input_line}: several values need a sweep. Add -m, or give one value.")
+            raise UserError(
+                f"{o.input_line}: several values need a sweep. Add -m, or give one value.{quoting_hint(o)}"
+            )
 
 
 def _find_conf(flags: Namespace, overrides: list[Override]) -> Conf:
@@ -132,8 +138,12 @@ def _find_conf(flags: Namespace, overrides: list[Override]) -> Conf:
     return Conf(tuple(Path(folder).absolute() for folders in own.values() for folder in folders), tuple(own))
 
 
-def _run_resumed(job: Job, folder: Path, overrides: list[Override], conf: Conf) -> int:
-    _run_claimed(job, resumed(folder, [o for o in overrides if o.key_or_group != "resume"], conf=conf), folder)
+def _run_resumed(job: Job, resume: Override, overrides: list[Override], conf: Conf) -> int:
+    folder = resume.value()
+    if not isinstance(folder, str):
+        raise UserError(f"{resume.input_line}: expected the folder of one run.{quoting_hint(resume)}")
+    changes = [o for o in overrides if o.key_or_group != "resume"]
+    _run_claimed(job, resumed(Path(folder), changes, conf=conf), Path(folder))
     return 0
 
 
@@ -163,7 +173,8 @@ def _run_sweep(
 
         sweep.attempt(run_dir, shlex.join(["python", "train.py", *cfg["overrides"]]), work)
 
-    command_line = [*rest, *checked.for_hydra, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+    folders = [f"hydra.{mode}.dir={quoted(str(folder))}" for mode in ("run", "sweep")]
+    command_line = [*rest, *checked.for_hydra, *folders]
     code = _run_hydra(command_line, checked.typed, conf, each)
     while not code and sweep.has_new_leftovers():
         code = _run_hydra(command_line, checked.typed, conf, each)
@@ -203,7 +214,7 @@ def _to_config(cfg: DictConfig, typed: Mapping[str, str], conf: Conf) -> Config:
     """Return the configuration of the current Hydra job, with its experiment and the overrides as typed."""
     hydra_cfg = HydraConfig.get()
     plain = to_plain(cfg)
-    plain["experiment"] = hydra_cfg.runtime.choices.get("experiment") or "default"
+    plain["experiment"] = _name_experiment(hydra_cfg.overrides.task)
     plain["overrides"] = [*conf.typed, *(as_typed(text, typed) for text in hydra_cfg.overrides.task)]
     return plain
 
@@ -280,10 +291,11 @@ def _choose_folder(overrides: list[Override], multirun: bool) -> Path:
     name = values.get("name", "null")
     if name in ("null", "None"):
         name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
+    if not _is_folder_name(name):
         raise UserError(f"name={name} becomes a folder name. Use letters, digits, '_', '-', '+' and '.' only.")
-    experiment = values.get("experiment", "default")
-    folder = Path("runs") / ("default" if experiment in ("null", "None") else experiment) / name
+    if len(os.fsencode(name)) > 255:  # the limit of common file systems
+        raise UserError(f"name={name} is too long for a folder name. Choose a shorter one.")
+    folder = Path("runs") / _name_experiment(str(o.input_line) for o in overrides) / name
     if multirun and (folder / "sweep.json").exists():
         return folder  # begin_sweep checks that it is the same sweep
     _check_unused(folder)
@@ -293,6 +305,24 @@ def _choose_folder(overrides: list[Override], multirun: bool) -> Path:
     if not os.access(above, os.W_OK):
         raise UserError(f"{folder} cannot be created: {above} is read-only. Run from a writable folder.")
     return folder
+
+
+def _name_experiment(overrides: Iterable[str]) -> str:
+    """Return the name of the experiment that the overrides choose, joined by "+" if there are several."""
+    name = "default"
+    for text in overrides:
+        if text.startswith("experiment="):
+            values = values_of(parse(text))
+            choices = [choice for value in values for choice in (value if isinstance(value, list) else [value])]
+            name = "+".join("default" if choice == "none" else str(choice) for choice in choices)
+    return name
+
+
+def _is_folder_name(name: str) -> bool:
+    """Return whether a name consists of letters, digits, a few signs and visible characters beyond ASCII."""
+    if not re.fullmatch(r"[A-Za-z0-9_\x80-\U0010ffff][A-Za-z0-9_.+\x80-\U0010ffff-]*", name):
+        return False
+    return name[0].isprintable() and name.replace("\u200d", "").isprintable()  # the joiner occurs within emoji
 
 
 def _check_unused(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.core.utils import JobStatus, run_job
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
@@ -18,7 +18,16 @@ from omegaconf.errors import OmegaConfBaseException
 from fer_lightning.arguments import first_line
 from fer_lightning.errors import UserError
 
-__all__ = ["IntervalSweep", "Override", "flag_parser", "parse_override", "run_composed"]
+__all__ = [
+    "IntervalSweep",
+    "Override",
+    "Quote",
+    "QuotedString",
+    "flag_parser",
+    "parse_override",
+    "run_composed",
+    "sweep_values",
+]
 
 
 def flag_parser() -> argparse.ArgumentParser:
@@ -33,6 +42,16 @@ def parse_override(text: str) -> Override:
         HydraException: the text is not a valid override.
     """
     return OverridesParser.create().parse_override(text)
+
+
+def sweep_values(override: Override) -> list[Any]:
+    """Return the values of a sweep; ``sweep_iterator`` alone leaves QuotedString objects among them.
+
+    Raises:
+        HydraException: the values cannot be listed.
+        ValueError: a range with step 0.
+    """
+    return list(override.sweep_iterator(transformer=Override._convert_value))
 
 
 def run_composed(cfg: DictConfig, folder: Path, task: Callable[[DictConfig], None]) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.arguments import call
+from fer_lightning.config.grammar import quoted
 from fer_lightning.config.schema import Config, defaults
 from fer_lightning.errors import UserError, did_you_mean
 
@@ -26,6 +27,8 @@ ConfigStore.instance().store("settings", defaults())
 
 # Files of these groups are merged at the top level, where they may set only keys that the other groups define.
 GLOBAL_GROUPS = ("experiment", "sweep", "ablation")
+for _group in GLOBAL_GROUPS:  # Hydra does not accept null as a choice
+    ConfigStore.instance().store("none", {}, group=_group, package="_global_")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Conf:
         options = {path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")}
         if group == "hydra/launcher":
             options.add("basic")  # Hydra's default, which runs one job after the other
-        return options | {"null", "None"} if group in GLOBAL_GROUPS else options
+        return options | {"none"} if group in GLOBAL_GROUPS else options
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """Yield every file with the key of the node that it sets, "" for the whole configuration.
@@ -79,7 +82,8 @@ class Conf:
         Raises:
             UserError: Hydra rejects an override or a file.
         """
-        search = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in self.own)}]"] if self.own else []
+        paths = ",".join(quoted(f"file://{path}") for path in self.own)
+        search = [f"hydra.searchpath=[{paths}]"] if self.own else []
         try:
             with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name="train"):
                 return hydra.compose("train", [*overrides, *search], return_hydra_config=True)

@@ -2,19 +2,20 @@
 
 import argparse
 import importlib.util
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.arguments import describe_type, fits
-from fer_lightning.config.compat import IntervalSweep, Override, flag_parser, parse_override
-from fer_lightning.config.compose import GLOBAL_GROUPS, Conf, to_plain
-from fer_lightning.config.schema import TYPES, shown, to_settings
+from fer_lightning.config.compat import IntervalSweep, Override, flag_parser
+from fer_lightning.config.compose import CONF, GLOBAL_GROUPS, Conf, to_plain
+from fer_lightning.config.grammar import parse, quoting_hint, values_of
+from fer_lightning.config.schema import PATHS, TYPES, full_key, shown, to_settings
 from fer_lightning.errors import UserError, did_you_mean
 
 # Every argument of lightning.pytorch.Trainer (2.6), listed so that typos are found without importing Lightning. A
@@ -82,48 +83,21 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)  # flags may appear between the settings
 
 
-def parse(text: str) -> Override:
-    """Parse one setting of the command line.
+def as_choice(override: Override, conf: Conf) -> Override:
+    """Return the choice of a config group as GROUP=choice, in place of forms that Hydra refuses.
 
-    Raises:
-        UserError: the text is not NAME=value.
+    Plus signs are dropped, because conf/train.yaml has a default for each group in conf/. null, an empty list and
+    ~GROUP become none in the groups that have it.
     """
-    try:
-        return parse_override(text)
-    except HydraException as error:
-        raise UserError(
-            f"cannot parse {text!r}: expected NAME=value, e.g. trainer.max_epochs=20. "
-            "A value that contains spaces, commas or brackets needs inner quotes: 'name=\"a, b\"'."
-        ) from error
-
-
-def values_of(override: Override) -> list[Any]:
-    """Return every value that an override gives: several for a sweep, both ends for an interval.
-
-    Raises:
-        UserError: a shuffled sweep, or one whose values cannot be listed.
-    """
-    if override.is_sweep_override() and override.is_discrete_sweep():
-        if getattr(override.value(), "shuffle", False):
-            raise UserError(
-                f"{override.input_line}: resuming a sweep relies on the order of its runs. Leave out shuffle."
-            )
-        try:
-            return list(override.sweep_iterator())
-        except HydraException as error:
-            raise UserError(f"{override.input_line}: list the choices instead, separated by commas.") from error
-        except ValueError as error:  # a range with step 0
-            raise UserError(f"{override.input_line}: {error}.") from error
-    value = override.value()
-    return [value.start, value.end] if isinstance(value, IntervalSweep) else [value]
-
-
-def full_key(key: str) -> str:
-    """Return the full key of a setting: data.NAME is data.source.NAME unless NAME is one of DataSettings."""
-    group, _, rest = key.partition(".")
-    name = rest.partition(".")[0]
-    is_full = group != "data" or name in ("", "source") or f"data.{name}" in TYPES
-    return key if is_full else f"data.source.{rest}"
+    group, text = override.key_or_group, str(override.input_line)
+    value = text.partition("=")[2]
+    if not conf.is_group(group) or override.package or (override.is_delete() and override.value()):
+        return override
+    value = "null" if override.is_delete() or value.strip() == "[]" else value
+    if "none" in conf.options(group):
+        value = re.sub(r"(?<![\w./-])(null|none)(?![\w./-])", "none", value, flags=re.IGNORECASE)
+    key = group if CONF.is_group(group) or override.is_delete() else override.get_key_element()
+    return parse(f"{key}={value}")
 
 
 def as_typed(text: str, typed: Mapping[str, str]) -> str:
@@ -154,6 +128,9 @@ def check(overrides: list[Override], conf: Conf) -> Checked:
         if o.key_or_group == "hydra.mode":
             raise UserError(f"{o.input_line}: leave it out, and add -m for a sweep.")
     cfg = _compose_choices(overrides, conf)
+    for o in overrides:
+        if o.key_or_group.startswith("hydra.sweeper.params.") and cfg.hydra.sweeper.get("params") is None:
+            raise UserError(f"{o.input_line}: the sweeper has no params. Give NAME=VALUES, with -m.")
     for_hydra, typed = _rewrite(overrides, cfg, conf)
     # Compose everything once to get one-line errors for what Hydra would report at length. A swept group is set to
     # its first choice.
@@ -161,6 +138,9 @@ def check(overrides: list[Override], conf: Conf) -> Checked:
     cfg = conf.compose(
         [_first_value(o) for o in final if conf.is_group(o.key_or_group) or not o.is_sweep_override()]
     )
+    for node in ("launcher", "sweeper"):
+        if not cfg.hydra[node]:
+            raise UserError(f"hydra.{node}=null: expected settings. Leave it out, or give hydra/{node}=NAME.")
     if cfg.hydra.launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0: expected a number of processes, or -1 for all cores.")
     to_settings(to_plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])))
@@ -178,6 +158,8 @@ def _compose_choices(overrides: list[Override], conf: Conf) -> DictConfig:
     for o in others:
         if o.key_or_group not in known_groups:
             raise UserError(f"{o.key_or_group} does not exist.{did_you_mean(o.key_or_group, known_groups)}")
+        if o.is_delete() or not all(isinstance(value, str) for value in values_of(o)):
+            raise UserError(f"{o.input_line}: expected {o.key_or_group}=NAME. Leave it out for the default.")
     if others:
         cfg = conf.compose([_first_value(o) for o in [*groups, *others]])
     _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
@@ -202,9 +184,9 @@ def _check_options(override: Override, options: set[str]) -> None:
     for value in values_of(override):
         for option in value if isinstance(value, list) else [value]:
             if str(option) not in options:
-                known = ", ".join(sorted(options - {"null", "None"}))
                 near = did_you_mean(str(option), options)
-                raise UserError(f"{group}={option} does not exist.{near} Choose from {known}.")
+                known = f" Choose from {', '.join(sorted(options))}." if options else ""
+                raise UserError(f"{group}={shown(option)} does not exist.{near}{known}")
 
 
 def _rewrite(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[list[str], dict[str, str]]:
@@ -273,11 +255,9 @@ def _is_open(key: str) -> bool:
 
 def _first_value(override: Override) -> str:
     """Return an override with the first value of a sweep, to find out which keys exist."""
-    text = override.input_line
-    assert text is not None
     if not override.is_sweep_override():
-        return text
-    return f"{override.get_key_element()}={values_of(override)[0]}"
+        return str(override.input_line)
+    return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
 
 
 def _leaves(cfg: DictConfig) -> Iterator[str]:
@@ -340,17 +320,23 @@ def check_value(override: Override, cfg: DictConfig, conf: Conf) -> None:
     default = OmegaConf.select(cfg, full)
     if OmegaConf.is_list(default):
         default = OmegaConf.to_object(default)
-    kind = TYPES.get(full, _type_of(default))
+    kind = _type_of(full, default)
     for value in values_of(override):
         is_interpolation = isinstance(value, str) and "${" in value  # its value is not known yet
         null_for_guessed_type = value is None and full not in TYPES
         if not (is_interpolation or null_for_guessed_type or fits(value, kind)):
             example = f", e.g. {key}={shown(default)}" if default is not None else ""
-            raise UserError(f"{key}={shown(value)}: expected {describe_type(kind)}{example}.")
+            raise UserError(
+                f"{key}={shown(value)}: expected {describe_type(kind)}{example}.{quoting_hint(override)}"
+            )
 
 
-def _type_of(default: Any) -> Any:
-    """Guess the type of a setting from its default in conf/."""
+def _type_of(key: str, default: Any) -> Any:
+    """Return the type of a setting; outside the schema, guess it from the default in conf/."""
+    if key in TYPES:
+        return TYPES[key]
+    if key in PATHS and default is None:
+        return str | None
     if isinstance(default, list):
         return list[Any]
     return type(default) if isinstance(default, bool | int | float | str) else Any

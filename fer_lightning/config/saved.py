@@ -12,8 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config.compat import Override
 from fer_lightning.config.compose import CONF, Conf, first_lines, to_plain
-from fer_lightning.config.overrides import TRAINER_ARGUMENTS, check_value, full_key
-from fer_lightning.config.schema import TYPES, Settings, defaults, to_settings
+from fer_lightning.config.overrides import TRAINER_ARGUMENTS, check_value
+from fer_lightning.config.schema import TYPES, Settings, defaults, full_key, to_settings
 from fer_lightning.errors import UserError
 
 _MAX_CONFIG = 2**20  # characters; a run's config.yaml has about 2,000

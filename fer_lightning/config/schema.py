@@ -4,6 +4,7 @@ The valid keys, the types of their values, ``--help`` and "did you mean" come fr
 ``_target_`` has its settings in conf/ and in the signature of the class or function.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -128,6 +129,17 @@ def keys(kind: type = Settings, prefix: str = "") -> Iterator[tuple[str, Any, An
 
 TYPES: dict[str, Any] = {key: kind for key, kind, _, _ in keys()}
 
+# Settings whose values are paths: text whatever they look like, with ~ for the home folder.
+PATHS = ("ckpt", "distill.ckpt", "resume", "data.source.path", "data.source.exclude")
+
+
+def full_key(key: str) -> str:
+    """Return the full key of a setting: data.NAME is data.source.NAME unless NAME is one of DataSettings."""
+    group, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    is_full = group != "data" or name in ("", "source") or f"data.{name}" in TYPES
+    return key if is_full else f"data.source.{rest}"
+
 
 def defaults() -> Config:
     """Return the defaults as nested dicts, which Hydra composes with the files of conf/."""
@@ -144,6 +156,7 @@ def to_settings(cfg: Config) -> Settings:
     Raises:
         UserError: an unknown key or a value of the wrong type, set by a file. The command line is checked earlier.
     """
+    cfg = _expand_home(cfg)
     data = cfg.get("data", {})
     source = data.get("source") if isinstance(data, dict) else None
     if not isinstance(source, dict) or "_target_" not in source:
@@ -151,9 +164,25 @@ def to_settings(cfg: Config) -> Settings:
             "data.source: expected a _target_, the function that loads the images, with its settings beside it. "
             "See conf/data/fer2013.yaml for an example."
         )
-    nodes = {"data": DataSettings, "distill": DistillSettings, "checkpoint": CheckpointSettings}
-    typed = {key: call(nodes[key], key, value) if key in nodes else value for key, value in cfg.items()}
+    for group, name in (("augment", "_target_"), ("model", "name")):
+        if group in cfg and not (isinstance(cfg[group], dict) and cfg[group].get(name)):
+            raise UserError(f"{group}: {name} is missing. Choose with {group}=NAME, or set {group}.{name}.")
+    typed = dict(cfg)
+    for key, kind in (("data", DataSettings), ("distill", DistillSettings), ("checkpoint", CheckpointSettings)):
+        values = cfg.get(key) or {}
+        if not isinstance(values, dict):
+            raise UserError(f"{key}={shown(values)}: expected settings such as {key}.{fields(kind)[0].name}=VALUE.")
+        typed[key] = call(kind, key, values)
     return call(Settings, "configuration", typed)
+
+
+def _expand_home(value: Any, key: str = "") -> Any:
+    """Return a value of the configuration with ~ expanded in all paths."""
+    if isinstance(value, dict):
+        return {name: _expand_home(child, f"{key}.{name}" if key else name) for name, child in value.items()}
+    if key in PATHS and isinstance(value, list):
+        return [_expand_home(element, key) for element in value]
+    return os.path.expanduser(value) if key in PATHS and isinstance(value, str) else value
 
 
 def to_dict(settings: Settings | DataSettings) -> Config:

@@ -88,6 +88,19 @@ def test_the_installed_command_is_this_one() -> None:
     assert getattr(importlib.import_module(module), function) is main
 
 
+def test_paths_may_have_any_name_and_start_in_the_home_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "josé (1)"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))  # Windows
+    copy = data.rename(tmp_path / "fer=[1], 人脸 #2.zip")
+    assert main(["audit", str(copy), "--json=~/a [1].json", "--exclude=b~.txt"]) == 0
+    assert [path.name for path in home.iterdir()] == ["a [1].json"]
+    assert [path.name for path in Path().iterdir()] == ["b~.txt"]
+
+
 def test_python_m_shows_an_error_without_a_traceback() -> None:
     command = [sys.executable, "-m", "fer_lightning", "audti"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

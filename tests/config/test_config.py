@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from composing import composed, never
 from lightning.pytorch import Trainer
 from project import ROOT
 
@@ -24,10 +25,6 @@ from fer_lightning.errors import UserError, did_you_mean
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def never(cfg, run_dir):
-    raise AssertionError("the job ran")
-
-
 @pytest.fixture
 def in_conf(monkeypatch, tmp_path):
     """Replace conf/ by a copy, and return a function that writes a file into it."""
@@ -35,19 +32,6 @@ def in_conf(monkeypatch, tmp_path):
     shutil.copytree(CONF_DIR, conf)
     monkeypatch.setattr(compose, "CONF_DIR", conf)
     return lambda name, text: (conf / name).write_text(text)
-
-
-def composed(*arguments):
-    """Return the settings and run folders that a job gets for a command line."""
-    got = []
-
-    def job(cfg, run_dir):
-        got.append((cfg, run_dir))
-        if "-m" in arguments:  # without results.json a run of a sweep counts as unfinished
-            (run_dir / "results.json").write_text('{"status": "finished", "history": []}')
-
-    assert main(job, arguments) == 0
-    return got
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fer_lightning.config.compat import IntervalSweep, flag_parser, parse_override, run_composed
+from fer_lightning.config.compat import IntervalSweep, flag_parser, parse_override, run_composed, sweep_values
 from fer_lightning.config.compose import CONF
 
 
@@ -17,7 +17,8 @@ def test_hydras_grammar():
     assert (plain.key_or_group, plain.value(), plain.input_line) == ("a.b", [1, "x"], "a.b=[1,x]")
     assert deleted.is_delete()
     assert swept.is_sweep_override()
-    assert list(swept.sweep_iterator()) == [1, 2]
+    assert sweep_values(swept) == [1, 2]
+    assert sweep_values(parse_override("d='a, b',[\"c\"]")) == ["a, b", ["c"]]
     interval = parse_override("e=interval(1,2)")
     assert interval.is_interval_sweep()
     assert isinstance(interval.value(), IntervalSweep)

@@ -401,7 +401,7 @@ def test_a_bug_in_one_run_of_a_sweep_is_recorded_and_the_others_continue(monkeyp
         (["stages=[tets]"], "stages=['tets']: expected fit, test or both, e.g. stages=[fit,test]."),
         (["stages=[test]"], "stages=[test]: no checkpoint to test. Set ckpt="),
         (["ckpt=nowhere.ckpt"], "nowhere.ckpt cannot be read: No such file"),
-        (["ckpt=3"], "ckpt=3: expected a string, a list of strings or null."),
+        (["ckpt=3"], "ckpt=3 cannot be read: No such file or directory."),
         (["stages=[test]", "ckpt=[]"], "stages=[test]: no checkpoint to test. Set ckpt="),
         (["stages=[test]", "ckpt=[nowhere.ckpt,b.ckpt]"], "nowhere.ckpt cannot be read"),
         (["ckpt=[a.ckpt,b.ckpt]"], "ckpt=[a.ckpt,b.ckpt]: an ensemble can only be tested. Add stages=[test]."),
