@@ -1,6 +1,7 @@
 """Build Lightning's Trainer and the callbacks of a run, and fit."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -19,11 +21,15 @@ from fer_lightning.callbacks.checkpoints import AtomicCheckpointIO, best_checkpo
 from fer_lightning.callbacks.history import History
 from fer_lightning.config.compose import build
 from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.environment import TORCHRUN_PROCESSES
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.experiment.processes import prepare_processes
 from fer_lightning.experiment.record import RunRecord
 from fer_lightning.models.checkpoint import read_checkpoint
 from fer_lightning.training.module import EmotionClassifier
+
+# The arguments of Trainer that have to suit the machine. Lightning's errors often leave out which of them is meant.
+_MACHINE_ARGUMENTS = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins")
 
 
 def resolve_trainer_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -37,6 +43,11 @@ def resolve_trainer_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, A
     reason = "as requested"
     if chosen["precision"] == "auto":
         chosen["precision"], reason = hardware.choose_precision(kind)
+    elif kind == "cpu" and str(chosen["precision"]) in ("16-mixed", "16"):
+        # What Lightning does too, but then the record would be wrong.
+        chosen["precision"], reason = "bf16-mixed", "16-mixed is not available on CPU"
+    if chosen["devices"] == "auto" and (n := os.environ.get(TORCHRUN_PROCESSES)):
+        chosen["devices"] = int(n)
     if chosen["enable_progress_bar"] is None:
         chosen["enable_progress_bar"] = sys.stderr.isatty()
     if chosen.get("sync_batchnorm") == "auto":
@@ -93,24 +104,35 @@ def make_trainer(
         logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     for module in ("pytorch.callbacks.model_summary", "fabric.strategies.launchers.subprocess_script"):
         logging.getLogger(f"lightning.{module}").setLevel(logging.INFO)
+    # Lightning would take the tasks of a Slurm job for the processes of the run.
+    plugins: list[Any] = [AtomicCheckpointIO(), LightningEnvironment()]
+    if more := arguments.get("plugins"):
+        plugins += more if isinstance(more, list) else [more]
     ours: dict[str, Any] = {
         "logger": logger,
         "callbacks": callbacks,
         "default_root_dir": run_dir,
-        "plugins": [AtomicCheckpointIO()],
         "use_distributed_sampler": False,  # EpochBatches splits the images between processes itself
     }
     # Lightning does not turn this off again after an earlier run in this process.
     torch.use_deterministic_algorithms(False)
-    settings = ours | arguments
+    settings = ours | arguments | {"plugins": plugins}
+    for name, value in os.environ.items():
+        if name.startswith("PL_TRAINER_"):
+            raise UserError(
+                f"{name}={value}: Lightning would change the run by it without a trace in config.yaml. Unset it, "
+                f"and set trainer.{name.removeprefix('PL_TRAINER_').lower()} instead."
+            )
     try:
         trainer = Trainer(**settings)
     except Exception as error:
         if not raised_within(error, *LIBRARIES):
             raise
-        raise UserError(f"Lightning's Trainer rejected its arguments: {first_line(error)}") from error
-    if trainer.world_size > 1:
-        prepare_processes(trainer)
+        machine = [f"trainer.{name}={arguments[name]}" for name in _MACHINE_ARGUMENTS if name in arguments]
+        raise UserError(
+            f"Lightning's Trainer rejected its arguments: {first_line(error)} (with {' '.join(machine)})"
+        ) from error
+    prepare_processes(trainer, settings)
     return trainer
 
 
