@@ -1,9 +1,11 @@
 """Check and clean up the processes that Lightning starts for a run on several devices."""
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -67,20 +69,27 @@ def prepare_processes(trainer: Trainer, arguments: Mapping[str, Any]) -> None:
 def managed_processes(trainer: Trainer) -> Iterator[None]:
     """End the processes that Lightning started for the run at the end of the block, so that another can follow.
 
-    They are killed if the block raises, and waited for otherwise.
+    They are killed if the block raises, and waited for otherwise. After a RuntimeError they have some seconds to
+    end: it may be the lost connection to a process that failed, which has yet to print the cause.
     """
     before = set(os.environ)
-    failed = True
+    failed, grace_seconds = True, 0.0
     try:
         yield
         failed = False
+    except RuntimeError:
+        grace_seconds = 5.0
+        raise
     finally:
         procs: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
         children = list(procs)
         if failed:
             procs.clear()  # otherwise Lightning's monitor thread kills this process when one of them dies
+        deadline = time.monotonic() + grace_seconds
         for process in children:
             if failed:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
                 process.kill()
             process.wait()
         if jit_distributed_available():

@@ -20,6 +20,7 @@ from fer_lightning.arguments import LIBRARIES, first_line, raised_within
 from fer_lightning.callbacks.checkpoints import AtomicCheckpointIO, best_checkpoint, best_value
 from fer_lightning.callbacks.history import History
 from fer_lightning.config.compose import build
+from fer_lightning.config.schema import shown
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.environment import TORCHRUN_PROCESSES
 from fer_lightning.errors import UserError, did_you_mean
@@ -27,9 +28,6 @@ from fer_lightning.experiment.processes import prepare_processes
 from fer_lightning.experiment.record import RunRecord
 from fer_lightning.models.checkpoint import read_checkpoint
 from fer_lightning.training.module import EmotionClassifier
-
-# The arguments of Trainer that have to suit the machine. Lightning's errors often leave out which of them is meant.
-_MACHINE_ARGUMENTS = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins")
 
 
 def resolve_trainer_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -104,19 +102,22 @@ def make_trainer(
         logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     for module in ("pytorch.callbacks.model_summary", "fabric.strategies.launchers.subprocess_script"):
         logging.getLogger(f"lightning.{module}").setLevel(logging.INFO)
-    # Lightning would take the tasks of a Slurm job for the processes of the run.
-    plugins: list[Any] = [AtomicCheckpointIO(), LightningEnvironment()]
-    if more := arguments.get("plugins"):
-        plugins += more if isinstance(more, list) else [more]
+    for name in ("callbacks", "plugins"):
+        if value := arguments.get(name):
+            raise UserError(
+                f"trainer.{name}={shown(value)}: expected objects, which a setting cannot be. For a callback, set "
+                "callbacks.NAME._target_=my_module.MyCallback."
+            )
     ours: dict[str, Any] = {
         "logger": logger,
-        "callbacks": callbacks,
         "default_root_dir": run_dir,
         "use_distributed_sampler": False,  # EpochBatches splits the images between processes itself
     }
     # Lightning does not turn this off again after an earlier run in this process.
     torch.use_deterministic_algorithms(False)
-    settings = ours | arguments | {"plugins": plugins}
+    # Without this environment, Lightning would take the tasks of a Slurm job for the processes of the run.
+    fixed = {"callbacks": callbacks, "plugins": [AtomicCheckpointIO(), LightningEnvironment()]}
+    settings = ours | arguments | fixed
     for name, value in os.environ.items():
         if name.startswith("PL_TRAINER_"):
             raise UserError(
@@ -128,10 +129,11 @@ def make_trainer(
     except Exception as error:
         if not raised_within(error, *LIBRARIES):
             raise
-        machine = [f"trainer.{name}={arguments[name]}" for name in _MACHINE_ARGUMENTS if name in arguments]
-        raise UserError(
-            f"Lightning's Trainer rejected its arguments: {first_line(error)} (with {' '.join(machine)})"
-        ) from error
+        message = first_line(error)
+        if not any(name in message for name in arguments):
+            given = " ".join(f"trainer.{name}={shown(value)}" for name, value in arguments.items())
+            message += f" The arguments: {given}"
+        raise UserError(f"Lightning's Trainer rejected its arguments: {message}") from error
     prepare_processes(trainer, settings)
     return trainer
 

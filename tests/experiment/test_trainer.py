@@ -1,11 +1,16 @@
 """Settings of the machine either suit it or are refused before anything is written."""
 
+from types import SimpleNamespace
+
 import pytest
 from faults import results_of, run
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 
 from fer_lightning.environment import TORCHRUN_PROCESSES
+from fer_lightning.errors import UserError
 from fer_lightning.experiment import trainer as trainer_module
+from fer_lightning.experiment.processes import prepare_processes
 from fer_lightning.experiment.trainer import resolve_trainer_arguments
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -20,7 +25,8 @@ pytestmark = pytest.mark.usefixtures("own_folder")
         (["trainer.strategy=fsdp"], "requires a GPU accelerator"),
         (["trainer.strategy=nonsense"], "invalid strategy name: `strategy='nonsense'`"),
         (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
-        (["trainer.accelerator=hpu"], "trainer.accelerator=hpu"),
+        (["trainer.accelerator=hpu"], "invalid accelerator name: `accelerator='hpu'`"),
+        (["trainer.max_steps=abc"], "trainer.max_steps=abc"),  # Lightning's message names no argument
         (["trainer.devices=0"], "`Trainer(devices=0)` value is not a valid input"),
         (["trainer.devices=[]"], "`Trainer(devices=[])` value is not a valid input"),
         (["trainer.devices=999"], "trainer.devices=999: this machine has"),
@@ -29,7 +35,8 @@ pytestmark = pytest.mark.usefixtures("own_folder")
         (["trainer.devices=2", "trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true: not available on CPU"),
         (["trainer.num_nodes=2"], "trainer.num_nodes=2: a run uses one machine"),
         (["trainer.precision=transformer-engine"], "trainer.precision=transformer-engine"),
-        (["trainer.plugins=bitsandbytes"], "Found invalid type for plugin bitsandbytes"),
+        (["trainer.plugins=bitsandbytes"], "trainer.plugins=bitsandbytes: expected objects"),
+        (["trainer.callbacks=[early_stopping]"], "trainer.callbacks=[early_stopping]: expected objects"),
     ],
 )
 def test_settings_that_this_machine_cannot_follow_are_refused(arguments, message, capsys, tmp_path):
@@ -39,6 +46,12 @@ def test_settings_that_this_machine_cannot_follow_are_refused(arguments, message
     assert error.startswith("error: ")
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_strategy_that_splits_the_network_is_refused():
+    trainer = SimpleNamespace(num_nodes=1, strategy=FSDPStrategy())  # Lightning builds it for a GPU only
+    with pytest.raises(UserError, match=r"trainer\.strategy=fsdp is not supported"):
+        prepare_processes(trainer, {"strategy": "fsdp"})
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "gpu"])
@@ -77,14 +90,15 @@ def test_variables_that_lightning_would_take_for_arguments_are_refused(monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_our_plugins_are_kept(monkeypatch):
+def test_our_callbacks_and_plugins_are_kept(monkeypatch):
     made = []
     monkeypatch.setattr(trainer_module, "Trainer", lambda **settings: made.append(settings) or Trainer(**settings))
-    run("name=a", "trainer.max_epochs=1", "trainer.plugins=[]")
+    run("name=a", "trainer.max_epochs=1", "trainer.plugins=[]", "trainer.callbacks=null")
     assert [type(plugin).__name__ for plugin in made[0]["plugins"]] == [
         "AtomicCheckpointIO",
         "LightningEnvironment",
     ]
+    assert len(results_of("runs/default/a")["history"]) == 1
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true"])
