@@ -5,7 +5,7 @@ from collections.abc import MutableMapping
 
 from fer_lightning.errors import UserError
 
-# Set for the further processes of a run, which Lightning starts with this program.
+# Set by config/cli.py for the further processes of a run, which Lightning starts with this program.
 RUN_OF = "FER_LIGHTNING_RUN_OF"
 # The number of processes that torchrun was asked for, which a run has to use. Child processes inherit it.
 TORCHRUN_PROCESSES = "FER_LIGHTNING_TORCHRUN_PROCESSES"

@@ -46,15 +46,15 @@ def prepare_processes(trainer: Trainer, arguments: Mapping[str, Any]) -> None:
         )
     if trainer.world_size == 1:
         return
-    if trainer.strategy.root_device.type == "cpu" and trainer.world_size > (
-        limit := max(hardware.count_cores(), 4)
-    ):
-        raise UserError(
-            f"trainer.devices={trainer.num_devices}: this machine has {hardware.count_cores()} CPU cores for these "
-            f"processes. Set trainer.devices={limit} or less."
-        )
-    if trainer.strategy.root_device.type == "cpu" and arguments.get("sync_batchnorm"):
-        raise UserError("trainer.sync_batchnorm=true: not available on CPU. Leave it at auto.")
+    if trainer.strategy.root_device.type == "cpu":
+        most = max(hardware.count_cores(), 4)  # four, to try it on a small machine
+        if trainer.world_size > most:
+            raise UserError(
+                f"trainer.devices={trainer.num_devices}: this machine has {hardware.count_cores()} CPU cores for "
+                f"these processes. Set trainer.devices={most} or less."
+            )
+        if arguments.get("sync_batchnorm"):
+            raise UserError("trainer.sync_batchnorm=true: not available on CPU. Leave it at auto.")
     if compat.starts_processes(trainer) and sys.modules["__main__"].__spec__ is not None:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: only python train.py and fer-lightning train can start the "
