@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from fer_lightning import environment
 from fer_lightning.errors import Stopped, UserError
 
 # Setting it to 1 has the effect of --traceback. Child processes inherit it.
@@ -41,6 +42,7 @@ def exit_code(command: Callable[[list[str]], int], arguments: Sequence[str]) -> 
             stopped = True
             raise Stopped(signum)
 
+    environment.choose_backend(os.environ)
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         with _without_flag(arguments) as rest:

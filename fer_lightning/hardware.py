@@ -19,20 +19,22 @@ def accelerator(requested: str) -> str:
         requested: "auto" or "gpu", which become "cuda", "mps" or "cpu"; any other name is returned unchanged.
 
     Raises:
-        UserError: "gpu" on a machine without a GPU.
+        UserError: "gpu", "cuda" or "mps" on a machine without such a GPU.
     """
-    if requested not in ("auto", "gpu"):
-        return requested
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        return "mps"
-    if requested == "gpu":
+    gpus = [
+        kind
+        for kind, module in (("cuda", torch.cuda), ("mps", torch.backends.mps))
+        if requested in ("auto", "gpu", kind) and module.is_available()
+    ]
+    if not gpus and requested in ("gpu", "cuda", "mps"):
+        kind = "GPU" if requested == "gpu" else f"{requested.upper()} GPU"
         raise UserError(
-            f"trainer.accelerator=gpu: PyTorch {torch.__version__} finds no GPU. Use trainer.accelerator=cpu, "
-            "or install a GPU driver and a build of PyTorch for it."
+            f"trainer.accelerator={requested}: PyTorch {torch.__version__} finds no {kind}. Use "
+            "trainer.accelerator=cpu, or install a GPU driver and a build of PyTorch for it."
         )
-    return "cpu"
+    if requested == "auto":
+        return gpus[0] if gpus else "cpu"
+    return gpus[0] if requested == "gpu" else requested
 
 
 def choose_precision(kind: str) -> tuple[str, str]:
@@ -102,8 +104,12 @@ def describe(kind: str) -> str:
     """Return a short description of the machine, e.g. "2 x Intel(R) Xeon(R) Processor @ 2.80GHz"."""
     if kind == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} x {_cpu_name()}" + (" (MPS)" if kind == "mps" else "")
+    return f"{count_cores()} x {_cpu_name()}" + (" (MPS)" if kind == "mps" else "")
+
+
+def count_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

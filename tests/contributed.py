@@ -26,6 +26,8 @@ class MyCallback(Callback):
         bug(self.where, "hook")
         if self.where == "value":
             raise ValueError("the bug")
+        if trainer.global_rank == 1:
+            bug(self.where, "second process")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.where == "wrong hook":

@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first. A module may import from its own floor and the floors below.
 FLOORS = (
-    "emotions errors files text exit hardware arguments",
+    "emotions errors files text environment exit hardware arguments",
     "data",
     "models",
     "inference",

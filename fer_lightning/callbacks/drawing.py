@@ -1,6 +1,7 @@
 """Shared parts of the drawing callbacks: the predictions to draw, and the output of figures."""
 
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,12 @@ def _predictions(
 def classifier(pl_module: LightningModule) -> Classifier:
     """Wrap the module's network with its current weights in a Classifier."""
     assert isinstance(pl_module, EmotionClassifier)
-    return Classifier(pl_module.net, pl_module.inputs, str(pl_module.device))
+    # A Classifier computes in float32, a run with trainer.precision=bf16-true or the like in another type.
+    net = pl_module.net
+    if pl_module.dtype != torch.float32:
+        with torch.inference_mode(False):  # Grad-CAM needs gradients
+            net = deepcopy(net).float()
+    return Classifier(net, pl_module.inputs, str(pl_module.device))
 
 
 def balanced_sample(labels: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:

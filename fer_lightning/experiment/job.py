@@ -13,7 +13,7 @@ from fer_lightning.callbacks.dashboard import Dashboard
 from fer_lightning.callbacks.history import History
 from fer_lightning.config.compose import build, to_yaml
 from fer_lightning.config.schema import Settings, to_dict
-from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.data.datamodule import EpochBatches, FaceDataModule
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.report import format_results
 from fer_lightning.experiment.plan import Plan, build_teacher, input_settings, make_plan, tested_settings
@@ -62,6 +62,7 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
     callbacks = [*build_callbacks(cfg.callbacks), history, dashboard, *checkpoint_callbacks]
     trainer = make_trainer(build_logger(cfg, plan, run_dir) or False, callbacks, run_dir, trainer_arguments)
     record.processes = trainer.world_size
+    check_batches(plan, datamodules[0], trainer.world_size)
 
     announce(datamodules[0], modules, record, run_dir)
     resumed = plan.resumed
@@ -98,6 +99,13 @@ def build_data(cfg: Settings, plan: Plan) -> list[FaceDataModule]:
     augment = build(cfg.augment)
     inputs = [input_settings(checkpoint) for checkpoint in plan.tested] or [{}]
     return [FaceDataModule(faces, augment, seed=cfg.seed, **(batching | each)) for each in inputs]
+
+
+def check_batches(plan: Plan, data: FaceDataModule, processes: int) -> None:
+    """Raise UserError if a batch has fewer images than the run has processes."""
+    if plan.fit:
+        EpochBatches(data.rows(data.train_usages), data.batch_size, world_size=processes)
+    EpochBatches(data.rows(data.val_usages), data.eval_batch_size, world_size=processes)
 
 
 def build_modules(cfg: Settings, plan: Plan, data: FaceDataModule) -> list[EmotionClassifier]:

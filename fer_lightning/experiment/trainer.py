@@ -1,6 +1,7 @@
 """Build Lightning's Trainer and the callbacks of a run, and fit."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -18,7 +20,9 @@ from fer_lightning.arguments import LIBRARIES, first_line, raised_within
 from fer_lightning.callbacks.checkpoints import AtomicCheckpointIO, best_checkpoint, best_value
 from fer_lightning.callbacks.history import History
 from fer_lightning.config.compose import build
+from fer_lightning.config.schema import shown
 from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.environment import TORCHRUN_PROCESSES
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.experiment.processes import prepare_processes
 from fer_lightning.experiment.record import RunRecord
@@ -37,6 +41,11 @@ def resolve_trainer_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, A
     reason = "as requested"
     if chosen["precision"] == "auto":
         chosen["precision"], reason = hardware.choose_precision(kind)
+    elif kind == "cpu" and str(chosen["precision"]) in ("16-mixed", "16"):
+        # What Lightning does too, but then the record would be wrong.
+        chosen["precision"], reason = "bf16-mixed", "16-mixed is not available on CPU"
+    if chosen["devices"] == "auto" and (n := os.environ.get(TORCHRUN_PROCESSES)):
+        chosen["devices"] = int(n)
     if chosen["enable_progress_bar"] is None:
         chosen["enable_progress_bar"] = sys.stderr.isatty()
     if chosen.get("sync_batchnorm") == "auto":
@@ -93,24 +102,39 @@ def make_trainer(
         logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     for module in ("pytorch.callbacks.model_summary", "fabric.strategies.launchers.subprocess_script"):
         logging.getLogger(f"lightning.{module}").setLevel(logging.INFO)
+    for name in ("callbacks", "plugins"):
+        if value := arguments.get(name):
+            raise UserError(
+                f"trainer.{name}={shown(value)}: expected objects, which a setting cannot be. For a callback, set "
+                "callbacks.NAME._target_=my_module.MyCallback."
+            )
     ours: dict[str, Any] = {
         "logger": logger,
-        "callbacks": callbacks,
         "default_root_dir": run_dir,
-        "plugins": [AtomicCheckpointIO()],
         "use_distributed_sampler": False,  # EpochBatches splits the images between processes itself
     }
     # Lightning does not turn this off again after an earlier run in this process.
     torch.use_deterministic_algorithms(False)
-    settings = ours | arguments
+    # Without this environment, Lightning would take the tasks of a Slurm job for the processes of the run.
+    fixed = {"callbacks": callbacks, "plugins": [AtomicCheckpointIO(), LightningEnvironment()]}
+    settings = ours | arguments | fixed
+    for name, value in os.environ.items():
+        if name.startswith("PL_TRAINER_"):
+            raise UserError(
+                f"{name}={value}: Lightning would change the run by it without a trace in config.yaml. Unset it, "
+                f"and set trainer.{name.removeprefix('PL_TRAINER_').lower()} instead."
+            )
     try:
         trainer = Trainer(**settings)
     except Exception as error:
         if not raised_within(error, *LIBRARIES):
             raise
-        raise UserError(f"Lightning's Trainer rejected its arguments: {first_line(error)}") from error
-    if trainer.world_size > 1:
-        prepare_processes(trainer)
+        message = first_line(error)
+        if not any(name in message for name in arguments):
+            given = " ".join(f"trainer.{name}={shown(value)}" for name, value in arguments.items())
+            message += f" The arguments: {given}"
+        raise UserError(f"Lightning's Trainer rejected its arguments: {message}") from error
+    prepare_processes(trainer, settings)
     return trainer
 
 

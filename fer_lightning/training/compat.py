@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 
@@ -17,11 +18,16 @@ from torch import Tensor
 HOOK_NAME = "_current_fx_name"
 
 
-def starts_processes(trainer: Trainer) -> bool:
-    """Return whether Lightning starts the run's other processes by running the program again.
+def runs_program_again(strategy: Strategy) -> bool:
+    """Return whether Lightning starts the processes of this strategy by running the program again.
 
-    The launcher that does so has no public name.
+    The launcher that does so has no public name; others fork, or pickle the run and send it to the new processes.
     """
+    return isinstance(strategy.launcher, _SubprocessScriptLauncher)
+
+
+def starts_processes(trainer: Trainer) -> bool:
+    """Return whether this process is to start the run's other processes by running the program again."""
     launcher = trainer.strategy.launcher
     return isinstance(launcher, _SubprocessScriptLauncher) and not (
         launcher.cluster_environment.creates_processes_externally
@@ -62,6 +68,8 @@ def set_latest_update(averaging: WeightAveraging, step: int) -> None:
 
 def lerp_all_(averages: list[Tensor], current: list[Tensor], weight: float) -> None:
     """Interpolate each tensor towards another in place, with one kernel for all tensors instead of one for each."""
+    if [tensor.dtype for tensor in averages] != [tensor.dtype for tensor in current]:  # e.g. precision=bf16-true
+        current = [tensor.to(average.dtype) for tensor, average in zip(current, averages, strict=True)]
     torch._foreach_lerp_(averages, current, weight)
 
 

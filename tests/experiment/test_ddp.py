@@ -198,3 +198,20 @@ def test_a_stopped_run_is_resumed_on_the_same_number_of_processes(runs):
         [epoch["train_loss"] for epoch in one["history"]], rel=1e-4
     )
     assert two["accuracy"] == one["accuracy"]
+
+
+def test_a_bug_in_one_process_ends_the_run_and_shows_its_traceback(tmp_path):
+    bug = ["callbacks.mine._target_=contributed.MyCallback", "callbacks.mine.where=second process"]
+    settings = [setting for setting in SETTINGS if "callbacks" not in setting]
+    failed = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *settings, *bug, "name=a", "trainer=ddp", "trainer.devices=2"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert failed.returncode == 1
+    assert "TypeError: unsupported operand: the bug" in failed.stderr
+    assert json.loads((tmp_path / "runs/default/a/results.json").read_text())["status"] == "failed"

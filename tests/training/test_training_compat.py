@@ -53,6 +53,11 @@ def test_only_a_trainer_of_several_processes_starts_some():
     assert not compat.starts_processes(trainer(devices=1))
 
 
+@pytest.mark.parametrize(("strategy", "again"), [("ddp", True), ("ddp_spawn", False), ("auto", False)])
+def test_only_ddp_starts_processes_by_running_the_program_again(strategy, again):
+    assert compat.runs_program_again(trainer(devices=1, strategy=strategy).strategy) == again
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_signal_handlers_are_kept(keep):
     run = trainer()
