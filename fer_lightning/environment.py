@@ -5,7 +5,9 @@ from collections.abc import MutableMapping
 
 from fer_lightning.errors import UserError
 
-# Set by config/cli.py for the further processes of a run, which Lightning starts with this program.
+# For a run on several devices (trainer=ddp), Lightning starts this program again for each further process, which
+# reads here which run it belongs to ("PARENT_PID:FOLDER") and ignores the command line, because a sweep or a folder
+# named by the time would give it a different run.
 RUN_OF = "FER_LIGHTNING_RUN_OF"
 # The number of processes that torchrun was asked for, which a run has to use. Child processes inherit it.
 TORCHRUN_PROCESSES = "FER_LIGHTNING_TORCHRUN_PROCESSES"

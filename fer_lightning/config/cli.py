@@ -28,6 +28,7 @@ from fer_lightning.config.grammar import parse, parse_typed, quoted, quoting_hin
 from fer_lightning.config.overrides import Checked, as_choice, as_typed, check, check_search, parse_flags
 from fer_lightning.config.saved import resumed
 from fer_lightning.config.schema import Config, Settings, to_settings
+from fer_lightning.environment import RUN_OF
 from fer_lightning.errors import UserError
 from fer_lightning.exit import exit_code
 from fer_lightning.files import expand_home
@@ -56,8 +57,8 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(job: Job, arguments: list[str]) -> int:
-    if _RUN_OF in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
-        return _join_run(job, *os.environ[_RUN_OF].split(":", 1))
+    if RUN_OF in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        return _join_run(job, *os.environ[RUN_OF].split(":", 1))
     arguments = list(map(expand_home, arguments))
     flags = parse_flags(arguments)
     if flags.shell_completion:  # its install=bash is not a setting
@@ -248,18 +249,12 @@ def _affects_numbering(override: Override) -> bool:
     return key != "name" and (not override.is_hydra_override() or key.startswith("hydra.sweeper.params"))
 
 
-# For a run on several GPUs (trainer=ddp), Lightning starts this program again for each further process. The process
-# reads here which run it belongs to ("PARENT_PID:FOLDER") and ignores the command line, because a sweep or a folder
-# named by the time would give it a different run.
-_RUN_OF = "FER_LIGHTNING_RUN_OF"
-
-
 def _run_job(job: Job, cfg: Settings, run_dir: Path) -> None:
-    os.environ[_RUN_OF] = f"{os.getpid()}:{run_dir}"
+    os.environ[RUN_OF] = f"{os.getpid()}:{run_dir}"
     try:
         job(cfg, run_dir)
     finally:
-        del os.environ[_RUN_OF]
+        del os.environ[RUN_OF]
 
 
 def _join_run(job: Job, process: str, folder: str) -> int:

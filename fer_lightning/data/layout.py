@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import compress, groupby
 
 from fer_lightning.data.faces import FER2013_SPLITS
 from fer_lightning.data.images import IMAGE_SUFFIXES
@@ -71,7 +71,7 @@ def read_place(folder: str, numbered: bool, containers: frozenset[Parts] = froze
         containers: folders whose own name says nothing, because they contain folders of several splits.
     """
     parts = without_doubles(folder.split("/")) if folder else ()
-    labels = [_NUMBERS.get(part) if numbered else emotion_index(part) for part in parts]
+    labels = list(map(_NUMBERS.get if numbered else emotion_index, parts))
     called = [
         name_claims(part) if labels[at] is None and parts[: at + 1] not in containers else frozenset()
         for at, part in enumerate(parts)
@@ -80,21 +80,19 @@ def read_place(folder: str, numbered: bool, containers: frozenset[Parts] = froze
     split_at = _first(map(bool, called))
     top = min(at for at in (class_at, split_at, len(parts)) if at is not None)
     split: str | None = None
-    groups: Parts = ()
     if split_at is not None:
         above = class_at is None or split_at < class_at
         split = "/".join(parts[: split_at + 1] if above else (*parts[:top], "*", parts[split_at].lower()))
-    if class_at is not None:
-        below = range(class_at + 1, len(parts))
-        groups = tuple(parts[at] for at in below if not called[at] and labels[at] is None)
-    known = {label for label in labels if label is not None}
+    known = set(labels) - {None}
+    plain = [label is None and not claims for label, claims in zip(labels, called, strict=True)]
+    below = len(parts) if class_at is None else class_at + 1
     return Place(
         label=known.pop() if len(known) == 1 else None,
         class_at=class_at,
         claims=frozenset().union(*called),
         root="/".join(parts[:top]),
         split=split,
-        groups=groups,
+        groups=tuple(compress(parts[below:], plain[below:])),
     )
 
 
@@ -207,33 +205,20 @@ class Layout:
         Args:
             named: the names of each image by its path, without the copies in doubled folders.
         """
-        roots = Counter(name.place.root for name in named.values())
-        folders = {parent(path) for path in named}
-        folds = {part for folder in folders for part in folder.split("/") if _FOLD.fullmatch(part)}
-        merged = {folder: without_doubles(folder.split("/")) for folder in folders}
-        plain = {parts for folder, parts in merged.items() if folder.split("/") == [*parts]}
-        doubled = [folder for folder, parts in merged.items() if folder.split("/") != [*parts] and parts in plain]
-        if len(roots) > 1:
-            listed = [f"{root or '.'}/ ({count:,} images)" for root, count in sorted(roots.items())]
-        else:
-            listed = sorted(folds) if len(folds) > 1 else []
-            listed += [f"{folder}/ and {'/'.join(merged[folder])}/" for folder in sorted(doubled)]
-        if listed:
+        if listed := _datasets(named):
             raise UserError(
                 f"{self.store.path} contains several datasets, which are not mixed: {abbreviate(listed)}. "
                 "Give the path of one, or name its folders train, val and test."
             )
-        places: dict[int, set[str]] = {}
+        folders: dict[int, set[str]] = {}
         for name in named.values():
             if name.usage is not None and name.place.split is not None:
-                places.setdefault(name.usage, set()).add(name.place.split)
-        for split in places.values():
-            if len(split) > 1:
-                raise UserError(
-                    f"{self.store.path} has several folders for one split, which are not mixed: "
-                    f"{abbreviate(f'{folder}/' for folder in sorted(split))}. "
-                    "Keep one, or put their images together."
-                )
+                folders.setdefault(name.usage, set()).add(name.place.split)
+        if several := [f"{folder}/" for found in folders.values() if len(found) > 1 for folder in sorted(found)]:
+            raise UserError(
+                f"{self.store.path} has several folders for one split, which are not mixed: {abbreviate(several)}. "
+                "Keep one, or put their images together."
+            )
 
     def copies(self) -> dict[str, str]:
         """Return the images of doubled folders: {"images/images/a.jpg": "images/a.jpg"} if both exist."""
@@ -244,6 +229,19 @@ class Layout:
             if first != path:
                 copies[path] = first
         return copies
+
+
+def _datasets(named: Mapping[str, Named]) -> list[str]:
+    """Describe the datasets that the images belong to; an empty list if it is one."""
+    roots = Counter(name.place.root for name in named.values())
+    if len(roots) > 1:
+        return [f"{root or '.'}/ ({count:,} images)" for root, count in sorted(roots.items())]
+    folders = sorted({parent(path) for path in named})
+    folds = sorted({part for folder in folders for part in folder.split("/") if _FOLD.fullmatch(part)})
+    if len(folds) > 1:
+        return folds
+    merged = {folder: "/".join(without_doubles(folder.split("/"))) for folder in folders}
+    return [f"{folder}/ and {merged[folder]}/" for folder in folders if folder != merged[folder] in merged]
 
 
 def _and_above(folder: str) -> list[str]:

@@ -223,11 +223,17 @@ def _choose_form(store: Store) -> Form | None:
         forms.append(Form("csv", (csvs[0],)))
     if not forms:
         return None
-    unlabelled = [path for path, (_, has_labels, _) in tables.items() if not has_labels]
     unread = [path for path in store.sizes if suffix(path) in (*_CSV_SUFFIXES, *_ARCHIVE_SUFFIXES)]
+    # Images without labels cannot be tested, so reading the other splits is right.
+    unlabelled = [path for path, (_, has_labels, _) in tables.items() if not has_labels]
     unread = sorted(set(unread).difference(forms[0].paths, unlabelled))
     if any(map(path_claims, unread)):
         _check_unread(store, unread, _named_splits(forms[0], layout, tables))
+    return replace(forms[0], notes=_notes(forms, layout))
+
+
+def _notes(forms: Sequence[Form], layout: Layout) -> tuple[str, ...]:
+    """Return what the user should know about reading the first of the forms."""
     notes = []
     if len(forms) > 1:
         first, *rest = ("class folders" if form.kind == "images" else abbreviate(form.paths) for form in forms)
@@ -235,7 +241,7 @@ def _choose_form(store: Store) -> Form | None:
         notes.append(f"Found {first}, {', '.join(rest)}; only {first} {were} read.")
     if forms[0].kind == "images" and layout.ignored:
         notes.append(f"Ignored files that are not images in class folders: {abbreviate(layout.ignored, 3)}.")
-    return replace(forms[0], notes=tuple(notes))
+    return tuple(notes)
 
 
 def _forms(layout: Layout, tables: Mapping[str, tuple[bool, bool, bool]]) -> list[Form]:
