@@ -1,7 +1,7 @@
 """Prepare the environment variables that a launcher, a notebook or an earlier job may have set."""
 
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from fer_lightning.errors import UserError
 
@@ -31,11 +31,16 @@ _BINDING_LAUNCHERS = {
 def choose_backend(variables: MutableMapping[str, str]) -> None:
     """Let Matplotlib draw without a window, as no command opens one.
 
-    It could not even be imported if the backend that a notebook sets for its child processes is not installed. In
-    the notebook's own process it is, and stays.
+    It could not even be imported if the backend that a notebook sets for its child processes is not installed. The
+    notebook's own process keeps its backend.
     """
     if "ipykernel" not in sys.modules:
         variables["MPLBACKEND"] = "agg"
+
+
+def joins_run(variables: Mapping[str, str]) -> bool:
+    """Return whether Lightning started this process for a run that another process began."""
+    return RUN_OF in variables and variables.get("LOCAL_RANK", "0") != "0"
 
 
 def prepare_training(variables: MutableMapping[str, str]) -> bool:
@@ -49,12 +54,12 @@ def prepare_training(variables: MutableMapping[str, str]) -> bool:
     Raises:
         UserError: a launcher started several processes that cannot be the processes of a run.
     """
-    if RUN_OF in variables and variables.get("LOCAL_RANK", "0") != "0":
+    if joins_run(variables):
         return True
     world_size = _number(variables, "WORLD_SIZE")
     if world_size and "TORCHELASTIC_RUN_ID" in variables:
         if (rank := _number(variables, "LOCAL_RANK")) > 0:
-            print(f"note:     process {rank} of torchrun ends here, process 0 starts the others of the run itself")
+            print(f"note:     process {rank} of torchrun ends here: process 0 starts the others of the run itself")
             return False
         if world_size != (here := _number(variables, "LOCAL_WORLD_SIZE")):
             raise UserError(
@@ -74,7 +79,7 @@ def _refuse_several(variables: MutableMapping[str, str], world_size: int) -> Non
     # An interactive shell (srun --pty) inherits the number of tasks of its job, and is the first of them.
     is_shell = "SLURM_PTY_PORT" in variables and not _number(variables, "SLURM_PROCID")
     for launcher, variable in _BINDING_LAUNCHERS.items():
-        if (n := _number(variables, variable)) > 1 and not is_shell:
+        if (n := _number(variables, variable)) > 1 and not (is_shell and launcher == "srun"):
             raise UserError(
                 f"{variable}={n}: {launcher} started {n} processes, but a run starts its processes itself. Let "
                 f"{launcher} start one process with all cores and GPUs of the run, and set trainer=ddp "

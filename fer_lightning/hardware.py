@@ -19,22 +19,30 @@ def accelerator(requested: str) -> str:
         requested: "auto" or "gpu", which become "cuda", "mps" or "cpu"; any other name is returned unchanged.
 
     Raises:
-        UserError: "gpu", "cuda" or "mps" on a machine without such a GPU.
+        UserError: "gpu" on a machine without a GPU.
     """
-    gpus = [
-        kind
-        for kind, module in (("cuda", torch.cuda), ("mps", torch.backends.mps))
-        if requested in ("auto", "gpu", kind) and module.is_available()
-    ]
-    if not gpus and requested in ("gpu", "cuda", "mps"):
-        kind = "GPU" if requested == "gpu" else f"{requested.upper()} GPU"
+    if requested not in ("auto", "gpu"):
+        return requested
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    if requested == "gpu":
         raise UserError(
-            f"trainer.accelerator={requested}: PyTorch {torch.__version__} finds no {kind}. Use "
+            f"trainer.accelerator=gpu: PyTorch {torch.__version__} finds no GPU. Use trainer.accelerator=cpu, "
+            "or install a GPU driver and a build of PyTorch for it."
+        )
+    return "cpu"
+
+
+def check_gpu(kind: str) -> None:
+    """Raise UserError if an accelerator is a GPU of a kind that this machine lacks."""
+    modules = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    if kind in modules and not modules[kind].is_available():
+        raise UserError(
+            f"trainer.accelerator={kind}: PyTorch {torch.__version__} finds no {kind.upper()} GPU. Use "
             "trainer.accelerator=cpu, or install a GPU driver and a build of PyTorch for it."
         )
-    if requested == "auto":
-        return gpus[0] if gpus else "cpu"
-    return gpus[0] if requested == "gpu" else requested
 
 
 def choose_precision(kind: str) -> tuple[str, str]:

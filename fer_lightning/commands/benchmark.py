@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     source, path = (
         ("--data", args.data) if args.data is not None else ("FER2013_PATH", os.environ.get("FER2013_PATH"))
     )
+    path = os.path.expanduser(path) if path else path
     if path is not None and not (path and Path(path).exists()):
         raise UserError(f"{source}={path!r} does not exist. Pass a zip, tar, CSV or folder, or leave it out.")
     with tempfile.TemporaryDirectory(prefix="fer-benchmark-") as work:

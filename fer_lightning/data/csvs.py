@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, zip_longest
 
 import numpy as np
 
 from fer_lightning.data.archives import DAMAGED_MEMBER
 from fer_lightning.data.faces import FER2013_SPLITS, SIZE, UNNAMED
 from fer_lightning.data.gathering import MAX_LISTED, Gathered, RowError
-from fer_lightning.data.splits import is_split_word, name_claims, usage_claim, usages
+from fer_lightning.data.splits import name_claims, usage_claim, usages
 from fer_lightning.data.stores import Store, abbreviate, leaf
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
@@ -22,6 +22,7 @@ from fer_lightning.errors import UserError
 PIXELS = SIZE * SIZE
 _MAX_CSV_ROW = 2**20  # characters; a row of FER-2013 has at most 9,300
 _COLUMNS = {"emotion", "pixels", "usage"}
+_SPLIT_COLUMNS = {"usage", "split", "set", "subset", "partition"}
 _DELIMITERS = ",;\t"  # spreadsheets use semicolons where the comma is the decimal separator
 
 
@@ -32,7 +33,8 @@ class _Table:
     Attributes:
         path: its path inside the store.
         columns: names in lower case.
-        split_at: positions of the columns that name splits: Usage, and others whose first value is a split's word.
+        split_at: positions of the columns that name splits: Usage, others of such a name, and those whose first
+            value is a split's word.
         root: folders above the first that names a split, so those of the whole dataset.
         names: what its folders and its own name call its rows; see splits.
         claims: what its columns have called rows so far.
@@ -63,15 +65,14 @@ def read_csvs(store: Store, paths: Sequence[str], into: Gathered) -> tuple[bool,
         UserError: a CSV cannot be read or lacks columns, the CSVs are not parts of one dataset, or a name of a CSV
             contradicts its Usage column.
     """
-    notes = []
-    tables = [table for path in paths if (table := _read_columns(store, path))]
+    if repeated := sorted(set(store.repeated).intersection(paths)):
+        raise UserError(f"{store.path} contains {abbreviate(repeated)} more than once. Keep one of each.")
+    tables = [_read_columns(store, path) for path in paths]
     labelled = [table for table in tables if {"pixels", "emotion"} <= set(table.columns)]
-    for table in tables:
-        if table in labelled:
-            continue
-        if not labelled:
-            _check_columns(table)
-        notes.append(f"{leaf(table.path)} has no labels (no emotion column) and was not used.")
+    if not labelled:
+        _check_columns(tables[0])
+    unlabelled = [leaf(table.path) for table in tables if table not in labelled]
+    notes = [f"{name} has no labels (no emotion column) and was not used." for name in unlabelled]
     _check_parts(store, labelled)
     short = len({leaf(table.path) for table in labelled}) == len(labelled)
     with warnings.catch_warnings():
@@ -82,9 +83,13 @@ def read_csvs(store: Store, paths: Sequence[str], into: Gathered) -> tuple[bool,
         if both := usages(one.claims) & usages(other.claims):
             names = " and ".join(FER2013_SPLITS[usage] for usage in sorted(both))
             _refuse(store, [one, other], f"both contain {names}")
-    claims = set().union(*(table.claims for table in labelled))
-    official = any(table.official for table in labelled) and not claims & {"validation", "test"}
-    return official, notes
+    return _is_official(labelled), notes
+
+
+def _is_official(tables: Sequence[_Table]) -> bool:
+    """Return whether the words for splits are FER-2013's own."""
+    claims = set().union(*(table.claims for table in tables))
+    return any(table.official for table in tables) and not claims & {"validation", "test"}
 
 
 def peek(store: Store, path: str) -> tuple[bool, bool, bool]:
@@ -108,7 +113,7 @@ def _opened(store: Store, path: str) -> Iterator[tuple[str, "_Lines", int]]:
             while first and not first.strip():
                 lines.begin_row()
                 first, skipped = next(lines, ""), skipped + 1
-            if sep := re.fullmatch(r"sep=(.)\r?\n?", first, re.IGNORECASE):  # written by spreadsheets
+            if sep := re.fullmatch(r"sep=([^\r\n\"])\r?\n?", first, re.IGNORECASE):  # written by spreadsheets
                 lines.begin_row()
                 skipped, delimiter, first = skipped + 1, sep[1], next(lines, "")
             else:
@@ -136,17 +141,25 @@ def _read_columns(store: Store, path: str) -> _Table:
                 f"{name}, line {skipped + 1}: {error}. Expected the columns emotion, pixels, Usage."
             ) from error
         try:
-            row = next(rows, [])
+            row = next((row for row in rows if any(map(str.strip, row))), [])
         except csv.Error:  # reported when the rows are read
             row = []
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for column in columns for char in column):
         raise UserError(f"{name} is not UTF-8 text. Save it as CSV in UTF-8, or download it again.")
     if doubled := sorted(column for column in _COLUMNS if columns.count(column) > 1):
         raise UserError(f"{name} has several columns {' and '.join(doubled)}: keep one of each.")
-    split_at = [at for at, text in enumerate(row[: len(columns)]) if columns[at] == "usage" or is_split_word(text)]
     folders = path.split("/")[:-1]
     top = next((at for at, folder in enumerate(folders) if name_claims(folder)), len(folders))
-    return _Table(path, columns, split_at, "/".join(folders[:top]), path_claims(path))
+    return _Table(path, columns, _split_columns(columns, row), "/".join(folders[:top]), path_claims(path))
+
+
+def _split_columns(columns: Sequence[str], first: Sequence[str]) -> list[int]:
+    """Return the positions of the columns that name splits, by their names or their first values."""
+    return [
+        at
+        for at, (column, text) in enumerate(zip_longest(columns, first[: len(columns)], fillvalue=""))
+        if column in _SPLIT_COLUMNS or (text.lower() not in ("public", "private") and usage_claim(text) is not None)
+    ]
 
 
 def path_claims(path: str) -> frozenset[str]:
@@ -280,10 +293,10 @@ def _parse_usage(words: Sequence[str], table: _Table, where: str) -> int:
         table.official |= claim.endswith(" test") or word.strip().lower() == "training"
     agreed = usages(claims | table.names)
     if len(agreed) > 1:
-        said = f" and the path {table.path}, which says {' and '.join(sorted(table.names))}," if table.names else ""
+        said = f", but the path {table.path} says {' and '.join(sorted(table.names))}" if table.names else ""
         raise UserError(
-            f"{where}: the row is called {' and '.join(repr(word.strip()) for word in words)}, and that{said} is a "
-            "contradiction. Nothing was guessed: rename the file, or correct the column."
+            f"{where}: the row says {' and '.join(repr(word.strip()) for word in words)}{said}. "
+            "Nothing was guessed: rename the file, or correct the column."
         )
     table.claims |= claims
     return agreed.pop()

@@ -76,7 +76,7 @@ def _groups(faces: Faces, rows: npt.NDArray[np.int64]) -> dict[int, list[str]]:
     """Return the persons or clips of each row that belongs to any."""
     folders = {int(row): found for row in rows if (found := groups_of(faces.ids[row]))}
     level = 0
-    # A folder that all images share distinguishes nobody.
+    # A folder that all images share does not distinguish persons.
     while folders and len({found[level] if level < len(found) else None for found in folders.values()}) == 1:
         level += 1
         folders = {row: found for row, found in folders.items() if level < len(found)}

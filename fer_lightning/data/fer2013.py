@@ -21,6 +21,7 @@ from fer_lightning.data import cache
 from fer_lightning.data.cut import cut_missing_splits
 from fer_lightning.data.faces import TEST, UNNAMED, Faces, fingerprint
 from fer_lightning.data.gathering import MAX_LISTED
+from fer_lightning.data.images import FORMATS
 from fer_lightning.data.lookup import find
 from fer_lightning.errors import UserError
 
@@ -120,7 +121,8 @@ def _read(path: str | Path | None, download: bool, skip_bad: bool, cache_dir: st
         source = find(path, download)
     except OSError as error:
         raise UserError(f"Cannot read the data ({error}). Check the path and its permissions.") from error
-    key = source.key + ("-skip" if skip_bad else "")
+    # What is skipped depends on the formats that Pillow can read.
+    key = source.key + (f"-skip-{len(FORMATS)}" if skip_bad else "")
     faces = cache.load_or_build(key, lambda: source.read(skip_bad), cache_dir)
     return replace(faces, source=str(source.path), notes=(*source.notes, *faces.notes))
 

@@ -2,7 +2,7 @@
 
 Any number of folders may lie above the class folder (``images/train/happy/1.jpg``) or below it
 (``happy/train/1.jpg``, ``happy/person3/1.jpg``). Whatever a name calls an image, the image is that; contradictory
-names are refused.
+names are refused. See splits for the words.
 """
 
 import re

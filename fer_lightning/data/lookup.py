@@ -163,7 +163,8 @@ def _search_folder(folder: Folder) -> Source | None:
         return _from_folder(folder, replace(form, notes=(note, *form.notes)) if archives else form)
     if not archives:
         return None
-    _check_unread(folder, archives, frozenset())
+    if len(archives) > 1:
+        _check_unread(folder, archives, frozenset())
     claims = path_claims(archives[0]) | folder.claims
     if len(usages(claims)) > 1:
         raise UserError(
@@ -181,7 +182,7 @@ def _check_unread(store: Store, paths: Sequence[str], read: frozenset[int]) -> N
     Its split would be cut anew from the training images, and its images might be among these.
     """
     unread = [path for path in paths if not usages(path_claims(path)) <= read]
-    if unread and not (len(paths) == 1 and not read):
+    if unread:
         raise UserError(
             f"{store.path} contains {abbreviate(unread)}, by name a split of a dataset, beside other data. "
             "Nothing was guessed: put all splits into one folder in the same form, or give the path of one of them."
@@ -217,19 +218,33 @@ def _choose_form(store: Store) -> Form | None:
     layout = Layout(store)
     has_images = any(suffix(path) in IMAGE_SUFFIXES for path in store.sizes)
     csvs = _csvs(store, _CSV_SUFFIXES) or ([] if has_images else _csvs(store, ("",)))
-    tables = {path: table for path in csvs if (table := peek(store, path))[0]}
+    peeked = {path: peek(store, path) for path in csvs}
+    tables = {path: table for path, table in peeked.items() if table[0]}
     forms = _forms(layout, tables)
     if not forms and csvs and not has_images and suffix(csvs[0]):  # reading it tells what is wrong
         forms.append(Form("csv", (csvs[0],)))
     if not forms:
         return None
-    unread = [path for path in store.sizes if suffix(path) in (*_CSV_SUFFIXES, *_ARCHIVE_SUFFIXES)]
-    # Images without labels cannot be tested, so reading the other splits is right.
-    unlabelled = [path for path, (_, has_labels, _) in tables.items() if not has_labels]
-    unread = sorted(set(unread).difference(forms[0].paths, unlabelled))
-    if any(map(path_claims, unread)):
-        _check_unread(store, unread, _named_splits(forms[0], layout, tables))
+    _check_left_out(store, layout, forms[0], peeked)
     return replace(forms[0], notes=_notes(forms, layout))
+
+
+def _check_left_out(
+    store: Store, layout: Layout, form: Form, peeked: Mapping[str, tuple[bool, bool, bool]]
+) -> None:
+    """Raise UserError if a file outside the form is a split that it lacks, or names splits of its images."""
+    unread = {path for path in store.sizes if suffix(path) in (*_CSV_SUFFIXES, *_ARCHIVE_SUFFIXES)}
+    # Images without labels cannot be tested, so reading the other splits is right.
+    unread -= {path for path, (has_pixels, has_labels, _) in peeked.items() if has_pixels and not has_labels}
+    unread -= set(form.paths)
+    if any(map(path_claims, unread)):
+        _check_unread(store, sorted(unread), _named_splits(form, layout, peeked))
+    lists = [path for path, (has_pixels, _, has_splits) in peeked.items() if has_splits and not has_pixels]
+    if lists and form.kind == "images" and not layout.splits():
+        raise UserError(
+            f"{abbreviate(lists)} names splits of the images, and lists of images are not read. "
+            "Nothing was guessed: put the images into train/, val/ and test/, or remove the list."
+        )
 
 
 def _notes(forms: Sequence[Form], layout: Layout) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fer_lightning.data.archives import DAMAGED_MEMBER
 from fer_lightning.data.csvs import read_csvs
-from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, SIZE, UNNAMED, Faces, fingerprint
+from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, SIZE, UNNAMED, VAL, Faces, fingerprint
 from fer_lightning.data.gathering import Gathered, RowError, format_faults
 from fer_lightning.data.images import MAX_IMAGE_BYTES, ImageError, decode, is_truncated
 from fer_lightning.data.layout import Layout, Named
@@ -56,7 +56,7 @@ def read_faces(store: Store, form: Form, skip_bad: bool) -> Faces:
     called = usages(store.claims)
     if called and (usage == UNNAMED).all():
         usage[:] = called.pop()
-    elif called and store.path.is_file() and not called & set(usage.tolist()):
+    elif called and store.path.is_file() and not (called | ({VAL} if official else set())) & set(usage.tolist()):
         raise UserError(
             f"{store.path} is called {' and '.join(sorted(store.claims))}, but nothing inside is. "
             "Nothing was guessed: rename it, or what is inside."
@@ -94,7 +94,7 @@ def _check(gathered: Gathered, path: Path, skip_bad: bool) -> list[str]:
         notes.append(f"{gathered.converted:,} images were converted to grey 48x48{stretched}.")
     if gathered.truncated:
         ends = f"the missing ends were filled, as browsers do: {abbreviate(gathered.truncated, 3)}"
-        notes.append(f"{len(gathered.truncated):,} JPEGs lack their last bytes; {ends}.")
+        notes.append(f"JPEGs that lack their last bytes: {len(gathered.truncated):,}; {ends}.")
     return notes
 
 

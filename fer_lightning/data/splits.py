@@ -1,7 +1,7 @@
 """Names of splits: the words in a Usage column or in the name of a folder or file that call images train or test.
 
-What a name calls an image is a "claim". All the claims on an image must agree, or the data are refused: nothing is
-ever trained on that any name calls test.
+What a name calls an image is a "claim". All the claims on an image must agree, or the data are refused. Two names
+do not count: that of a folder of folders of several splits, and that of the given path if anything inside is named.
 """
 
 import re
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, VAL
+from fer_lightning.emotions import emotion_index
 
 # Claim -> the split that it means. FER-2013 has two test sets; PublicTest selects the best epoch.
 _USAGE_OF = {"train": TRAIN, "validation": VAL, "test": TEST, "public test": VAL, "private test": TEST}
@@ -27,7 +28,8 @@ _FILLERS = r"set|data|dataset|images?|imgs?|pics?|pictures?|faces?|folder|dir|sp
 _SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_NAME_WORDS, key=len, reverse=True))})(?:{_FILLERS})?")
 _FILLER = re.compile(
     rf"(?:{_FILLERS}|fer|raf|db|ck|plus|afew|sfew|jaffe|affectnet|kaggle|v|my|own|our|new|final|small|full|clean|raw"
-    r"|cropped|aligned|photos?|facial|emotions?|expressions?|public|private|\d+)+"
+    r"|cropped|aligned|photos?|facial|emotions?|expressions?|public|private|person|subject|subj|actor|clip|session"
+    r"|frame|seq|id|s|p|\d+)+"
 )
 _SUFFIXES = re.compile(r"(?:\.(?:zip|tar|gz|tgz|bz2|tbz2|xz|txz|csv|tsv))+$", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # "FER2013TestSet" -> FER 2013 Test Set
@@ -73,9 +75,11 @@ def dataset_claims(name: str) -> frozenset[str]:
     The words may come in any sentence here, so only a name that is about the split counts: "test_faces" and
     "kdef_test.zip" are test sets, "test_of_my_camera" is not.
     """
-    words = _words(_SUFFIXES.sub("", name).lower())
-    rest = [word for word in words if not _FILLER.fullmatch(word)]
-    about_split = all(map(_SPLIT_WORD.fullmatch, rest)) or (rest and _SPLIT_WORD.fullmatch(rest[-1]))
+    name = _SUFFIXES.sub("", name)
+    about_split = not name_claims(name).isdisjoint(("public test", "private test"))  # words for nothing else
+    for words in (_words(name), _words(name.lower())):  # "KdefTest" has two words, "TESTset" one
+        rest = [word for word in words if not _FILLER.fullmatch(word) and emotion_index(word) is None]
+        about_split |= all(map(_SPLIT_WORD.fullmatch, rest)) or _SPLIT_WORD.fullmatch(rest[-1]) is not None
     return name_claims(name) if about_split else frozenset()
 
 

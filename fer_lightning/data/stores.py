@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from fer_lightning.data.splits import dataset_claims, is_split_word, name_claims
+from fer_lightning.data.splits import dataset_claims, is_split_word, name_claims, usages
 from fer_lightning.errors import UserError
 from fer_lightning.files import sha256
 
@@ -119,12 +119,16 @@ class Form:
 def path_name_claims(path: Path) -> frozenset[str]:
     """Return what the name of a given path, or else that of its folder, calls everything inside; see splits.
 
-    For a link, the name that was given counts, or else the name of its target. The folder counts only if its name
+    For a link, its name and that of its target count. The folder counts only if its name
     is a split's word alone ("test/images.zip"), because folders above can have any name.
     """
     named = Path(os.path.abspath(path))
-    claims = dataset_claims(named.name) or dataset_claims(path.resolve().name)
-    return claims or (name_claims(named.parent.name) if is_split_word(named.parent.name) else frozenset())
+    claims = dataset_claims(named.name) | dataset_claims(path.resolve().name)
+    if not claims and is_split_word(named.parent.name):
+        claims = name_claims(named.parent.name)
+    if len(usages(claims)) > 1:
+        raise UserError(f"{path} is called {' and '.join(sorted(claims))} by its name and that of its target.")
+    return claims
 
 
 def regular_file(path: Path) -> Path:

@@ -101,7 +101,7 @@ class TruncatedJpeg:
             last = _RESTART.findall(self._content, self._last_scan)[-1:]
             first = last[0][1] + 1 if last else 0
             data[:, -2] = 0xFF
-            data[:, -1] = 0xD0 + (first + np.arange(count)) % 8  # numbered from 0 to 7, again and again
+            data[:, -1] = 0xD0 + (first + np.arange(count)) % 8  # numbered from 0 to 7, cyclically
         return data.tobytes()
 
 

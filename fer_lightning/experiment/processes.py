@@ -28,8 +28,8 @@ def prepare_processes(trainer: Trainer, arguments: Mapping[str, Any]) -> None:
 
     Raises:
         UserError: the run would need several machines, a strategy other than those of one device and of DDP,
-            processes that another program starts, another number of processes than torchrun was asked for, or what
-            a CPU does not have.
+            processes that another program starts, another number of processes than torchrun was asked for, or a
+            feature that CPUs lack.
     """
     if trainer.num_nodes > 1:
         raise UserError(f"trainer.num_nodes={trainer.num_nodes}: a run uses one machine. Leave it at 1.")

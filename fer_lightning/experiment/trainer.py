@@ -38,6 +38,7 @@ def resolve_trainer_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, A
     """
     chosen = dict(arguments)
     kind = hardware.accelerator(str(chosen["accelerator"]))
+    hardware.check_gpu(kind)
     reason = "as requested"
     if chosen["precision"] == "auto":
         chosen["precision"], reason = hardware.choose_precision(kind)

@@ -109,10 +109,10 @@ def class_folders(draw: st.DrawFn, root: Path, kind: str) -> Truth:
     folder = {usage: _name(draw, usage) for usage in counts}
     if kind == "official" and draw(st.booleans()):  # the Kaggle folder: test/ holds both
         folder = {TRAIN: "train", VAL: "test", TEST: "test"}
-    prefix = draw(st.sampled_from(("{}_{:05}.png", "{}{}.png", "{} ({}).png", "face_{}_{}.png")))
-    wrong = draw(
-        st.sampled_from((None,) * 6 + ("prefix", "stray", "second root", "unknown class", "nested", "fold"))
-    )
+    prefixes = ("{}_{:05}.png", "{}{}.png", "{} ({}).png", "face_{}_{}.png", "{}_happy_{}.png", "{}_s05_{}.png")
+    prefix = draw(st.sampled_from(prefixes))
+    faults = ("prefix", "stray", "second root", "unknown class", "nested", "fold", "unread")
+    wrong = draw(st.sampled_from((None,) * 7 + faults))
     doubled = draw(st.sampled_from((False, False, False, True)))
     truth = Truth(
         root, description={"kind": kind, "wrong": wrong, "folder": folder, "outer": outer, "between": between}
@@ -167,11 +167,16 @@ def _spoil(truth: Truth, files: dict[str, bytes], wrong: str, number: int, angry
         "unknown class": f"{angry.replace('angry', 'agnry')}/{number}.png",
         "nested": f"{angry}/test/{number}.png",
         "fold": f"{top}fold2/test/angry/{number}.png",
+        "unread": f"{top}test.csv",
     }[wrong]
     if (not named and wrong == "stray") or (
         truth.description["kind"] == "prefix" and wrong in ("prefix", "nested")
     ):
         return  # as sound as before
+    if wrong == "unread":
+        truth.sound = TEST in truth.usages.values()
+        files[path] = b""
+        return
     truth.sound = False
     truth.labels[number], truth.usages[number] = 0, TEST if wrong in ("prefix", "nested") else None
     files[path] = picture(number)
@@ -191,7 +196,8 @@ def csvs(draw: st.DrawFn, root: Path, kind: str) -> Truth:
     words = {usage: draw(st.sampled_from(CASES))(draw(st.sampled_from(USAGES[usage]))) for usage in counts}
     # A file for each split without a Usage column must name it; one file for all must not.
     style = draw(st.sampled_from(("split", "number"))) if with_usage else "split"
-    column = draw(st.sampled_from(("Usage", "usage", " Usage")))
+    column = draw(st.sampled_from(("Usage", "usage", " Usage", "split", "Set")))
+    blank = draw(st.booleans())
     names = {
         usage: f"{_name(draw, usage)}.csv" if style == "split" else f"fer_part_{'abc'[usage]}.csv"
         for usage in counts
@@ -231,6 +237,7 @@ def csvs(draw: st.DrawFn, root: Path, kind: str) -> Truth:
         text = io.StringIO()
         writer = csv.writer(text, delimiter=delimiter)
         writer.writerow(header)
+        text.write("\n \n" if blank else "")
         width = 3 if with_usage else 2
         writer.writerows([*([at] if index else []), *row[:width]] for at, row in enumerate(rows))
         files[f"{folder}{name}"] = text.getvalue().encode()

@@ -401,7 +401,7 @@ def test_truncated_training_images_are_counted_in_a_note(tmp_path: Path) -> None
         faces = load_faces(tmp_path / "data", cache_dir=tmp_path / "cache")
         (note,) = (note for note in faces.notes if "JPEG" in note)
         assert note == (
-            "5 JPEGs lack their last bytes; the missing ends were filled, as browsers do: "
+            "JPEGs that lack their last bytes: 5; the missing ends were filled, as browsers do: "
             "sad/0.jpg, sad/1.jpg, sad/2.jpg and 2 more."
         )
         of = dict(zip(faces.ids, faces.images, strict=True))

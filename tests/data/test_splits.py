@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import shutil
 import tarfile
@@ -114,8 +115,9 @@ def test_split_that_a_folder_name_means(name: str, split: int | None) -> None:
 
 
 def test_name_of_a_whole_dataset_counts_only_without_other_words() -> None:
-    for name in ("test", "my_test_faces", "kdef_test", "fer2013.test.zip", "FER2013Test.tar.gz"):
+    for name in ("test", "my_test_faces", "kdef_test", "fer2013.test.zip", "FER2013Test.tar.gz", "PrivateTest.zip"):
         assert usages(dataset_claims(name)) == {TEST}, name
+    assert usages(dataset_claims("KdefTest")) == {TEST}
     assert not dataset_claims("test_split_of_the_given_folder0")
     assert not dataset_claims("fer2013")
 
@@ -138,6 +140,11 @@ def test_words_of_a_usage_column() -> None:
             ("test (1).png", TEST),
             ("test_img_1.png", TEST),
             ("happy_test.png", TEST),
+            ("test_happy_0001.jpg", TEST),
+            ("aug_PrivateTest_17.jpg", TEST),
+            ("Copy of PrivateTest_3.jpg", TEST),
+            ("train_s005_001.png", TRAIN),
+            ("test_subject3_01.jpg", TEST),
         ],
         *[
             ("training-day.jpg", None),
@@ -450,8 +457,8 @@ def test_usage_that_contradicts_the_name_is_refused(tmp_path: Path) -> None:
     assert usage_of(load(tmp_path / "test.csv")) == true_usage(of(VAL) + of(TEST))
     write_fer2013_csv(tmp_path / "test.csv", of(TEST) + of(TRAIN))
     assert error_of(tmp_path / "test.csv") == (
-        "test.csv, line 16: the row is called 'Training', and that and the path test.csv, which says test, is a "
-        "contradiction. Nothing was guessed: rename the file, or correct the column."
+        "test.csv, line 16: the row says 'Training', but the path test.csv says test. "
+        "Nothing was guessed: rename the file, or correct the column."
     )
 
 
@@ -644,22 +651,25 @@ def test_split_in_another_column_than_usage(tmp_path: Path) -> None:
     faces = load(tmp_path / "a.csv")
     assert (usage_of(faces), faces.dataset, faces.notes) == (true_usage(FACES), "folder", ())
     content = rows(FACES, lambda face: word(face.usage), lambda face: FER2013_SPLITS[face.usage])
+    (tmp_path / "e.csv").write_text("emotion,pixels,group\n" + rows(FACES[::-1], lambda f: FER2013_SPLITS[f.usage]))
+    assert usage_of(load(tmp_path / "e.csv")) == true_usage(FACES)
+    (tmp_path / "f.csv").write_text("emotion,pixels,set\n" + rows(FACES, lambda face: "fold 1"))
+    assert "expected set Training, PublicTest or PrivateTest, got 'fold 1'" in error_of(tmp_path / "f.csv")
     (tmp_path / "b.csv").write_text("emotion,pixels,set,Usage\n" + content)
     assert usage_of(load(tmp_path / "b.csv")) == true_usage(FACES)
     content += rows(FACES[:1], lambda face: "test", lambda face: "Training")
     (tmp_path / "c.csv").write_text("emotion,pixels,set,Usage\n" + content)
-    assert "c.csv, line 58: the row is called 'test' and 'Training', and that is a contradiction" in error_of(
-        tmp_path / "c.csv"
-    )
+    assert error_of(tmp_path / "c.csv").startswith("c.csv, line 58: the row says 'test' and 'Training'. Nothing")
     (tmp_path / "d.csv").write_text("emotion,pixels,Usage,usage\n" + content)
     assert error_of(tmp_path / "d.csv") == "d.csv has several columns usage: keep one of each."
 
 
 def test_blank_lines_around_the_rows(tmp_path: Path) -> None:
     content = write_fer2013_csv(tmp_path / "a.csv", FACES).read_text()
-    (tmp_path / "a.csv").write_text(f"\n \n{content}   \n")
+    header, _, rest = content.partition("\n")
+    (tmp_path / "a.csv").write_text(f"\n \n{header}\n\n  \n{rest}   \n")
     faces = load(tmp_path / "a.csv")
-    assert (usage_of(faces), faces.ids[0]) == (true_usage(FACES), "a.csv:4")
+    assert (usage_of(faces), faces.ids[0]) == (true_usage(FACES), "a.csv:6")
 
 
 def test_csvs_of_two_datasets_are_refused(tmp_path: Path) -> None:
@@ -675,6 +685,32 @@ def test_unreadable_test_set_is_not_cut_anew(content: bytes, tmp_path: Path) -> 
     write_train_csv(tmp_path / "train.csv", MANY)
     (tmp_path / "test.csv").write_bytes(content)
     assert "contains test.csv, by name a split of a dataset, beside other data" in error_of(tmp_path)
+
+
+def test_unread_split_beside_unnamed_data_is_refused(tmp_path: Path) -> None:
+    write_train_csv(tmp_path / "faces.csv", MANY)
+    (tmp_path / "test.csv").write_bytes(b"")
+    assert "contains test.csv, by name a split of a dataset, beside other data" in error_of(tmp_path)
+    (tmp_path / "test.csv").unlink()
+    write_folder(tmp_path / "a", plain(MANY, ""))
+    write_zip(tmp_path / "a" / "test.zip", plain(FACES, ""))
+    assert "contains test.zip, by name a split of a dataset, beside other data" in error_of(tmp_path / "a")
+
+
+def test_list_of_images_with_a_split_column_is_not_ignored(tmp_path: Path) -> None:
+    write_folder(tmp_path, plain(MANY, ""))
+    (tmp_path / "labels.csv").write_text("path,emotion,split\nangry/0.jpg,angry,train\n")
+    assert "labels.csv names splits of the images, and lists of images are not read" in error_of(tmp_path)
+
+
+def test_csv_that_occurs_twice_in_an_archive_is_refused(tmp_path: Path) -> None:
+    content = write_fer2013_csv(tmp_path / "a.csv", FACES).read_bytes()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for _ in range(2):
+            member = tarfile.TarInfo("fer2013.csv")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert "contains fer2013.csv more than once" in error_of(tmp_path / "a.tar")
 
 
 def test_folder_of_folders_of_several_splits_is_no_split_itself(tmp_path: Path) -> None:
