@@ -28,10 +28,7 @@ def accelerator(requested: str) -> str:
     if torch.backends.mps.is_available():
         return "mps"
     if requested == "gpu":
-        raise UserError(
-            f"trainer.accelerator=gpu: PyTorch {torch.__version__} finds no GPU. Use trainer.accelerator=cpu, "
-            "or install a GPU driver and a build of PyTorch for it."
-        )
+        raise _no_gpu(requested, "GPU")
     return "cpu"
 
 
@@ -39,10 +36,14 @@ def check_gpu(kind: str) -> None:
     """Raise UserError if an accelerator is a GPU of a kind that this machine lacks."""
     modules = {"cuda": torch.cuda, "mps": torch.backends.mps}
     if kind in modules and not modules[kind].is_available():
-        raise UserError(
-            f"trainer.accelerator={kind}: PyTorch {torch.__version__} finds no {kind.upper()} GPU. Use "
-            "trainer.accelerator=cpu, or install a GPU driver and a build of PyTorch for it."
-        )
+        raise _no_gpu(kind, f"{kind.upper()} GPU")
+
+
+def _no_gpu(requested: str, lacking: str) -> UserError:
+    return UserError(
+        f"trainer.accelerator={requested}: PyTorch {torch.__version__} finds no {lacking}. "
+        "Use trainer.accelerator=cpu, or install a GPU driver and a build of PyTorch for it."
+    )
 
 
 def choose_precision(kind: str) -> tuple[str, str]:

@@ -1,14 +1,9 @@
 """Train and test a network, once or in a sweep, like python train.py; see fer-lightning train --help."""
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
-
-from fer_lightning import environment
-from fer_lightning.exit import exit_code
 
 if TYPE_CHECKING:
     from fer_lightning.config.schema import Settings
@@ -19,12 +14,6 @@ _process_start = [perf_counter()]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says (sys.argv's by default) and return the exit code."""
-    return exit_code(_run, sys.argv[1:] if arguments is None else arguments)
-
-
-def _run(arguments: list[str]) -> int:
-    if not environment.prepare_training(os.environ):
-        return 0
     from fer_lightning.config import cli
 
     return cli.main(job, arguments)

@@ -28,7 +28,7 @@ from fer_lightning.config.grammar import parse, parse_typed, quoted, quoting_hin
 from fer_lightning.config.overrides import Checked, as_choice, as_typed, check, check_search, parse_flags
 from fer_lightning.config.saved import resumed
 from fer_lightning.config.schema import Config, Settings, to_settings
-from fer_lightning.environment import RUN_OF, joins_run
+from fer_lightning.environment import RUN_OF, joins_run, prepare_training
 from fer_lightning.errors import UserError
 from fer_lightning.exit import exit_code
 from fer_lightning.files import expand_home
@@ -57,6 +57,8 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(job: Job, arguments: list[str]) -> int:
+    if not prepare_training(os.environ):
+        return 0
     if joins_run(os.environ):
         return _join_run(job, *os.environ[RUN_OF].split(":", 1))
     arguments = list(map(expand_home, arguments))

@@ -14,7 +14,7 @@ import numpy as np
 from fer_lightning.data.archives import DAMAGED_MEMBER
 from fer_lightning.data.faces import FER2013_SPLITS, SIZE, UNNAMED
 from fer_lightning.data.gathering import MAX_LISTED, Gathered, RowError
-from fer_lightning.data.splits import name_claims, usage_claim, usages
+from fer_lightning.data.splits import name_claims, path_claims, usage_claim, usages
 from fer_lightning.data.stores import Store, abbreviate, leaf
 from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
@@ -27,8 +27,8 @@ _DELIMITERS = ",;\t"  # spreadsheets use semicolons where the comma is the decim
 
 
 @dataclass
-class _Table:
-    """One CSV of a dataset.
+class Table:
+    """The columns of a CSV, and what is known about its rows.
 
     Attributes:
         path: its path inside the store.
@@ -49,6 +49,16 @@ class _Table:
     claims: set[str] = field(default_factory=set)
     official: bool = False
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the CSV has an emotion for each row."""
+        return "emotion" in self.columns
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether the CSV holds images."""
+        return "pixels" in self.columns
+
 
 def read_csvs(store: Store, paths: Sequence[str], into: Gathered) -> tuple[bool, list[str]]:
     """Read the CSVs that form one dataset.
@@ -68,7 +78,7 @@ def read_csvs(store: Store, paths: Sequence[str], into: Gathered) -> tuple[bool,
     if repeated := sorted(set(store.repeated).intersection(paths)):
         raise UserError(f"{store.path} contains {abbreviate(repeated)} more than once. Keep one of each.")
     tables = [_read_columns(store, path) for path in paths]
-    labelled = [table for table in tables if {"pixels", "emotion"} <= set(table.columns)]
+    labelled = [table for table in tables if table.has_pixels and table.has_labels]
     if not labelled:
         _check_columns(tables[0])
     unlabelled = [leaf(table.path) for table in tables if table not in labelled]
@@ -86,19 +96,18 @@ def read_csvs(store: Store, paths: Sequence[str], into: Gathered) -> tuple[bool,
     return _is_official(labelled), notes
 
 
-def _is_official(tables: Sequence[_Table]) -> bool:
+def _is_official(tables: Sequence[Table]) -> bool:
     """Return whether the words for splits are FER-2013's own."""
     claims = set().union(*(table.claims for table in tables))
     return any(table.official for table in tables) and not claims & {"validation", "test"}
 
 
-def peek(store: Store, path: str) -> tuple[bool, bool, bool]:
-    """Return whether a CSV has pixels, labels and a column that names splits; all False if it cannot be read."""
+def peek(store: Store, path: str) -> Table | None:
+    """Return the columns of a CSV; None if it cannot be read."""
     try:
-        table = _read_columns(store, path)
+        return _read_columns(store, path)
     except UserError:
-        return False, False, False
-    return "pixels" in table.columns, "emotion" in table.columns, bool(table.split_at)
+        return None
 
 
 @contextmanager
@@ -128,7 +137,7 @@ def _names(header: Sequence[str]) -> list[str]:
     return [column.strip(' \t\r\n"').lower() for column in header]
 
 
-def _read_columns(store: Store, path: str) -> _Table:
+def _read_columns(store: Store, path: str) -> Table:
     if store.sizes[path] == 0:
         raise UserError(f"{path} in {store.path} is empty (0 bytes). Download it again.")
     with _opened(store, path) as (delimiter, lines, skipped):
@@ -150,7 +159,7 @@ def _read_columns(store: Store, path: str) -> _Table:
         raise UserError(f"{name} has several columns {' and '.join(doubled)}: keep one of each.")
     folders = path.split("/")[:-1]
     top = next((at for at, folder in enumerate(folders) if name_claims(folder)), len(folders))
-    return _Table(path, columns, _split_columns(columns, row), "/".join(folders[:top]), path_claims(path))
+    return Table(path, columns, _split_columns(columns, row), "/".join(folders[:top]), path_claims(path))
 
 
 def _split_columns(columns: Sequence[str], first: Sequence[str]) -> list[int]:
@@ -162,26 +171,17 @@ def _split_columns(columns: Sequence[str], first: Sequence[str]) -> list[int]:
     ]
 
 
-def path_claims(path: str) -> frozenset[str]:
-    """Return what the folders of a CSV and its own name call its rows; see splits."""
-    return frozenset().union(*map(name_claims, path.split("/")))
-
-
-def _check_columns(table: _Table) -> None:
+def _check_columns(table: Table) -> None:
     missing = [column for column in ("emotion", "pixels") if column not in table.columns]
     if missing:
-        hint = (
-            " The challenge's test.csv has no labels: give train.csv or fer2013.csv."
-            if "pixels" in table.columns
-            else ""
-        )
+        hint = " The challenge's test.csv has no labels: give train.csv or fer2013.csv." if table.has_pixels else ""
         raise UserError(
             f"{leaf(table.path)} has no column {' or '.join(missing)}: its first line starts with "
             f"{', '.join(map(repr, table.columns[:MAX_LISTED]))[:300]}.{hint}"
         )
 
 
-def _check_parts(store: Store, tables: Sequence[_Table]) -> None:
+def _check_parts(store: Store, tables: Sequence[Table]) -> None:
     """Raise UserError if CSVs are not parts of one dataset, as far as their names and columns tell."""
     for table in tables:
         if len(usages(table.names)) > 1:
@@ -200,7 +200,7 @@ def _check_parts(store: Store, tables: Sequence[_Table]) -> None:
             _refuse(store, tables, "have no Usage column, and some are called the same")
 
 
-def _refuse(store: Store, tables: Sequence[_Table], why: str) -> None:
+def _refuse(store: Store, tables: Sequence[Table], why: str) -> None:
     names = abbreviate((table.path for table in tables), 10)
     raise UserError(f"{names} in {store.path} {why}. Nothing was guessed: give the path of one CSV.")
 
@@ -234,7 +234,7 @@ class _Lines:
         return line
 
 
-def _read_rows(store: Store, table: _Table, name: str, into: Gathered) -> None:
+def _read_rows(store: Store, table: Table, name: str, into: Gathered) -> None:
     """Gather the rows of a CSV; `name` is for messages and ids."""
     emotion_at, pixels_at = table.columns.index("emotion"), table.columns.index("pixels")
     default = next(iter(usages(table.names)), UNNAMED)
@@ -275,7 +275,7 @@ def _parse_emotion(text: str) -> int:
     return label
 
 
-def _parse_usage(words: Sequence[str], table: _Table, where: str) -> int:
+def _parse_usage(words: Sequence[str], table: Table, where: str) -> int:
     """Return the split that the values of a row's Usage column, and of others that name splits, mean.
 
     Raises:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from random import Random
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +44,12 @@ def cut_missing_splits(faces: Faces, seed: int) -> Faces:
     if not missing or not len(rows):
         return faces
     groups = _groups(faces, rows)
+    units = _units(faces, rows, groups, seed)
+    order = Random(seed)
     for attempt in range(_ATTEMPTS):
-        cut = _cut(faces, rows, groups, missing, f"{seed}-{attempt}" if attempt else str(seed))
+        if attempt:
+            order.shuffle(units)
+        cut = _cut(faces, rows, units, missing, bool(groups))
         lacking = _lacking_classes(faces, rows, cut, missing)
         if not groups or not lacking:
             break
@@ -87,14 +92,17 @@ def _groups(faces: Faces, rows: npt.NDArray[np.int64]) -> dict[int, list[str]]:
 
 
 def _cut(
-    faces: Faces, rows: npt.NDArray[np.int64], groups: Mapping[int, list[str]], missing: Sequence[int], salt: str
+    faces: Faces,
+    rows: npt.NDArray[np.int64],
+    units: Sequence[list[int]],
+    missing: Sequence[int],
+    grouped: bool,
 ) -> npt.NDArray[np.uint8]:
     """Return the split of each row, TRAIN or one of the missing ones: uint8 (len(rows),)."""
-    units = _units(faces, rows, groups, salt)
     counts = [Counter(faces.labels[unit].tolist()) for unit in units]
     totals = Counter(faces.labels[rows].tolist())
     # A class of fewer distinct images than splits stays in train as a whole; one of few persons is an error.
-    distinct = totals if groups else Counter(label for count in counts for label in count)
+    distinct = totals if grouped else Counter(label for count in counts for label in count)
     wanted = {
         label: max(1, round(n * CUT_FRACTION)) for label, n in totals.items() if distinct[label] > len(missing)
     }
@@ -109,10 +117,10 @@ def _cut(
 
 
 def _units(
-    faces: Faces, rows: npt.NDArray[np.int64], groups: Mapping[int, list[str]], salt: str
+    faces: Faces, rows: npt.NDArray[np.int64], groups: Mapping[int, list[str]], seed: int
 ) -> list[list[int]]:
     """Return the rows that stay together, ordered by a hash of their pixels."""
-    key = salt.encode()
+    key = str(seed).encode()
     digests = {int(row): blake2b(faces.images[row].tobytes(), key=key, digest_size=16).digest() for row in rows}
     links: dict[bytes | str, bytes | str] = {}  # union-find over digests and groups
 

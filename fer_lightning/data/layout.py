@@ -56,9 +56,9 @@ class Named:
     place: Place
 
 
-def without_doubles(parts: Iterable[str]) -> Parts:
-    """Return the folders of a path with adjacent equal ones merged: unpacking tools create ``images/images/``."""
-    return tuple(name for name, _ in groupby(parts))
+def without_doubles(folder: str) -> Parts:
+    """Return the parts of a folder's path, adjacent equal ones merged: unpacking tools write ``images/images/``."""
+    return tuple(name for name, _ in groupby(folder.split("/"))) if folder else ()
 
 
 @lru_cache(maxsize=2**16)
@@ -70,7 +70,7 @@ def read_place(folder: str, numbered: bool, containers: frozenset[Parts] = froze
         numbered: the class folders are named 0 to 6, like the labels of fer2013.csv.
         containers: folders whose own name says nothing, because they contain folders of several splits.
     """
-    parts = without_doubles(folder.split("/")) if folder else ()
+    parts = without_doubles(folder)
     labels = list(map(_NUMBERS.get if numbered else emotion_index, parts))
     called = [
         name_claims(part) if labels[at] is None and parts[: at + 1] not in containers else frozenset()
@@ -140,7 +140,7 @@ class Layout:
 
     def _above_class(self, folder: str) -> Parts | None:
         class_at = self._place(folder).class_at
-        return None if class_at is None else without_doubles(folder.split("/"))[:class_at]
+        return None if class_at is None else without_doubles(folder)[:class_at]
 
     def unknown_class(self, path: str) -> str | None:
         """Return the folder next to class folders that an image lies in, if its name is no emotion."""
@@ -152,7 +152,7 @@ class Layout:
     def _find_unknown_class(self, folder: str) -> str | None:
         if not folder or self._place(folder).class_at is not None:
             return None
-        parts = without_doubles(folder.split("/"))
+        parts = without_doubles(folder)
         for at, part in enumerate(parts):
             if parts[:at] in self._roots and parts[: at + 1] not in self._above_roots:
                 # "test" may hold images without labels, but "happy_test" beside "happy" is no split by itself.
@@ -192,7 +192,7 @@ class Layout:
             folder
             for folder in self.store.folders
             if folder not in filled
-            and without_doubles(folder.split("/"))[:-1] in roots
+            and without_doubles(folder)[:-1] in roots
             and emotion_index(leaf(folder)) is not None
         ]
 
@@ -225,10 +225,25 @@ class Layout:
         kept: dict[Parts, str] = {}
         copies = {}
         for path in sorted(self.paths, key=lambda path: (path.count("/"), path)):
-            first = kept.setdefault((*without_doubles(parent(path).split("/")), leaf(path)), path)
+            first = kept.setdefault((*without_doubles(parent(path)), leaf(path)), path)
             if first != path:
                 copies[path] = first
         return copies
+
+
+@dataclass(frozen=True)
+class Form:
+    """The files to read from a store.
+
+    Attributes:
+        paths: the files, in the order in which they are read.
+        layout: what the names say about them, if they are images in class folders; None for CSVs.
+        notes: what the user should know about the choice of files.
+    """
+
+    paths: tuple[str, ...]
+    layout: Layout | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _datasets(named: Mapping[str, Named]) -> list[str]:
@@ -240,7 +255,7 @@ def _datasets(named: Mapping[str, Named]) -> list[str]:
     folds = sorted({part for folder in folders for part in folder.split("/") if _FOLD.fullmatch(part)})
     if len(folds) > 1:
         return folds
-    merged = {folder: "/".join(without_doubles(folder.split("/"))) for folder in folders}
+    merged = {folder: "/".join(without_doubles(folder)) for folder in folders}
     return [f"{folder}/ and {merged[folder]}/" for folder in folders if folder != merged[folder] in merged]
 
 
@@ -254,7 +269,7 @@ def _containers(folders: Iterable[str]) -> frozenset[Parts]:
     """Return the folders that contain folders of several splits, as merged parts."""
     below: dict[Parts, set[int]] = {}
     for folder in folders:
-        parts = without_doubles(folder.split("/"))
+        parts = without_doubles(folder)
         class_at = _first(emotion_index(part) is not None for part in parts)
         for at in range(1, len(parts) if class_at is None else class_at):
             below.setdefault(parts[:at], set()).update(usages(name_claims(parts[at])))

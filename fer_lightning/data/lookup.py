@@ -8,16 +8,15 @@ from hashlib import blake2b
 from pathlib import Path
 
 from fer_lightning.data.archives import DAMAGED_MEMBER, Archive, archive_kind
-from fer_lightning.data.csvs import path_claims, peek
+from fer_lightning.data.csvs import Table, peek
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
 from fer_lightning.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
-from fer_lightning.data.layout import Layout
+from fer_lightning.data.layout import Form, Layout
 from fer_lightning.data.reading import read_faces
-from fer_lightning.data.splits import usages
+from fer_lightning.data.splits import path_claims, usages
 from fer_lightning.data.stores import (
     KAGGLE_PAGE,
     Folder,
-    Form,
     Store,
     abbreviate,
     leaf,
@@ -136,8 +135,8 @@ def _from_path(text: str, label: str) -> Source:
     single = Folder(path.parent, only=path.name, claims=claims)
     if _is_archive(single, path.name):
         return _from_archive(path, claims)
-    if suffix(path.name) in _CSV_SUFFIXES or peek(single, path.name)[0]:
-        return _from_folder(single, Form("csv", (path.name,)))
+    if suffix(path.name) in _CSV_SUFFIXES or ((table := peek(single, path.name)) and table.has_pixels):
+        return _from_folder(single, Form((path.name,)))
     raise UserError(f"{label} is not a zip, tar, CSV or folder. Extract it and give the folder.")
 
 
@@ -191,7 +190,8 @@ def _check_unread(store: Store, paths: Sequence[str], read: frozenset[int]) -> N
 
 def _from_folder(folder: Folder, form: Form) -> Source:
     # The form's notes are about files that the key does not cover, so they must not be cached.
-    return Source(folder.path, folder.key(form), lambda skip_bad: read_faces(folder, form, skip_bad), form.notes)
+    key = folder.key(form.paths, by_content=form.layout is None)
+    return Source(folder.path, key, lambda skip_bad: read_faces(folder, form, skip_bad), form.notes)
 
 
 def _from_archive(path: Path, claims: frozenset[str]) -> Source:
@@ -199,7 +199,7 @@ def _from_archive(path: Path, claims: frozenset[str]) -> Source:
         with Archive(path, claims) as archive:
             if (form := _choose_form(archive)) is None:
                 raise UserError(f"{path} {_describe_contents(archive)}")
-            archive.check_unpacked(form.paths, MAX_IMAGE_BYTES if form.kind == "images" else None)
+            archive.check_unpacked(form.paths, None if form.layout is None else MAX_IMAGE_BYTES)
             faces = read_faces(archive, form, skip_bad)
             return replace(faces, notes=form.notes + faces.notes)
 
@@ -218,66 +218,66 @@ def _choose_form(store: Store) -> Form | None:
     layout = Layout(store)
     has_images = any(suffix(path) in IMAGE_SUFFIXES for path in store.sizes)
     csvs = _csvs(store, _CSV_SUFFIXES) or ([] if has_images else _csvs(store, ("",)))
-    peeked = {path: peek(store, path) for path in csvs}
-    tables = {path: table for path, table in peeked.items() if table[0]}
+    tables = {path: table for path in csvs if (table := peek(store, path))}
     forms = _forms(layout, tables)
     if not forms and csvs and not has_images and suffix(csvs[0]):  # reading it tells what is wrong
-        forms.append(Form("csv", (csvs[0],)))
+        forms.append(Form((csvs[0],)))
     if not forms:
         return None
-    _check_left_out(store, layout, forms[0], peeked)
-    return replace(forms[0], notes=_notes(forms, layout))
+    _check_left_out(store, forms[0], tables)
+    return replace(forms[0], notes=_notes(forms))
 
 
-def _check_left_out(
-    store: Store, layout: Layout, form: Form, peeked: Mapping[str, tuple[bool, bool, bool]]
-) -> None:
+def _forms(layout: Layout, tables: Mapping[str, Table]) -> list[Form]:
+    """Return all forms of data in a store, the most complete and original first."""
+    faces = [path for path, table in tables.items() if table.has_pixels]
+    whole = [
+        tuple(path for path in faces if tables[path].split_at and leaf(path).lower() == name) for name in _WHOLE
+    ]
+    forms = [Form(paths) for paths in whole if paths]
+    if layout.paths:  # before any other CSV, which may be a list of these images
+        forms.append(Form(tuple(layout.paths), layout))
+    if others := tuple(path for path in faces if not any(path in paths for paths in whole)):
+        forms.append(Form(others))
+    return forms
+
+
+def _check_left_out(store: Store, form: Form, tables: Mapping[str, Table]) -> None:
     """Raise UserError if a file outside the form is a split that it lacks, or names splits of its images."""
     unread = {path for path in store.sizes if suffix(path) in (*_CSV_SUFFIXES, *_ARCHIVE_SUFFIXES)}
     # Images without labels cannot be tested, so reading the other splits is right.
-    unread -= {path for path, (has_pixels, has_labels, _) in peeked.items() if has_pixels and not has_labels}
+    unread -= {path for path, table in tables.items() if table.has_pixels and not table.has_labels}
     unread -= set(form.paths)
     if any(map(path_claims, unread)):
-        _check_unread(store, sorted(unread), _named_splits(form, layout, peeked))
-    lists = [path for path, (has_pixels, _, has_splits) in peeked.items() if has_splits and not has_pixels]
-    if lists and form.kind == "images" and not layout.splits():
+        _check_unread(store, sorted(unread), _named_splits(form, tables))
+    lists = [path for path, table in tables.items() if table.split_at and not table.has_pixels]
+    if lists and form.layout and not form.layout.splits():
         raise UserError(
             f"{abbreviate(lists)} names splits of the images, and lists of images are not read. "
             "Nothing was guessed: put the images into train/, val/ and test/, or remove the list."
         )
 
 
-def _notes(forms: Sequence[Form], layout: Layout) -> tuple[str, ...]:
-    """Return what the user should know about reading the first of the forms."""
-    notes = []
-    if len(forms) > 1:
-        first, *rest = ("class folders" if form.kind == "images" else abbreviate(form.paths) for form in forms)
-        were = "were" if forms[0].kind == "images" or len(forms[0].paths) > 1 else "was"
-        notes.append(f"Found {first}, {', '.join(rest)}; only {first} {were} read.")
-    if forms[0].kind == "images" and layout.ignored:
-        notes.append(f"Ignored files that are not images in class folders: {abbreviate(layout.ignored, 3)}.")
-    return tuple(notes)
-
-
-def _forms(layout: Layout, tables: Mapping[str, tuple[bool, bool, bool]]) -> list[Form]:
-    """Return all forms of data in a store, the most complete and original first."""
-    with_usage = [path for path, (_, _, has_usage) in tables.items() if has_usage]
-    whole = [tuple(path for path in with_usage if leaf(path).lower() == name) for name in _WHOLE]
-    forms = [Form("csv", paths) for paths in whole if paths]
-    if layout.paths:  # before any other CSV, which may be a list of these images
-        forms.append(Form("images", tuple(layout.paths)))
-    if others := tuple(path for path in tables if not any(path in paths for paths in whole)):
-        forms.append(Form("csv", others))
-    return forms
-
-
-def _named_splits(form: Form, layout: Layout, tables: Mapping[str, tuple[bool, bool, bool]]) -> frozenset[int]:
+def _named_splits(form: Form, tables: Mapping[str, Table]) -> frozenset[int]:
     """Return the values of Faces.usage that the names in a form call some of the images."""
-    if form.kind == "images":
-        return layout.splits()
-    if any(tables.get(path, (False,) * 3)[2] for path in form.paths):  # a Usage column names them
+    if form.layout:
+        return form.layout.splits()
+    if any(path in tables and tables[path].split_at for path in form.paths):  # a Usage column names them
         return frozenset((TRAIN, VAL, TEST))
     return frozenset().union(*(usages(path_claims(path)) for path in form.paths))
+
+
+def _notes(forms: Sequence[Form]) -> tuple[str, ...]:
+    """Return what the user should know about reading the first of the forms."""
+    notes = []
+    layout = forms[0].layout
+    if len(forms) > 1:
+        first, *rest = ("class folders" if form.layout else abbreviate(form.paths) for form in forms)
+        were = "were" if layout or len(forms[0].paths) > 1 else "was"
+        notes.append(f"Found {first}, {', '.join(rest)}; only {first} {were} read.")
+    if layout and layout.ignored:
+        notes.append(f"Ignored files that are not images in class folders: {abbreviate(layout.ignored, 3)}.")
+    return tuple(notes)
 
 
 def _csvs(store: Store, suffixes: Sequence[str]) -> list[str]:

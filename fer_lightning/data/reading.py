@@ -14,9 +14,9 @@ from fer_lightning.data.csvs import read_csvs
 from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, SIZE, UNNAMED, VAL, Faces, fingerprint
 from fer_lightning.data.gathering import Gathered, RowError, format_faults
 from fer_lightning.data.images import MAX_IMAGE_BYTES, ImageError, decode, is_truncated
-from fer_lightning.data.layout import Layout, Named
+from fer_lightning.data.layout import Form, Layout, Named
 from fer_lightning.data.splits import fer2013_claim, usages
-from fer_lightning.data.stores import Form, Store, abbreviate, leaf
+from fer_lightning.data.stores import Store, abbreviate, leaf
 from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
 
@@ -44,10 +44,10 @@ def read_faces(store: Store, form: Form, skip_bad: bool) -> Faces:
         UserError: names of splits contradict each other, no image is usable, or, without `skip_bad`, any is not.
     """
     gathered = Gathered()
-    if form.kind == "csv":
+    if form.layout is None:
         official, notes = read_csvs(store, form.paths, gathered)
     else:
-        official, notes = _read_images(Layout(store), gathered)
+        official, notes = _read_images(form.layout, gathered)
 
     notes += _check(gathered, store.path, skip_bad)
     images = np.frombuffer(gathered.images, np.uint8).reshape(-1, SIZE, SIZE)

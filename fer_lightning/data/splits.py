@@ -69,6 +69,11 @@ def name_claims(name: str) -> frozenset[str]:
     return frozenset(found if len(usages(found)) == 1 else ())
 
 
+def path_claims(path: str) -> frozenset[str]:
+    """Return what the folders and the name of a file inside a dataset call what it contains."""
+    return frozenset().union(*map(name_claims, path.split("/")))
+
+
 def dataset_claims(name: str) -> frozenset[str]:
     """Return what the name of a whole dataset or of an image calls it.
 

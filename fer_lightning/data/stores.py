@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -89,38 +88,23 @@ class Folder:
         """Open a file for reading; raise OSError if it is not a regular file."""
         return regular_file(self.root / path).open("rb")
 
-    def key(self, form: "Form") -> str:
-        """Return a cache key: from content for CSVs; for images, for speed, from path, names, sizes and times."""
-        if form.kind == "csv":
-            parts = [part for path in form.paths for part in (path, sha256(regular_file(self.root / path)))]
+    def key(self, paths: Iterable[str], by_content: bool) -> str:
+        """Return a cache key for files, from their content or, which is faster, from names, sizes and times."""
+        if by_content:
+            parts = [part for path in paths for part in (path, sha256(regular_file(self.root / path)))]
             parts += sorted(self.claims)
         else:
-            files = [f"{path}\0{self.sizes[path]}\0{self._mtimes_ns[path]}" for path in form.paths]
+            files = [f"{path}\0{self.sizes[path]}\0{self._mtimes_ns[path]}" for path in paths]
             parts = [str(self.root.resolve()), *sorted(self.claims), *self.folders, *files]
         text = "\0".join(parts).encode("utf-8", "surrogateescape")
-        return f"{form.kind}-{hashlib.sha256(text).hexdigest()}"
-
-
-@dataclass(frozen=True)
-class Form:
-    """The files to read from a store, and their kind.
-
-    Attributes:
-        kind: "csv" or "images".
-        paths: the files, in the order in which they are read.
-        notes: what the user should know about the choice of files.
-    """
-
-    kind: str
-    paths: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+        return f"{'csv' if by_content else 'images'}-{hashlib.sha256(text).hexdigest()}"
 
 
 def path_name_claims(path: Path) -> frozenset[str]:
     """Return what the name of a given path, or else that of its folder, calls everything inside; see splits.
 
-    For a link, its name and that of its target count. The folder counts only if its name
-    is a split's word alone ("test/images.zip"), because folders above can have any name.
+    For a link, its name and that of its target count. The folder counts only if its name is a split's word alone
+    ("test/images.zip"), because folders above can have any name.
     """
     named = Path(os.path.abspath(path))
     claims = dataset_claims(named.name) | dataset_claims(path.resolve().name)
