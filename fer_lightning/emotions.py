@@ -1,14 +1,15 @@
-"""The seven emotions of FER-2013: the only definition of their order, names, aliases and colours."""
+"""Names of emotions: the classes of FER-2013 and their order, other names for the same emotion, and colours."""
 
 import re
+import unicodedata
+from collections.abc import Sequence
 
 # Index = position, as in the ``emotion`` column of the original fer2013.csv (Goodfellow et al. 2013,
 # "Challenges in Representation Learning"). Class folders in alphabetical order would swap 4, 5 and 6.
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-NUM_CLASSES = len(EMOTIONS)
 
 # The palette of Okabe and Ito (2008), distinguishable with any colour vision.
-COLOURS = {
+_COLOURS = {
     "angry": "#D55E00",
     "disgust": "#009E73",
     "fear": "#CC79A7",
@@ -16,6 +17,7 @@ COLOURS = {
     "sad": "#0072B2",
     "surprise": "#E69F00",
     "neutral": "#7F7F7F",
+    "contempt": "#56B4E9",
 }
 
 _ALIASES = {
@@ -31,15 +33,29 @@ _ALIASES = {
     "suprise": "surprise",  # a misspelling found in several mirrors of the dataset
     "calm": "neutral",
     "neutrality": "neutral",
+    "contemptuous": "contempt",
 }
 _NUMBER = re.compile(r"\d+[\s_.-]+(?=\D)")  # before a class folder's name, as in "0_angry"
 
 
-def emotion_index(name: str) -> int | None:
-    """Return the index (0 to 6) of a class name or alias in any case ("Happy", "anger"), or None if unknown.
+def canonical(name: str) -> str:
+    """Return a class name in the form that is equal for all its spellings: "Happiness" and "3_happy" are "happy".
 
-    A number before the name is ignored: datasets number the emotions differently, so only the name is certain.
+    A number before the name is ignored: datasets number the emotions differently, so only the name is certain. A
+    name that is no emotion keeps its words, in lower case.
     """
-    name = _NUMBER.sub("", name.strip().lower(), count=1) if name[:1].isdigit() else name.strip().lower()
-    name = _ALIASES.get(name, name)
+    name = unicodedata.normalize("NFC", name).strip().lower()
+    name = _NUMBER.sub("", name, count=1) if name[:1].isdigit() else name
+    return _ALIASES.get(name, name)
+
+
+def emotion_index(name: str) -> int | None:
+    """Return the index of a class of FER-2013 by its name or an alias in any case, or None if it is not one."""
+    name = canonical(name)
     return EMOTIONS.index(name) if name in EMOTIONS else None
+
+
+def colours(classes: Sequence[str]) -> list[str]:
+    """Return a colour for each class, as hex digits: an emotion has its own, other classes take turns."""
+    palette = list(_COLOURS.values())
+    return [_COLOURS.get(canonical(name), palette[at % len(palette)]) for at, name in enumerate(classes)]

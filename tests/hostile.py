@@ -129,7 +129,10 @@ def _cache(content: bytes, folder: Path) -> None:
 
 def _probabilities(content: bytes, folder: Path) -> None:
     (folder / "given.npz").write_bytes(content)
-    assert read_probabilities(folder / "given.npz", _drawn().ids).shape == (len(_drawn()), len(EMOTIONS))
+    assert read_probabilities(folder / "given.npz", _drawn().ids, len(EMOTIONS)).shape == (
+        len(_drawn()),
+        len(EMOTIONS),
+    )
 
 
 @cache

@@ -35,7 +35,7 @@ class Audit:
     near: Rows  # (N,) first image connected by near duplicates; merges groups of `exact`
     constant: npt.NDArray[np.bool_]  # (N,) all pixels equal
     almost_constant: npt.NDArray[np.bool_]  # (N,) standard deviation below ALMOST_CONSTANT_STD, but not 0
-    probabilities: npt.NDArray[np.floating[Any]] | None = None  # (N, 7) out of fold
+    probabilities: npt.NDArray[np.floating[Any]] | None = None  # (N, C) out of fold
     suggested: Rows | None = None  # (N,) class that the probabilities suggest with confidence, otherwise the label
 
     @property
@@ -131,7 +131,7 @@ def _connected(n: int, pairs: Rows) -> Rows:
 
 
 def suspect_labels(result: Audit, probabilities: npt.NDArray[np.floating[Any]]) -> Audit:
-    """Return the audit with suspect labels added, by `confident_labels` from out-of-fold probabilities (N, 7)."""
+    """Return the audit with suspect labels added, by `confident_labels` from out-of-fold probabilities (N, C)."""
     return replace(
         result, probabilities=probabilities, suggested=confident_labels(probabilities, result.faces.labels)
     )

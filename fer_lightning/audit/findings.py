@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from fer_lightning.audit.audit import ALMOST_CONSTANT_STD, Audit, Rows
 from fer_lightning.data.faces import TRAIN, Faces
-from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError, did_you_mean
 
 # Kinds that `exclusions` can list. An image counts under the first kind that applies.
@@ -36,8 +35,9 @@ class Finding:
 
 
 def count_classes(faces: Faces) -> Rows:
-    """Count the images of each split and class: int64 (3, 7)."""
-    return np.bincount(faces.usage * NUM_CLASSES + faces.labels, minlength=3 * NUM_CLASSES).reshape(3, NUM_CLASSES)
+    """Count the images of each split and class: int64 (3, C)."""
+    n = len(faces.classes)
+    return np.bincount(faces.usage * n + faces.labels, minlength=3 * n).reshape(3, n)
 
 
 def findings(audit: Audit) -> list[Finding]:
@@ -147,7 +147,7 @@ def _groups(group: Rows, chosen: npt.NDArray[np.bool_]) -> list[Rows]:
 
 def _in_conflict(faces: Faces, group: Rows) -> npt.NDArray[np.bool_]:
     """Return a mask of the images whose group has more than one label, (N,)."""
-    has = np.zeros((len(faces), NUM_CLASSES), dtype=bool)
+    has = np.zeros((len(faces), len(faces.classes)), dtype=bool)
     has[group, faces.labels] = True
     conflict: npt.NDArray[np.bool_] = (has.sum(axis=1) > 1)[group]
     return conflict

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
 
 FOLDS = 4
@@ -32,28 +31,32 @@ def confident_labels(
     the label, the image is off the diagonal of the confident joint (section 3.1), and the label is suspect.
 
     Args:
-        probabilities: float (N, 7), predicted for each image by a network that was not trained on it.
+        probabilities: float (N, C), predicted for each image by a network that was not trained on it.
         labels: int64 (N,), the given labels.
 
     Returns:
         int64 (N,).
     """
     thresholds = np.array(
-        [probabilities[labels == j, j].mean() if (labels == j).any() else np.inf for j in range(NUM_CLASSES)]
+        [
+            probabilities[labels == j, j].mean() if (labels == j).any() else np.inf
+            for j in range(probabilities.shape[1])
+        ]
     )
     confident = np.where(probabilities >= thresholds, probabilities, -1.0)
     return np.where(confident.max(axis=1) >= 0, confident.argmax(axis=1), labels)
 
 
-def read_probabilities(path: Path, ids: Sequence[str]) -> npt.NDArray[np.floating[Any]]:
+def read_probabilities(path: Path, ids: Sequence[str], n_classes: int) -> npt.NDArray[np.floating[Any]]:
     """Read out-of-fold probabilities from an .npz file.
 
     Args:
-        path: a file with the arrays ids, (N,), and probabilities, float (N, 7), in any order of images.
+        path: a file with the arrays ids, (N,), and probabilities, float (N, C), in any order of images.
         ids: ids of the images to return.
+        n_classes: C, the number of classes.
 
     Returns:
-        float (len(ids), 7), in the order of `ids`.
+        float (len(ids), C), in the order of `ids`.
 
     Raises:
         UserError: the file is unreadable, lacks some of the images, or its values are not probabilities.
@@ -71,9 +74,9 @@ def read_probabilities(path: Path, ids: Sequence[str]) -> npt.NDArray[np.floatin
         raise UserError(f"--probabilities {path}: would unpack to {unpacked / 2**30:,.1f} GiB. {remedy}")
     if names.ndim != 1:
         raise UserError(f"--probabilities {path}: expected ids of shape (N,), got {names.shape}. {remedy}")
-    if probabilities.shape != (len(names), NUM_CLASSES) or not np.issubdtype(probabilities.dtype, np.floating):
+    if probabilities.shape != (len(names), n_classes) or not np.issubdtype(probabilities.dtype, np.floating):
         raise UserError(
-            f"--probabilities {path}: expected probabilities of shape ({len(names)}, {NUM_CLASSES}) and a float "
+            f"--probabilities {path}: expected probabilities of shape ({len(names)}, {n_classes}) and a float "
             f"dtype for {len(names)} ids, got {probabilities.shape} and {probabilities.dtype}."
         )
     # False for NaN, too.
@@ -112,6 +115,7 @@ def out_of_fold_probabilities(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],
     groups: npt.NDArray[np.int64],
+    n_classes: int,
     log: Callable[[str], None],
     seed: int = 0,
 ) -> npt.NDArray[np.float32]:
@@ -125,11 +129,12 @@ def out_of_fold_probabilities(
         labels: int64 (N,).
         groups: int64 (N,), rows; equal for images that must share a fold, because a network that was trained on a
             copy of an image has seen its label.
+        n_classes: C, the number of classes.
         log: receives a progress line after each fold.
         seed: seed of the folds and of the training.
 
     Returns:
-        float32 (N, 7), rows that sum to 1.
+        float32 (N, C), rows that sum to 1.
 
     Raises:
         UserError: there are fewer than 100 images.
@@ -147,7 +152,7 @@ def out_of_fold_probabilities(
     y = torch.tensor(labels)
     fold = torch.tensor(assign_folds(groups, seed))
     batch_size = min(128, max(8, n // 256))  # small datasets get as many steps as FER-2013
-    probabilities = np.empty((n, NUM_CLASSES), np.float32)
+    probabilities = np.empty((n, n_classes), np.float32)
     for held_out in range(FOLDS):
         rows, tested = (fold != held_out).nonzero()[:, 0], (fold == held_out).nonzero()[:, 0]
         with torch.random.fork_rng(devices=[]):
@@ -162,7 +167,7 @@ def out_of_fold_probabilities(
                         nn.MaxPool2d(2),
                     ]
                 )
-            net.extend([nn.Flatten(), nn.Linear(64 * 3 * 3, NUM_CLASSES)])
+            net.extend([nn.Flatten(), nn.Linear(64 * 3 * 3, n_classes)])
         steps = -(-len(rows) // batch_size)
         optimizer = torch.optim.Adam(net.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _MAX_LR, total_steps=EPOCHS * steps)

@@ -9,7 +9,6 @@ from fer_lightning.audit.audit import Audit
 from fer_lightning.audit.findings import Finding, count_classes, findings
 from fer_lightning.audit.report import compare_counts
 from fer_lightning.drawing.html import escape, figure, page, table
-from fer_lightning.emotions import EMOTIONS
 
 _EXAMPLES = 36  # groups or single images per finding
 _PICTURES = 6  # distinct images per group
@@ -19,9 +18,10 @@ _COPIES = 4  # captions per distinct image
 def audit_page(audit: Audit) -> str:
     """Render an audit as a self-contained HTML document, with up to 36 examples of each non-empty finding."""
     faces = audit.faces
+    by_class = count_classes(faces).T
     counts = [
-        [escape(name), f"{row.sum():,}", *(f"{count:,}" for count in row)]
-        for name, row in zip(faces.split_names, count_classes(faces), strict=True)
+        [escape(name), *(f"{count:,}" for count in row)]
+        for name, row in zip((*faces.classes, "images"), [*by_class, by_class.sum(axis=0)], strict=True)
     ]
     results = findings(audit)
     overview = [
@@ -34,7 +34,7 @@ def audit_page(audit: Audit) -> str:
         f'<p class="faint">{escape(faces.source)}<br>{len(faces):,} images, {audit.n_distinct:,} distinct; '
         f"fingerprint {faces.fingerprint}</p>",
         *(f'<p class="note">{escape(note)}</p>' for note in faces.notes),
-        table(["split", "images", *EMOTIONS], counts),
+        table(["class", *map(escape, faces.split_names)], counts),
         f"<p>{compare_counts(faces)}</p>",
         table(["finding", "images", "groups"], overview),
         *(_section(audit, finding) for finding in results if len(finding.rows)),
@@ -91,14 +91,13 @@ def _card(audit: Audit, rows: npt.NDArray[np.int64], key: str) -> str:
 
 def _caption(audit: Audit, row: int, differ: bool, key: str) -> str:
     faces = audit.faces
-    label = EMOTIONS[faces.labels[row]]
+    label = escape(faces.classes[faces.labels[row]])
     caption = f'<span class="warn">{label}</span>' if differ else f"<b>{label}</b>"
     if key == "mislabels" and audit.probabilities is not None and audit.suggested is not None:
         other = audit.suggested[row]
         p = audit.probabilities[row]
-        caption += (
-            f' {p[faces.labels[row]]:.0%}, suggested <span class="warn">{EMOTIONS[other]}</span> {p[other]:.0%}'
-        )
+        suggested = f'<span class="warn">{escape(faces.classes[other])}</span> {p[other]:.0%}'
+        caption += f" {p[faces.labels[row]]:.0%}, suggested {suggested}"
     split = escape(faces.split_names[faces.usage[row]])
     name = escape(faces.ids[row]).replace("/", "/<wbr>").replace("_", "_<wbr>")  # allow line breaks
     return f'{caption} <span class="faint">{split}<br>{name}</span>'

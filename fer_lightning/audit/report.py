@@ -17,9 +17,10 @@ from fer_lightning.text import format_table
 def format_audit(audit: Audit) -> str:
     """Format an audit for the terminal; tables are at most 80 columns wide."""
     faces = audit.faces
+    by_class = count_classes(faces).T
     counts = [
-        [name, f"{row.sum()}", *map(str, row)]
-        for name, row in zip(faces.split_names, count_classes(faces), strict=True)
+        [name, *map(str, row)]
+        for name, row in zip((*faces.classes, "images"), [*by_class, by_class.sum(axis=0)], strict=True)
     ]
     rows = [
         [finding.title, f"{len(finding.rows)}", "" if finding.groups is None else f"{len(finding.groups)}"]
@@ -34,7 +35,7 @@ def format_audit(audit: Audit) -> str:
                     *(f"note: {note}" for note in faces.notes),
                 ]
             ),
-            format_table(["split", "images", *EMOTIONS], counts) + f"\n{compare_counts(faces)}",
+            format_table(["class", *faces.split_names], counts) + f"\n{compare_counts(faces)}",
             format_table(["finding", "images", "groups"], rows),
         ]
     )
@@ -42,7 +43,7 @@ def format_audit(audit: Audit) -> str:
 
 def compare_counts(faces: Faces) -> str:
     """Return a sentence that compares the counts with the published ones."""
-    if faces.dataset != "FER-2013":
+    if faces.dataset != "FER-2013" or faces.classes != EMOTIONS:
         return "Not the FER-2013 splits: no published counts to compare with."
     if (count_classes(faces) == [PUBLISHED_COUNTS[name] for name in faces.split_names]).all():
         return "The counts match the published ones."
@@ -54,8 +55,8 @@ def to_json(audit: Audit) -> dict[str, Any]:
     faces = audit.faces
     ids = np.array(faces.ids, dtype=object)
 
-    def by_class(counts: Sequence[Any]) -> dict[str, int]:
-        return {name: int(count) for name, count in zip(EMOTIONS, counts, strict=True)}
+    def by_class(classes: Sequence[str], counts: Sequence[Any]) -> dict[str, int]:
+        return {name: int(count) for name, count in zip(classes, counts, strict=True)}
 
     def entry_of(finding: Finding) -> dict[str, Any]:
         entry: dict[str, Any] = {"images": len(finding.rows), "ids": ids[finding.rows].tolist()}
@@ -63,11 +64,14 @@ def to_json(audit: Audit) -> dict[str, Any]:
             entry["groups"] = [ids[group].tolist() for group in finding.groups]
         if finding.key == "mislabels":
             assert audit.suggested is not None
-            entry["suggested"] = [EMOTIONS[label] for label in audit.suggested[finding.rows]]
+            entry["suggested"] = [faces.classes[label] for label in audit.suggested[finding.rows]]
         return entry
 
-    counts = {name: by_class(row) for name, row in zip(faces.split_names, count_classes(faces), strict=True)}
-    published = {name: by_class(row) for name, row in PUBLISHED_COUNTS.items()}
+    counts = {
+        name: by_class(faces.classes, row)
+        for name, row in zip(faces.split_names, count_classes(faces), strict=True)
+    }
+    published = {name: by_class(EMOTIONS, row) for name, row in PUBLISHED_COUNTS.items()}
     return {
         "dataset": faces.dataset,
         "source": faces.source,
@@ -76,7 +80,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "images": len(faces),
         "distinct": audit.n_distinct,
         "counts": counts,
-        "published_counts": published if faces.dataset == "FER-2013" else None,
+        "published_counts": published if faces.dataset == "FER-2013" and faces.classes == EMOTIONS else None,
         "near_bits": audit.near_bits,
         "findings": {finding.key: entry_of(finding) for finding in findings(audit)},
     }

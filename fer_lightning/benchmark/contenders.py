@@ -35,7 +35,7 @@ from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.faces import GENERIC_SPLITS, TRAIN, Faces, fingerprint
 from fer_lightning.data.synthetic import synthetic_faces
-from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.experiment.record import git_commit, versions
 from fer_lightning.experiment.trainer import resolve_trainer_arguments
@@ -206,7 +206,7 @@ def floor(cfg: Settings, mode: str, steps: int) -> Json:
         net.compile(dynamic=False)
     optimizer, _ = _optimizer(net, cfg, captured="captured" in flags)
     images = torch.randn(n, 1, size, size, device=device).contiguous(memory_format=_layout(channels_last))
-    labels = torch.randint(NUM_CLASSES, (n,), device=device)
+    labels = torch.randint(len(EMOTIONS), (n,), device=device)
     step: Callable[[], object] = partial(_train, net, optimizer, images, labels, precision)
     if "captured" in flags:
         step = _capture(step)

@@ -1,6 +1,7 @@
 """Checkpoint callbacks: atomic writes, the best and the last epoch, and optional mid-epoch checkpoints."""
 
 import io
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
@@ -13,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.files import write_atomically
-from fer_lightning.training.module import LOGGED
+from fer_lightning.training.module import logged_metrics
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -104,6 +105,15 @@ class MovableCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict | moved)
 
 
+def check_monitor(monitor: str, classes: Sequence[str]) -> None:
+    """Raise UserError if a network with these classes does not log the metric `monitor`."""
+    logged = logged_metrics(classes)
+    if monitor not in logged:
+        raise UserError(
+            f"monitor={monitor} is not a metric.{did_you_mean(monitor, logged)} Choose from {', '.join(logged)}."
+        )
+
+
 def checkpoints(run_dir: Path, monitor: str, every_n_minutes: float | None = None) -> list[Callback]:
     """Build the callbacks that keep checkpoints/best.ckpt, the best epoch by `monitor`, and checkpoints/last.ckpt.
 
@@ -113,12 +123,8 @@ def checkpoints(run_dir: Path, monitor: str, every_n_minutes: float | None = Non
         every_n_minutes: interval at which last.ckpt is written within an epoch; None writes it only at its end.
 
     Raises:
-        UserError: `monitor` is not a logged metric, or `every_n_minutes` is not above 0.
+        UserError: `every_n_minutes` is not above 0.
     """
-    if monitor not in LOGGED:
-        raise UserError(
-            f"monitor={monitor} is not a metric.{did_you_mean(monitor, LOGGED)} Choose from {', '.join(LOGGED)}."
-        )
     common: dict[str, Any] = {
         "dirpath": run_dir / "checkpoints",
         # Saved when the epoch's history entry is complete, so that the checkpoint includes it.

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from fer_lightning.callbacks.drawing import SplitPredictions, save_figure, test_predictions, validation_predictions
 from fer_lightning.drawing.curves import confusion_matrix
-from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
 
 
@@ -38,11 +37,14 @@ class ConfusionMatrix(Callback):
 
 
 def _figure(predictions: SplitPredictions) -> Figure:
-    counts = confusion_counts(predictions.labels, predictions.probabilities.argmax(axis=1))
-    return confusion_matrix(counts, f"Confusion on {predictions.title}")
+    classes = predictions.classes
+    counts = confusion_counts(predictions.labels, predictions.probabilities.argmax(axis=1), len(classes))
+    return confusion_matrix(counts, f"Confusion on {predictions.title}", classes)
 
 
-def confusion_counts(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Count labels and predictions (N,) into int64 (7, 7): rows are true classes, columns predicted ones."""
-    cells = labels * NUM_CLASSES + predicted
-    return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
+def confusion_counts(
+    labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], n_classes: int
+) -> npt.NDArray[np.int64]:
+    """Count labels and predictions (N,) into int64 (C, C): rows are true classes, columns predicted ones."""
+    cells = labels * n_classes + predicted
+    return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)

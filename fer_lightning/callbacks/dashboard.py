@@ -1,21 +1,31 @@
 """TensorBoard entries of a run besides its curves: texts, combined charts and hyperparameters."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fer_lightning.callbacks.drawing import tensorboard
-from fer_lightning.emotions import EMOTIONS
 from fer_lightning.training.compat import write_hparams
+from fer_lightning.training.module import EmotionClassifier
 
-# The layout for add_custom_scalars. TensorBoard matches each tag as a regular expression from the start.
-CHARTS = {
-    "learning": {
-        "loss": ["Multiline", ["loss/train$", "loss/val$"]],
-        "accuracy": ["Multiline", ["accuracy/train$", "accuracy/val$"]],
-        "recall by emotion": ["Multiline", [f"recall/{emotion}$" for emotion in EMOTIONS]],
+
+def charts(classes: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """Return the layout for add_custom_scalars, in which tags are regular expressions anchored at their start."""
+    recalls = [f"recall/{re.escape(clean_tag(name))}$" for name in classes]
+    return {
+        "learning": {
+            "loss": ["Multiline", ["loss/train$", "loss/val$"]],
+            "accuracy": ["Multiline", ["accuracy/train$", "accuracy/val$"]],
+            "recall by emotion": ["Multiline", recalls],
+        }
     }
-}
+
+
+def clean_tag(name: str) -> str:
+    """Return a name as TensorBoard's writer changes it in a tag."""
+    return re.sub(r"[^-/\w.]", "_", name)
 
 
 class Dashboard(Callback):
@@ -33,7 +43,7 @@ class Dashboard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the entries."""
-        self._write(trainer)
+        self._write(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Flush the writer."""
@@ -43,20 +53,21 @@ class Dashboard(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the entries of a run without a fit."""
-        self._write(trainer)
+        self._write(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the entries of an ensemble."""
-        self._write(trainer)
+        self._write(trainer, pl_module)
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the entries once per process. A resumed run writes them again, at the epoch where it resumes."""
         logger = tensorboard(trainer)
         if logger is None or self._written:
             return
         self._written = True
         writer = logger.experiment
-        writer.add_custom_scalars(CHARTS)
+        assert isinstance(pl_module, EmotionClassifier)
+        writer.add_custom_scalars(charts(pl_module.inputs.classes))
         for heading, text in self.texts.items():
             writer.add_text(f"run/{heading}", _verbatim(text), trainer.current_epoch)
 

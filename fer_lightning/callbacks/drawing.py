@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.drawing.style import pixels, write_png
-from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.inference.classifier import Classifier
 from fer_lightning.training.module import EmotionClassifier
 
@@ -29,7 +28,8 @@ class SplitPredictions:
         images: all faces of the dataset, uint8 (faces, 48, 48), indexed by `rows`.
         rows: the split's rows in ascending order, int64 (N,).
         labels: int64 (N,).
-        probabilities: float32 (N, 7).
+        probabilities: float32 (N, C).
+        classes: names of the C classes.
     """
 
     title: str
@@ -37,6 +37,7 @@ class SplitPredictions:
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
+    classes: tuple[str, ...]
 
 
 def validation_predictions(
@@ -81,6 +82,7 @@ def _predictions(
         rows=rows[selected],
         labels=held_out.labels.numpy()[selected],
         probabilities=probabilities[selected],
+        classes=pl_module.inputs.classes,
     )
 
 
@@ -103,7 +105,7 @@ def balanced_sample(labels: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int
     Returns:
         int64 positions, min(n, N) of them.
     """
-    by_class = [np.flatnonzero(labels == index) for index in range(NUM_CLASSES)]
+    by_class = [np.flatnonzero(labels == index) for index in range(labels.max(initial=-1) + 1)]
     turns = sorted((turn, index) for index, rows in enumerate(by_class) for turn in range(min(len(rows), n)))[:n]
     counts = Counter(index for _, index in turns)
     sample = [by_class[index][turn * len(by_class[index]) // counts[index]] for turn, index in turns]

@@ -61,5 +61,5 @@ class GradCAM(Callback):
         heat = grad_cam(classifier(pl_module), faces, probabilities.argmax(axis=1).tolist())
         overlays = np.stack([heat_overlay(*pair) for pair in zip(faces, heat, strict=True)])
         title = f"{predictions.title}: evidence for the predicted emotion (Grad-CAM)"
-        figure = prediction_grid(overlays, predictions.labels[sample], probabilities, title)
+        figure = prediction_grid(overlays, predictions.labels[sample], probabilities, title, predictions.classes)
         save_figure(trainer, figure, f"{section}/grad_cam", file_name)

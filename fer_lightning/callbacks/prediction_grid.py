@@ -67,4 +67,5 @@ class PredictionGrid(Callback):
 
 def _grid(predictions: SplitPredictions, positions: npt.NDArray[np.int64], title: str) -> Figure:
     images = predictions.images[predictions.rows[positions]]
-    return prediction_grid(images, predictions.labels[positions], predictions.probabilities[positions], title)
+    labels, probabilities = predictions.labels[positions], predictions.probabilities[positions]
+    return prediction_grid(images, labels, probabilities, title, predictions.classes)

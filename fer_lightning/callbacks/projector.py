@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from fer_lightning.callbacks.drawing import balanced_sample, classifier, tensorboard, test_predictions
-from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
 from fer_lightning.inference.classifier import Classifier
 
@@ -45,10 +44,11 @@ class Projector(Callback):
             return
         sample = balanced_sample(predictions.labels, self.n_faces)
         faces, labels = predictions.images[predictions.rows[sample]], predictions.labels[sample]
+        classes = predictions.classes
         logger.experiment.add_embedding(
             principal_components(penultimate_features(classifier(pl_module), faces), MAX_FEATURES),
             metadata=[
-                [EMOTIONS[label], EMOTIONS[probabilities.argmax()], f"{probabilities.max():.3f}"]
+                [classes[label], classes[probabilities.argmax()], f"{probabilities.max():.3f}"]
                 for label, probabilities in zip(labels, predictions.probabilities[sample], strict=True)
             ],
             metadata_header=["emotion", "predicted", "confidence"],
@@ -68,7 +68,7 @@ def penultimate_features(
         UserError: the network does not end in a linear layer.
     """
     linear = [module for module in clf.net.modules() if isinstance(module, nn.Linear)]
-    if not linear or linear[-1].out_features != NUM_CLASSES:
+    if not linear or linear[-1].out_features != len(clf.inputs.classes):
         raise UserError(
             "callbacks=projector shows the input of a final linear layer, which this network lacks. Leave it out."
         )

@@ -104,6 +104,45 @@ def add_tta_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_class_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the arguments that say which classes the data have; `default` describes those without ``--classes``."""
+    parser.add_argument(
+        "--classes",
+        type=_classes,
+        metavar="SET",
+        help="classes of the data, as data.classes in training: fer2013, ferplus, rafdb, folders (each folder is "
+        f"one) or a list such as happy,other in the order of their numbers (default: {default})",
+    )
+    parser.add_argument(
+        "--rename",
+        action=_Rename,
+        metavar="OLD=NEW",
+        help="class or folder that means another class, as data.rename in training; OLD= leaves its images out; "
+        "may be repeated",
+    )
+
+
+def _classes(text: str) -> str | list[str]:
+    names = [name.strip() for name in text.removeprefix("[").removesuffix("]").split(",")]
+    return names if len(names) > 1 or text.startswith("[") else text
+
+
+class _Rename(argparse.Action):
+    """Collect ``--rename OLD=NEW`` in a dict."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        old, equals, new = values.partition("=")
+        if not equals or not old.strip():
+            parser.error(f"argument --rename: expected OLD=NEW, got {values!r}")
+        namespace.rename = {**(namespace.rename or {}), old: new.strip() or None}
+
+
 def log(line: str) -> None:
     """Print a progress line on stderr, because stdout is for the command's result alone."""
     print(line, file=sys.stderr, flush=True)

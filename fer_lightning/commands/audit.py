@@ -7,10 +7,11 @@ request, suspicious labels. Nothing is downloaded or changed.
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_lightning.commands import log, write_file
+from fer_lightning.commands import add_class_arguments, log, write_file
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,8 +58,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="NPZ",
         help="look for suspicious labels with your own out-of-fold predictions: arrays ids (N,) and "
-        "probabilities (N, 7) in the order angry, disgust, fear, happy, sad, surprise, neutral",
+        "probabilities (N, classes) in the order of --classes, by default angry, disgust, fear, happy, sad, "
+        "surprise, neutral",
     )
+    add_class_arguments(parser, "fer2013")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,12 +75,14 @@ def run(args: argparse.Namespace) -> int:
 
     kinds = args.kinds.split(",")
     check_kinds(kinds)
-    faces = _load(args.path)
+    faces = _load(args)
     result = audit(faces, NEAR_BITS if args.near is None else args.near)
     if args.mislabels:
-        result = suspect_labels(result, out_of_fold_probabilities(faces.images, faces.labels, result.near, log))
+        n_classes = len(faces.classes)
+        found = out_of_fold_probabilities(faces.images, faces.labels, result.near, n_classes, log)
+        result = suspect_labels(result, found)
     elif args.probabilities:
-        result = suspect_labels(result, read_probabilities(args.probabilities, faces.ids))
+        result = suspect_labels(result, read_probabilities(args.probabilities, faces.ids, len(faces.classes)))
     excluded = exclusions(result, kinds)
     print(format_audit(result))
     if args.report:
@@ -89,12 +94,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(path: str | None) -> "Faces":
+def _load(args: argparse.Namespace) -> "Faces":
     """Load the faces; list unreadable images in a note, because an audit must not stop at the first one."""
     from fer_lightning.data.fer2013 import load_faces
 
+    load = partial(load_faces, args.path, download=False, classes=args.classes or "fer2013", rename=args.rename)
     try:
-        return load_faces(path, download=False)
+        return load()
     except UserError as error:
-        faces = load_faces(path, download=False, skip_bad=True)  # raises again for other errors
+        faces = load(skip_bad=True)  # raises again for other errors
         return replace(faces, notes=(str(error), *faces.notes))

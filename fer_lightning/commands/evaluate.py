@@ -6,9 +6,11 @@ against another network. The HTML report adds curves, the confusion matrix and t
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from fer_lightning.commands import (
+    add_class_arguments,
     add_network_arguments,
     add_tta_argument,
     load_network,
@@ -23,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="PATH", help="zip, tar, CSV or folder (default: $FER2013_PATH, then ./data)"
     )
+    add_class_arguments(parser, "those of the networks and all emotions that occur; the shared ones are compared")
     parser.add_argument(
         "--skip-bad", action="store_true", help="drop unusable images, as data.skip_bad=true does in training"
     )
@@ -40,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate the network, print the numbers and write the requested files."""
+    from fer_lightning.data.classes import restrict, shared_classes
     from fer_lightning.data.fer2013 import load_held_out
     from fer_lightning.evaluation.evaluate import evaluate, to_json
     from fer_lightning.evaluation.page import evaluation_page
@@ -51,8 +55,20 @@ def run(args: argparse.Namespace) -> int:
     check_tta(args.tta)
     clf = load_network(args)
     against = (args.against, load_checkpoint(checkpoint_path(args.against), args.device)) if args.against else None
-    trained_on = [clf.data_fingerprint, against[1].data_fingerprint if against else None]
-    faces = load_held_out(args.data, trained_on=trained_on, skip_bad=args.skip_bad)
+    networks = [clf, *([against[1]] if against else [])]
+    faces = load_held_out(
+        args.data,
+        networks=[network.classes for network in networks],
+        trained_on=[network.data_fingerprint for network in networks],
+        classes=args.classes,
+        rename=args.rename,
+        skip_bad=args.skip_bad,
+    )
+    shared = shared_classes([network.classes for network in networks], faces.classes)
+    if any(names != shared for names in (faces.classes, *(network.classes for network in networks))):
+        note = f"Compared on the {len(shared)} classes that network and data share: {', '.join(shared)}."
+        faces, clf = restrict(replace(faces, notes=(*faces.notes, note)), shared), clf.restricted_to(shared)
+        against = (against[0], against[1].restricted_to(shared)) if against else None
     evaluation = evaluate(args.ckpt or args.model, clf, faces, log, args.tta, against)
     report = to_json(evaluation)
     print(format_evaluation(report))

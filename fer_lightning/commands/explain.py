@@ -2,7 +2,7 @@
 
 Each PATH is a photo, in which faces are detected first, or an image of one cropped face. A picture is written for
 each face: the face as the network sees it, the parts that raise the emotion's score (Grad-CAM, Selvaraju et al.
-2017) and the seven probabilities.
+2017) and the probabilities.
 """
 
 import argparse
@@ -40,14 +40,17 @@ def run(args: argparse.Namespace) -> int:
     """Write a picture of each face; return 1 if a file could not be read."""
     from fer_lightning.data.images import is_truncated
     from fer_lightning.drawing.style import write_png
-    from fer_lightning.emotions import EMOTIONS, emotion_index
+    from fer_lightning.emotions import canonical
     from fer_lightning.inference.photos import TRUNCATED_NOTE, crop_face, face_boxes, read_photo
     from fer_lightning.text import format_table, printable
 
-    requested = None if args.emotion is None else emotion_index(args.emotion)
-    if args.emotion is not None and requested is None:
-        raise UserError(f"--emotion={args.emotion}: expected one of {', '.join(EMOTIONS)}.")
     clf = load_network(args)
+    requested = None
+    if args.emotion is not None:
+        names = list(map(canonical, clf.classes))
+        if canonical(args.emotion) not in names:
+            raise UserError(f"--emotion={args.emotion}: expected one of {', '.join(clf.classes)}.")
+        requested = names.index(canonical(args.emotion))
     rows: list[list[str]] = []
     taken: set[str] = set()
     failed = False
@@ -94,5 +97,5 @@ def _explain(
     probabilities = prediction.probabilities[0]
     emotion = int(prediction.labels[0]) if emotion is None else emotion
     title = f"{name}: {prediction.names[0]}, {probabilities.max():.0%}"
-    figure = explanation(face, grad_cam(clf, face, [emotion])[0], probabilities, emotion, title)
+    figure = explanation(face, grad_cam(clf, face, [emotion])[0], probabilities, emotion, title, clf.classes)
     return pixels(figure), prediction

@@ -1,12 +1,13 @@
 """Export a network for other programs as ONNX, pt2 or TorchScript.
 
-The exported graph maps grey faces, uint8 (N, 1, H, W), any number of any size, to probabilities, float32 (N, 7). It
-includes resizing, normalisation and softmax; its metadata contains the class names. The file is written only if its
-probabilities agree with those of the network in PyTorch. With --int8 this is checked before quantisation, and the
-accuracy of both is printed. ONNX needs pip install -e ".[export]".
+The exported graph maps grey faces, uint8 (N, 1, H, W), any number of any size, to probabilities, float32 (N, C), of
+the C classes. It includes resizing, normalisation and softmax; its metadata contains the class names. The file is
+written only if its probabilities agree with those of the network in PyTorch. With --int8 this is checked before
+quantisation, and the accuracy of both is printed. ONNX needs pip install -e ".[export]".
 """
 
 import argparse
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from fer_lightning.data.faces import TEST, TRAIN
-    from fer_lightning.emotions import EMOTIONS
     from fer_lightning.files import write_atomically
     from fer_lightning.inference.export import (
         TOLERANCE,
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.int8 and args.format != "onnx":
         raise UserError(f"--int8 needs --format onnx, got --format {args.format}.")
     clf = load_network(args)
-    faces = _load_faces(args.data, allow_synthetic=not args.int8)
+    faces = _load_faces(args.data, clf.classes, allow_synthetic=not args.int8)
     tested = faces.usage == TEST
     split = faces.split_names[TEST]
 
@@ -104,20 +104,27 @@ def run(args: argparse.Namespace) -> int:
 
     name = Path(args.ckpt).stem if args.ckpt else args.model
     path = args.out or Path(f"{name}.int8.onnx" if args.int8 else f"{name}.{args.format}")
-    print("faces: uint8 (N, 1, H, W) -> probabilities: float32 (N, 7)")
-    print(", ".join(EMOTIONS))
+    print(f"faces: uint8 (N, 1, H, W) -> probabilities: float32 (N, {len(clf.classes)})")
+    print(", ".join(clf.classes))
     write_file(path, write_atomically, content)
     return 0
 
 
-def _load_faces(path: str | None, allow_synthetic: bool) -> "Faces":
-    """Load FER-2013, or generate synthetic faces if it is not found and they are allowed."""
+def _load_faces(path: str | None, classes: Sequence[str], allow_synthetic: bool) -> "Faces":
+    """Load FER-2013, or generate synthetic faces if it is not found and they are allowed.
+
+    Images of other classes than the network's are left out.
+    """
+    from fer_lightning.data.classes import class_set_of, restrict, shared_classes
     from fer_lightning.data.fer2013 import load_faces
     from fer_lightning.data.lookup import FacesNotFound
     from fer_lightning.data.synthetic import synthetic_faces
+    from fer_lightning.emotions import EMOTIONS
 
     try:
-        return load_faces(path, download=False)
+        known = "fer2013" if classes == EMOTIONS else class_set_of([classes])
+        faces = load_faces(path, download=False, classes=known)
+        return restrict(faces, shared_classes([classes], faces.classes))
     except FacesNotFound:
         if not allow_synthetic:
             raise

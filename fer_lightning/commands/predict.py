@@ -12,7 +12,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fer_lightning.commands import add_network_arguments, add_tta_argument, load_network, unique_name
-from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.files import write_atomically
 from fer_lightning.text import format_table, printable
@@ -68,8 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--save",
         type=Path,
         metavar="DIR",
-        help="write the images with boxes and emotions to DIR; for a video, also a timeline of the seven "
-        "probabilities",
+        help="write the images with boxes and emotions to DIR; for a video, also a timeline of the probabilities",
     )
 
 
@@ -78,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from fer_lightning.models.tta import check_tta
 
     check_tta(args.tta)
+    clf = load_network(args)
     results: list[Result] = []
     names = _Names(args.save)
     sources = list(_find_sources(args.paths, results))
@@ -88,11 +87,11 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{args.save} cannot be written: {error.strerror}.") from error
     try:
         if sources:
-            _predict(args, sources, names, results)
+            _predict(args, clf, sources, names, results)
     except OSError as error:  # from writing only: reading errors are part of the results
         raise UserError(f"{error.filename or args.save} cannot be written: {error.strerror}.") from error
     finally:
-        _print(args, names, results)
+        _print(args, clf.classes, names, results)
     return 1 if any(result.error for result in results) else 0
 
 
@@ -133,10 +132,10 @@ def _photos_in(folder: Path, results: list[Result]) -> Iterator[str]:
     yield from photos
 
 
-def _predict(args: argparse.Namespace, sources: list[str | int], names: "_Names", results: list[Result]) -> None:
+def _predict(
+    args: argparse.Namespace, clf: "Classifier", sources: list[str | int], names: "_Names", results: list[Result]
+) -> None:
     from fer_lightning.inference.video import SUFFIXES
-
-    clf = load_network(args)
 
     def is_video(source: str | int) -> bool:
         return isinstance(source, int) or Path(source).suffix.lower() in SUFFIXES
@@ -245,10 +244,10 @@ def _predict_video(
     finally:
         results.extend(frame_results)
         if names.folder:
-            _save_timeline(names.folder / f"{stem}.timeline.png", path, frame_results)
+            _save_timeline(names.folder / f"{stem}.timeline.png", path, clf.classes, frame_results)
 
 
-def _save_timeline(path: Path, title: str, results: list[Result]) -> None:
+def _save_timeline(path: Path, title: str, classes: Sequence[str], results: list[Result]) -> None:
     import numpy as np
 
     from fer_lightning.drawing.curves import timeline
@@ -257,19 +256,20 @@ def _save_timeline(path: Path, title: str, results: list[Result]) -> None:
     frames = [result for result in results if result.seconds is not None]
     if not frames:
         return
-    missing = dict.fromkeys(EMOTIONS, float("nan"))
+    missing = dict.fromkeys(classes, float("nan"))
     rows = [
         list(_largest_face(frame).probabilities.values() if frame.faces else missing.values()) for frame in frames
     ]
     seconds = np.array([frame.seconds for frame in frames], dtype=np.float64)
-    write_png(pixels(timeline(seconds, np.array(rows, dtype=np.float64), f"{title}: largest face")), path)
+    figure = timeline(seconds, np.array(rows, dtype=np.float64), f"{title}: largest face", classes)
+    write_png(pixels(figure), path)
 
 
 def _largest_face(result: Result) -> "DetectedFace":
     return max(result.faces or (), key=lambda face: face.box[2] * face.box[3])
 
 
-def _print(args: argparse.Namespace, names: "_Names", results: list[Result]) -> None:
+def _print(args: argparse.Namespace, classes: Sequence[str], names: "_Names", results: list[Result]) -> None:
     results = [result for result in results if result.error or result.faces is not None]
     for result in results:
         if result.note:
@@ -279,7 +279,7 @@ def _print(args: argparse.Namespace, names: "_Names", results: list[Result]) -> 
     if args.json:
         print(json.dumps([_to_json(result) for result in results], indent=2, allow_nan=False))
     elif args.csv:
-        _print_csv(results)
+        _print_csv(results, classes)
     else:
         _print_table(results)
     if args.save and any(result.error is None for result in results):
@@ -293,15 +293,15 @@ def _to_json(result: Result) -> dict[str, Any]:
     return {"path": result.path, **time, "error": result.error, "faces": faces}
 
 
-def _print_csv(results: list[Result]) -> None:
+def _print_csv(results: list[Result], classes: Sequence[str]) -> None:
     rows = csv.writer(sys.stdout, lineterminator="\n")
-    rows.writerow(("path", "seconds", "error", "x", "y", "width", "height", "emotion", "confidence", *EMOTIONS))
+    rows.writerow(("path", "seconds", "error", "x", "y", "width", "height", "emotion", "confidence", *classes))
     for result in results:
         start = (result.path, result.seconds, result.error)
         for face in result.faces or ():
             rows.writerow((*start, *face.box, face.emotion, face.confidence, *face.probabilities.values()))
         if not result.faces:
-            rows.writerow((*start, *[""] * (6 + len(EMOTIONS))))
+            rows.writerow((*start, *[""] * (6 + len(classes))))
 
 
 def _print_table(results: list[Result]) -> None:
@@ -336,8 +336,8 @@ def _summarise_video(path: str, frames: list[Result]) -> str:
     title = f"{printable(path)}: {n} in {seconds:.1f} s, faces in {len(emotions):,}"
     if not emotions:
         return title
-    shares = sorted(((emotions.count(emotion) / len(emotions), emotion) for emotion in EMOTIONS), reverse=True)
+    shares = sorted(((emotions.count(emotion) / len(emotions), emotion) for emotion in set(emotions)), reverse=True)
     return f"{title}\n" + format_table(
         ("emotion of the largest face", "share"),
-        [(emotion, f"{share:.0%}") for share, emotion in shares if share],
+        [(emotion, f"{share:.0%}") for share, emotion in shares],
     )

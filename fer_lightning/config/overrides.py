@@ -15,7 +15,7 @@ from fer_lightning.arguments import describe_type, fits
 from fer_lightning.config.compat import IntervalSweep, Override, flag_parser
 from fer_lightning.config.compose import CONF, GLOBAL_GROUPS, Conf, to_plain
 from fer_lightning.config.grammar import parse, quoting_hint, values_of
-from fer_lightning.config.schema import PATHS, TYPES, full_key, shown, to_settings
+from fer_lightning.config.schema import PATHS, RENAME, SOURCE_TYPES, TYPES, full_key, shown, to_settings
 from fer_lightning.errors import UserError, did_you_mean
 
 # Every argument of lightning.pytorch.Trainer (2.6), listed so that typos are found without importing Lightning. A
@@ -194,7 +194,7 @@ def _rewrite(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[li
     for_hydra, typed = [], {}
     own_source = any(full_key(o.key_or_group) == "data.source._target_" for o in overrides)
     # Nodes that accept new keys, because their arguments are checked when the object is built.
-    new_keys = ("trainer.", *(f"{node}." for node in _NEW_KEYS), *(["data.source."] if own_source else []))
+    new_keys = ("trainer.", RENAME, *(f"{node}." for node in _NEW_KEYS), *(["data.source."] if own_source else []))
     for o in overrides:
         text, key = str(o.input_line), o.key_or_group
         if not conf.is_group(key):
@@ -250,7 +250,7 @@ def _check_launcher(name: str, target: str) -> None:
 
 
 def _is_open(key: str) -> bool:
-    return any(key == node or key.startswith(f"{node}.") for node in _OPEN_NODES) or key.startswith("hydra/")
+    return key in _OPEN_NODES or key.startswith(("hydra/", RENAME, *(f"{node}." for node in _OPEN_NODES)))
 
 
 def _first_value(override: Override) -> str:
@@ -335,6 +335,8 @@ def _type_of(key: str, default: Any) -> Any:
     """Return the type of a setting; outside the schema, guess it from the default in conf/."""
     if key in TYPES:
         return TYPES[key]
+    if key in SOURCE_TYPES:
+        return SOURCE_TYPES[key]
     if key in PATHS and default is None:
         return str | None
     if isinstance(default, list):

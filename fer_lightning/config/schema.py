@@ -132,6 +132,10 @@ TYPES: dict[str, Any] = {key: kind for key, kind, _, _ in keys()}
 # Settings whose values are paths: text whatever they look like, with ~ for the home folder.
 PATHS = ("ckpt", "distill.ckpt", "resume", "data.source.path", "data.source.exclude")
 
+# Types of settings of the data source that their defaults in conf/ do not show.
+SOURCE_TYPES: dict[str, Any] = {"data.source.classes": str | list[Any], "data.source.rename": dict | None}
+RENAME = "data.source.rename."  # every key below it is the name of a class
+
 
 def full_key(key: str) -> str:
     """Return the full key of a setting: data.NAME is data.source.NAME unless NAME is one of DataSettings."""

@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_lightning.data.faces import UNNAMED, Faces
-from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.files import sha256
 
-FORMAT = 3  # increase when the files of an entry change, or what the reader makes of the same data
+FORMAT = 4  # increase when the files of an entry change, or what the reader makes of the same data
 _TEMPORARY = ".writing-"
 _STALE_HOURS = 24  # a temporary folder this old was left behind by a killed process
 
@@ -88,6 +87,7 @@ def _load(entry: Path) -> Faces:
         usage=arrays["usage"],
         ids=_unpack(arrays["ids"]),
         split_names=(first, second, third),
+        classes=tuple(map(str, meta["classes"])),
         notes=notes,
         **texts,
     )
@@ -108,7 +108,7 @@ def _load_meta(path: Path) -> dict[str, Any]:
     meta = sealed.get("meta") if isinstance(sealed, dict) else None
     if not isinstance(meta, dict) or sealed.get("sha256") != _digest_of_meta(meta):
         raise _DamagedError("meta.json does not match its checksum")
-    kinds = {"split_names": list, "notes": list, "sha256": dict, **dict.fromkeys(_TEXTS, str)}
+    kinds = {"split_names": list, "classes": list, "notes": list, "sha256": dict, **dict.fromkeys(_TEXTS, str)}
     for name, kind in kinds.items():
         if not isinstance(meta.get(name), kind):
             raise _DamagedError(f"meta.json: {name} is missing or of the wrong type")
@@ -126,7 +126,7 @@ def _is_sound(faces: Faces) -> bool:
         n > 0
         and {name: (str(array.dtype), array.shape) for name, array in arrays.items()} == wanted
         and len(set(faces.ids)) == n
-        and 0 <= int(faces.labels.min()) <= int(faces.labels.max()) < NUM_CLASSES
+        and 0 <= int(faces.labels.min()) <= int(faces.labels.max()) < len(faces.classes)
         and int(faces.usage.max()) <= UNNAMED
     )
 
@@ -167,6 +167,7 @@ def _store(entry: Path, faces: Faces) -> Faces:
             "source": faces.source,
             "fingerprint": faces.fingerprint,
             "split_names": list(faces.split_names),
+            "classes": list(faces.classes),
             "notes": list(faces.notes),
             "sha256": {name: sha256(written / f"{name}.npy") for name in arrays},
         }

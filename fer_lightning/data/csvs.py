@@ -12,17 +12,18 @@ from itertools import combinations, zip_longest
 import numpy as np
 
 from fer_lightning.data.archives import DAMAGED_MEMBER
+from fer_lightning.data.classes import LEFT_OUT, ClassSet
 from fer_lightning.data.faces import FER2013_SPLITS, SIZE, UNNAMED
 from fer_lightning.data.gathering import MAX_LISTED, Gathered, RowError
 from fer_lightning.data.splits import name_claims, path_claims, usage_claim, usages
 from fer_lightning.data.stores import Store, abbreviate, leaf
-from fer_lightning.emotions import NUM_CLASSES
 from fer_lightning.errors import UserError
 
 PIXELS = SIZE * SIZE
 _MAX_CSV_ROW = 2**20  # characters; a row of FER-2013 has at most 9,300
 _COLUMNS = {"emotion", "pixels", "usage"}
 _SPLIT_COLUMNS = {"usage", "split", "set", "subset", "partition"}
+_MAX_LABELS = 2**16  # distinct ones; more are no labels, and would only fill the memory
 _DELIMITERS = ",;\t"  # spreadsheets use semicolons where the comma is the decimal separator
 
 
@@ -60,16 +61,19 @@ class Table:
         return "pixels" in self.columns
 
 
-def read_csvs(store: Store, paths: Sequence[str], into: Gathered) -> tuple[bool, list[str]]:
+def read_csvs(
+    store: Store, paths: Sequence[str], classes: ClassSet, into: Gathered
+) -> tuple[bool, set[str], list[str]]:
     """Read the CSVs that form one dataset.
 
     Args:
         store: the folder or archive.
         paths: one CSV, or several with the same columns: one for each split, or with Usage columns that differ.
+        classes: the classes that labels may mean.
         into: receives the rows and the faults.
 
     Returns:
-        Whether the splits are FER-2013's official ones, and notes.
+        Whether the splits are FER-2013's official ones, the labels that occur, and notes.
 
     Raises:
         UserError: a CSV cannot be read or lacks columns, the CSVs are not parts of one dataset, or a name of a CSV
@@ -85,15 +89,16 @@ def read_csvs(store: Store, paths: Sequence[str], into: Gathered) -> tuple[bool,
     notes = [f"{name} has no labels (no emotion column) and was not used." for name in unlabelled]
     _check_parts(store, labelled)
     short = len({leaf(table.path) for table in labelled}) == len(labelled)
+    labels: dict[str, str | None] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)  # see _parse_pixels
         for table in labelled:
-            _read_rows(store, table, leaf(table.path) if short else table.path, into)
+            _read_rows(store, table, leaf(table.path) if short else table.path, classes, labels, into)
     for one, other in combinations(labelled, 2):
         if both := usages(one.claims) & usages(other.claims):
             names = " and ".join(FER2013_SPLITS[usage] for usage in sorted(both))
             _refuse(store, [one, other], f"both contain {names}")
-    return _is_official(labelled), notes
+    return _is_official(labelled), set(labels), notes
 
 
 def _is_official(tables: Sequence[Table]) -> bool:
@@ -234,8 +239,10 @@ class _Lines:
         return line
 
 
-def _read_rows(store: Store, table: Table, name: str, into: Gathered) -> None:
-    """Gather the rows of a CSV; `name` is for messages and ids."""
+def _read_rows(
+    store: Store, table: Table, name: str, classes: ClassSet, labels: dict[str, str | None], into: Gathered
+) -> None:
+    """Gather the rows of a CSV; `name` is for messages and ids, `labels` receives the class of each label."""
     emotion_at, pixels_at = table.columns.index("emotion"), table.columns.index("pixels")
     default = next(iter(usages(table.names)), UNNAMED)
     known: dict[tuple[str, ...], int] = {(): default}  # Usage -> split
@@ -251,28 +258,24 @@ def _read_rows(store: Store, table: Table, name: str, into: Gathered) -> None:
                 line = rows.line_num + skipped
                 if len(row) != len(table.columns):
                     raise RowError("malformed row", f"expected {len(table.columns)} columns, got {len(row)}")
-                label, words = _parse_emotion(row[emotion_at]), tuple(row[at] for at in table.split_at)
+                text, words = row[emotion_at].strip(), tuple(row[at] for at in table.split_at)
+                if text not in labels and len(labels) < _MAX_LABELS:
+                    labels[text] = classes.meaning_of_label(text)
+                if (label := labels.get(text)) is None:
+                    into.unknown.append(text[:40])
+                    raise RowError("unknown emotion", f"expected {classes.describe_labels()}, got {text[:40]!r}")
                 if words not in known:
                     known[words] = _parse_usage(words, table, f"{name}, line {line}")
-                into.add(f"{name}:{line}", label, known[words], _parse_pixels(row[pixels_at]))
+                if label == LEFT_OUT:
+                    into.left_out += 1
+                else:
+                    into.add(f"{name}:{line}", label, known[words], _parse_pixels(row[pixels_at]))
             except StopIteration:
                 return
             except csv.Error as error:
                 into.reject("malformed row", f"{name}, line {rows.line_num + skipped}", str(error))
             except RowError as error:
                 into.reject(error.kind, f"{name}, line {line}", str(error))
-
-
-def _parse_emotion(text: str) -> int:
-    # pandas writes an integer column as "3.0" if it has ever had a missing value.
-    whole = re.fullmatch(r"(\s*\d+)\.0*\s*", text, re.ASCII)
-    try:
-        label = int(whole[1] if whole else text)
-    except ValueError:
-        label = -1
-    if not 0 <= label < NUM_CLASSES:
-        raise RowError("unknown emotion", f"expected emotion 0 to {NUM_CLASSES - 1}, got {text[:40]!r}")
-    return label
 
 
 def _parse_usage(words: Sequence[str], table: Table, where: str) -> int:

@@ -9,9 +9,9 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
+from fer_lightning.data.classes import ClassSet
 from fer_lightning.data.faces import TEST, TRAIN, UNNAMED, VAL, Faces, fingerprint
 from fer_lightning.data.layout import groups_of
-from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
 # Fraction of each class to cut off for validation, and for test, if the data come without a split.
@@ -21,7 +21,7 @@ _ATTEMPTS = 50  # to divide persons so that each split has every class
 _PERSONS = ("person", "subject", "subj", "actor", "speaker", "participant")
 
 
-def cut_missing_splits(faces: Faces, seed: int) -> Faces:
+def cut_missing_splits(faces: Faces, seed: int, classes: ClassSet) -> Faces:
     """Move a tenth of each class from train to validation, and to test, where the data do not name these.
 
     Images with equal pixels stay in one split, and so do those of a person or clip: all images in folders of one
@@ -31,6 +31,7 @@ def cut_missing_splits(faces: Faces, seed: int) -> Faces:
     Args:
         faces: a dataset whose images are UNNAMED, or TRAIN, VAL and TEST.
         seed: seed of the hash.
+        classes: the classes that the names of folders mean.
 
     Returns:
         Faces without UNNAMED images, with a note if anything was cut.
@@ -43,7 +44,7 @@ def cut_missing_splits(faces: Faces, seed: int) -> Faces:
     rows = np.flatnonzero(usage == TRAIN)
     if not missing or not len(rows):
         return faces
-    groups = _groups(faces, rows)
+    groups = _groups(faces, rows, classes)
     units = _units(faces, rows, groups, seed)
     order = Random(seed)
     for attempt in range(_ATTEMPTS):
@@ -55,11 +56,11 @@ def cut_missing_splits(faces: Faces, seed: int) -> Faces:
             break
     else:
         names = " and no ".join(faces.split_names[split] for split in missing)
-        split, classes = next(iter(lacking.items()))
+        split, absent = next(iter(lacking.items()))
         raise UserError(
             f"{faces.source} names no {names} images, and no way was found to cut them from the rest: all images "
             "of a person or clip (a folder below the class folders) stay in one split, which leaves "
-            f"{faces.split_names[split]} without {', '.join(classes)}. "
+            f"{faces.split_names[split]} without {', '.join(absent)}. "
             "Divide the images into train/, val/ and test/."
         )
     usage[rows] = cut
@@ -77,9 +78,9 @@ def cut_missing_splits(faces: Faces, seed: int) -> Faces:
     )
 
 
-def _groups(faces: Faces, rows: npt.NDArray[np.int64]) -> dict[int, list[str]]:
+def _groups(faces: Faces, rows: npt.NDArray[np.int64], classes: ClassSet) -> dict[int, list[str]]:
     """Return the persons or clips of each row that belongs to any."""
-    folders = {int(row): found for row in rows if (found := groups_of(faces.ids[row]))}
+    folders = {int(row): found for row in rows if (found := groups_of(faces.ids[row], classes))}
     level = 0
     # A folder that all images share does not distinguish persons.
     while folders and len({found[level] if level < len(found) else None for found in folders.values()}) == 1:
@@ -182,5 +183,5 @@ def _lacking_classes(
     return {
         split: lacking
         for split in found
-        if (lacking := [EMOTIONS[label] for label in large if label not in found[split]])
+        if (lacking := [faces.classes[label] for label in large if label not in found[split]])
     }

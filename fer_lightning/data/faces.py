@@ -8,6 +8,8 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
+from fer_lightning.emotions import EMOTIONS
+
 TRAIN, VAL, TEST = 0, 1, 2  # the values of Faces.usage
 UNNAMED = 3  # only between reading and load_faces: the data call the image neither train, validation nor test
 FER2013_SPLITS = ("Training", "PublicTest", "PrivateTest")
@@ -24,13 +26,14 @@ class Faces:
 
     Attributes:
         images: uint8 (N, 48, 48).
-        labels: int64 (N,), indices into emotions.EMOTIONS.
+        labels: int64 (N,), indices into `classes`.
         usage: uint8 (N,), TRAIN, VAL or TEST.
         ids: N unique names: the path inside the archive or folder, or "fer2013.csv:LINE".
         dataset: "FER-2013", "folder" or "synthetic".
         source: where the faces come from, for display.
         fingerprint: 16 hex digits over images, labels and usage.
         split_names: names of TRAIN, VAL and TEST.
+        classes: names of the classes, which are those of FER-2013 by default.
         notes: what the user should know about the data: images converted or dropped, counts that differ.
     """
 
@@ -42,6 +45,7 @@ class Faces:
     source: str
     fingerprint: str
     split_names: tuple[str, str, str] = FER2013_SPLITS
+    classes: tuple[str, ...] = EMOTIONS
     notes: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:

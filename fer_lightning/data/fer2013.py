@@ -10,7 +10,7 @@ Forms: the Kaggle zip (as downloaded or extracted; ``train/happy/Training_1.jpg`
 
 import os
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from fer_lightning.data import cache
+from fer_lightning.data.classes import ClassSet, class_set, class_set_of
 from fer_lightning.data.cut import cut_missing_splits
 from fer_lightning.data.faces import TEST, UNNAMED, Faces, fingerprint
 from fer_lightning.data.gathering import MAX_LISTED
 from fer_lightning.data.images import FORMATS
 from fer_lightning.data.lookup import find
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
 _MAX_LIST = 2**26  # characters in a list of ids; a list of all of FER-2013 has 1.3 million
@@ -35,6 +37,8 @@ def load_faces(
     download: bool = True,
     skip_bad: bool = False,
     exclude: str | Path | None = None,
+    classes: str | Sequence[str | int] | ClassSet = "fer2013",
+    rename: Mapping[str, str | None] | None = None,
     seed: int = 0,
     cache_dir: str | Path | None = None,
 ) -> Faces:
@@ -49,6 +53,10 @@ def load_faces(
         download: download from Kaggle if no data are found.
         skip_bad: drop unreadable images and rows, with a note, instead of raising an error.
         exclude: a text file with one id per line (# starts a comment); these images are dropped.
+        classes: the classes and their order: fer2013, ferplus or rafdb, whose published numbers are known;
+            "folders", with every folder or label as a class; or a list of names in the order of their numbers from
+            0. An emotion may have any of its usual names, such as happiness. A name that is no class is an error.
+        rename: name of a class, folder or label -> the class that it means instead; None leaves its images out.
         seed: seed of the splits that are cut here; the official splits do not depend on it.
         cache_dir: folder for decoded images; None for ``cache.default_dir()``.
 
@@ -61,9 +69,10 @@ def load_faces(
         FacesNotFound: no path was given, no data were found, and ``download`` is False.
         UserError: the data are damaged or not in a known form; all faults of a source are listed together.
     """
-    faces = _read(path, download, skip_bad, cache_dir)
+    known = class_set(classes, rename)
+    faces = _read(path, download, known, skip_bad, cache_dir)
     if faces.dataset == "folder":
-        faces = cut_missing_splits(faces, seed)
+        faces = cut_missing_splits(faces, seed, known)
     if exclude is not None:
         faces = _drop_excluded(faces, Path(exclude))
     return faces
@@ -72,7 +81,10 @@ def load_faces(
 def load_held_out(
     path: str | Path | None = None,
     *,
+    networks: Sequence[Sequence[str]] = (EMOTIONS,),
     trained_on: Collection[str | None] = (),
+    classes: str | Sequence[str | int] | None = None,
+    rename: Mapping[str, str | None] | None = None,
     skip_bad: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Faces:
@@ -83,7 +95,10 @@ def load_held_out(
 
     Args:
         path: see ``load_faces``; nothing is downloaded.
+        networks: the classes of each network.
         trained_on: fingerprints of the datasets that the networks were trained on.
+        classes: see ``load_faces``; None for the networks' classes and any other emotion that occurs.
+        rename: see ``load_faces``.
         skip_bad: see ``load_faces``.
         cache_dir: see ``load_faces``.
 
@@ -91,11 +106,11 @@ def load_held_out(
         FacesNotFound: no path was given, and no data were found.
         UserError: see ``load_faces``.
     """
-    faces = _read(path, False, skip_bad, cache_dir)
+    faces, known = _read_for(networks, path, classes, rename, skip_bad, cache_dir)
     if faces.dataset != "folder":
         return faces
     try:
-        cut = cut_missing_splits(faces, 0)
+        cut = cut_missing_splits(faces, 0, known)
     except UserError:  # so no network was trained on these
         cut = None
     if cut is not None and cut.fingerprint in trained_on:
@@ -115,10 +130,33 @@ def load_held_out(
     )
 
 
-def _read(path: str | Path | None, download: bool, skip_bad: bool, cache_dir: str | Path | None) -> Faces:
+def _read_for(
+    networks: Sequence[Sequence[str]],
+    path: str | Path | None,
+    classes: str | Sequence[str | int] | None,
+    rename: Mapping[str, str | None] | None,
+    skip_bad: bool,
+    cache_dir: str | Path | None,
+) -> tuple[Faces, ClassSet]:
+    """Return the faces at a path and the classes that were known, for the arguments of ``load_held_out``."""
+    known = class_set(classes or "fer2013", rename)
+    if classes is not None or rename:
+        return _read(path, False, known, skip_bad, cache_dir), known
+    if set(map(tuple, networks)) == {EMOTIONS}:
+        try:  # the same as in training, so from the same entry of the cache
+            return _read(path, False, known, False, cache_dir), known
+        except UserError:  # perhaps only another emotion
+            pass
+    known = class_set_of(networks)
+    return _read(path, False, known, skip_bad, cache_dir), known
+
+
+def _read(
+    path: str | Path | None, download: bool, classes: ClassSet, skip_bad: bool, cache_dir: str | Path | None
+) -> Faces:
     """Return all the faces at a path, from the cache if possible, before any step that needs no second reading."""
     try:
-        source = find(path, download)
+        source = find(path, download, classes)
     except OSError as error:
         raise UserError(f"Cannot read the data ({error}). Check the path and its permissions.") from error
     # What is skipped depends on the formats that Pillow can read.

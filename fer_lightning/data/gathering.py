@@ -16,7 +16,7 @@ class Gathered:
     """Images and faults collected in one pass over the data."""
 
     images: bytearray = field(default_factory=bytearray)  # grows without copying, unlike a list of arrays
-    labels: list[int] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     usage: list[int] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)  # number of faults by kind
@@ -24,9 +24,11 @@ class Gathered:
     converted: int = 0
     stretched: int = 0
     truncated: list[str] = field(default_factory=list)  # JPEGs that lack their last bytes
+    unknown: list[str] = field(default_factory=list)  # names and labels that are no class
+    left_out: int = 0  # images of classes that are not used
 
-    def add(self, name: str, label: int, usage: int, pixels: bytes) -> None:
-        """Add an image: its id, label, split and 2,304 grey values."""
+    def add(self, name: str, label: str, usage: int, pixels: bytes) -> None:
+        """Add an image: its id, class, split and 2,304 grey values."""
         self.images += pixels
         self.labels.append(label)
         self.usage.append(usage)
@@ -56,12 +58,12 @@ class RowError(Exception):
         self.kind = kind
 
 
-def format_faults(path: Path, listed: Sequence[str], total: int) -> str:
-    """Return the error message for faults in the data at `path`."""
+def format_faults(path: Path, listed: Sequence[str], total: int, hint: str = "") -> str:
+    """Return the error message for faults in the data at `path`, with another remedy than those for all faults."""
     if total == 1:
-        return f"{listed[0]}.\nFix it in {path}, or set data.skip_bad=true to drop it."
+        return f"{listed[0]}.\nFix it in {path}, or set data.skip_bad=true to drop it.{hint}"
     lines = [f"  {fault}" for fault in listed]
     if total > len(listed):
         lines.append(f"  and {total - len(listed):,} more")
     head = f"{total:,} faults in {path}:"
-    return "\n".join([head, *lines, "Fix them, or set data.skip_bad=true to drop them."])
+    return "\n".join([head, *lines, f"Fix them, or set data.skip_bad=true to drop them.{hint}"])

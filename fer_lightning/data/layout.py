@@ -10,20 +10,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import compress, groupby
+from itertools import compress, groupby, takewhile
 
+from fer_lightning.data.classes import FOLDERS, ClassSet
 from fer_lightning.data.faces import FER2013_SPLITS
 from fer_lightning.data.images import IMAGE_SUFFIXES
-from fer_lightning.data.splits import image_claims, name_claims, usages
+from fer_lightning.data.splits import image_claims, is_split_word, name_claims, usages
 from fer_lightning.data.stores import Store, abbreviate, leaf, parent, suffix
-from fer_lightning.emotions import EMOTIONS, emotion_index
 from fer_lightning.errors import UserError
 
 Parts = tuple[str, ...]
 
 _PREFIXES = tuple(f"{name}_" for name in FER2013_SPLITS)
 _FOLD = re.compile(r"(?:fold|cv|kfold|split|k)[\s_-]*\d+", re.IGNORECASE)
-_NUMBERS = {str(label): label for label in range(len(EMOTIONS))}  # the labels of fer2013.csv as class folders
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Place:
     """What the folders of an image say about it.
 
     Attributes:
-        label: index into emotions.EMOTIONS; None outside class folders and where two different classes are named.
+        label: class, LEFT_OUT if it is not used; None outside class folders and where two classes are named.
         class_at: position of the class folder among the folders; None outside class folders.
         claims: what the folders call the images; see splits.
         root: folders above the first that names a class or a split, so those of the whole dataset.
@@ -39,7 +38,7 @@ class Place:
         groups: the folders below the class that name no split: persons or clips.
     """
 
-    label: int | None
+    label: str | None
     class_at: int | None
     claims: frozenset[str]
     root: str
@@ -49,9 +48,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Named:
-    """What the names say about one image: its label, its split if any is named, and where that is said."""
+    """What the names say about one image: its class, its split if any is named, and where that is said."""
 
-    label: int | None
+    label: str | None
     usage: int | None
     place: Place
 
@@ -62,16 +61,19 @@ def without_doubles(folder: str) -> Parts:
 
 
 @lru_cache(maxsize=2**16)
-def read_place(folder: str, numbered: bool, containers: frozenset[Parts] = frozenset()) -> Place:
+def read_place(
+    folder: str, classes: ClassSet, numbered: bool = False, containers: frozenset[Parts] = frozenset()
+) -> Place:
     """Interpret the path of a folder.
 
     Args:
         folder: its path inside the store.
-        numbered: the class folders are named 0 to 6, like the labels of fer2013.csv.
+        classes: the classes that folders may name.
+        numbered: the names of the class folders are numbers.
         containers: folders whose own name says nothing, because they contain folders of several splits.
     """
     parts = without_doubles(folder)
-    labels = list(map(_NUMBERS.get if numbered else emotion_index, parts))
+    labels = list(map(classes.numbers.get if numbered else classes.meaning, parts))
     called = [
         name_claims(part) if labels[at] is None and parts[: at + 1] not in containers else frozenset()
         for at, part in enumerate(parts)
@@ -105,22 +107,27 @@ class Layout:
 
     Args:
         store: the folder or archive.
+        classes: the classes that folders may name.
 
     Attributes:
+        classes: the same; if every name was to be a class, the folders' names.
         paths: the images to read, sorted: those in class folders, and in folders next to class folders, which are
-            an error if there is no such emotion.
+            an error if there is no such class.
         ignored: images elsewhere, and other files in class folders, sorted.
-        numbered: the class folders are named 0 to 6, and the files like those of FER-2013, so the numbers are its
-            labels. Numbers are not guessed at otherwise: datasets number the emotions differently.
+        numbered: the names of the class folders are numbers.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, classes: ClassSet) -> None:
         self.store = store
         files = sorted(store.sizes)
-        self.numbered = all(read_place(folder, False).class_at is None for folder in store.folders) and any(
-            leaf(parent(path)) in _NUMBERS and leaf(path).startswith(_PREFIXES) for path in files
+        images = [path for path in files if suffix(path) in IMAGE_SUFFIXES]
+        self.classes = classes.with_folders(_find_class_folders(store, images)) if classes.is_open else classes
+        self.numbered = all(read_place(folder, self.classes).class_at is None for folder in store.folders) and any(
+            not classes.numbers.keys().isdisjoint(without_doubles(parent(path)))
+            and (leaf(path).startswith(_PREFIXES) or not classes.only_prefixed)
+            for path in images
         )
-        self._containers = _containers(store.folders)
+        self._containers = _containers(store.folders, self.classes)
         # Folders that contain a class folder, as merged parts: what else lies in them should be a class too.
         self._roots = {parts for folder in store.folders if (parts := self._above_class(folder)) is not None}
         self._above_roots = {root[:count] for root in self._roots for count in range(len(root) + 1)}
@@ -136,14 +143,14 @@ class Layout:
                 self.ignored.append(path)
 
     def _place(self, folder: str) -> Place:
-        return read_place(folder, self.numbered, self._containers)
+        return read_place(folder, self.classes, self.numbered, self._containers)
 
     def _above_class(self, folder: str) -> Parts | None:
         class_at = self._place(folder).class_at
         return None if class_at is None else without_doubles(folder)[:class_at]
 
     def unknown_class(self, path: str) -> str | None:
-        """Return the folder next to class folders that an image lies in, if its name is no emotion."""
+        """Return the folder next to class folders that an image lies in, if its name is no class."""
         folder = parent(path)
         if folder not in self._unknown:
             self._unknown[folder] = self._find_unknown_class(folder)
@@ -156,8 +163,8 @@ class Layout:
         for at, part in enumerate(parts):
             if parts[:at] in self._roots and parts[: at + 1] not in self._above_roots:
                 # "test" may hold images without labels, but "happy_test" beside "happy" is no split by itself.
-                names_emotion = any(emotion_index(word) is not None for word in re.split(r"[\W_]", part))
-                return "/".join(parts[: at + 1]) if names_emotion or not name_claims(part) else None
+                names_class = any(self.classes.meaning(word) is not None for word in re.split(r"[\W_]", part))
+                return "/".join(parts[: at + 1]) if names_class or not name_claims(part) else None
         return None
 
     def name(self, path: str) -> Named:
@@ -167,7 +174,7 @@ class Layout:
             UserError: they contradict each other.
         """
         place = self._place(parent(path))
-        own = image_claims(leaf(path))
+        own = image_claims(leaf(path), self.classes.meaning)
         found = usages(place.claims | own)
         if len(found) > 1:
             sources = {"its name": own, "its folders": place.claims}
@@ -178,10 +185,14 @@ class Layout:
             )
         return Named(place.label, next(iter(found), None), place)
 
+    def folder_names(self) -> set[str]:
+        """Return the names of all folders in the store."""
+        return {part for folder in self.store.folders for part in folder.split("/")}
+
     def splits(self) -> frozenset[int]:
         """Return the values of Faces.usage that names call some of the images."""
         folders = {parent(path) for path in self.paths}
-        claims = frozenset().union(*map(image_claims, map(leaf, self.paths)))
+        claims = frozenset().union(*(image_claims(leaf(path), self.classes.meaning) for path in self.paths))
         return frozenset(usages(claims.union(*(self._place(folder).claims for folder in folders))))
 
     def empty_class_folders(self) -> list[str]:
@@ -193,7 +204,7 @@ class Layout:
             for folder in self.store.folders
             if folder not in filled
             and without_doubles(folder)[:-1] in roots
-            and emotion_index(leaf(folder)) is not None
+            and self.classes.meaning(leaf(folder)) is not None
         ]
 
     def check_one_dataset(self, named: Mapping[str, Named]) -> None:
@@ -265,12 +276,38 @@ def _and_above(folder: str) -> list[str]:
     return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
-def _containers(folders: Iterable[str]) -> frozenset[Parts]:
+def _find_class_folders(store: Store, images: Iterable[str]) -> set[str]:
+    """Return the names of the folders that hold images, without those that only name splits or the whole dataset.
+
+    Raises:
+        UserError: some images lie deeper than others, or in a folder of a split but in no class folder.
+    """
+    inner = {}  # folder -> its parts that name no split
+    for folder in {parent(path) for path in images}:
+        inner[folder] = [part for part in without_doubles(folder) if not name_claims(part)]
+    levels = zip(*filter(None, inner.values()), strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
+    above = min(shared, max(map(len, inner.values()), default=0) - 1)
+    wrong = [
+        folder
+        for folder, parts in inner.items()
+        if len(parts) > above + 1 or (len(parts) <= above and folder and not is_split_word(leaf(folder)))
+    ]
+    if wrong:
+        raise UserError(
+            f"data.classes={FOLDERS}: in {store.path}, {abbreviate(sorted(wrong), 3)} "
+            f"{'is' if len(wrong) == 1 else 'are'} not beside the other folders with images, so it is not certain "
+            "which folders are classes. List the classes, for example data.classes=[happy,other]."
+        )
+    return {parts[above] for parts in inner.values() if len(parts) == above + 1}
+
+
+def _containers(folders: Iterable[str], classes: ClassSet) -> frozenset[Parts]:
     """Return the folders that contain folders of several splits, as merged parts."""
     below: dict[Parts, set[int]] = {}
     for folder in folders:
         parts = without_doubles(folder)
-        class_at = _first(emotion_index(part) is not None for part in parts)
+        class_at = _first(classes.meaning(part) is not None for part in parts)
         for at in range(1, len(parts) if class_at is None else class_at):
             below.setdefault(parts[:at], set()).update(usages(name_claims(parts[at])))
     for parts in sorted(below, key=len, reverse=True):
@@ -278,6 +315,8 @@ def _containers(folders: Iterable[str]) -> frozenset[Parts]:
     return frozenset(parts for parts, found in below.items() if len(found) > 1)
 
 
-def groups_of(path: str) -> Parts:
+def groups_of(path: str, classes: ClassSet) -> Parts:
     """Return the persons or clips that an image belongs to: the folders below its class folder, in lower case."""
-    return tuple(group.lower() for group in read_place(parent(path), False).groups)
+    place = read_place(parent(path), classes)
+    place = read_place(parent(path), classes, numbered=True) if place.class_at is None else place
+    return tuple(group.lower() for group in place.groups)

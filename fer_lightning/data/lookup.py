@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from fer_lightning.data.archives import DAMAGED_MEMBER, Archive, archive_kind
+from fer_lightning.data.classes import ClassSet
 from fer_lightning.data.csvs import Table, peek
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
 from fer_lightning.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
@@ -25,7 +26,6 @@ from fer_lightning.data.stores import (
     regular_file,
     suffix,
 )
-from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.files import sha256
 
@@ -57,27 +57,28 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def find(path: str | Path | None, download: bool) -> Source:
+def find(path: str | Path | None, download: bool, classes: ClassSet) -> Source:
     """Return the data at `path` or, if it is None, those in the first default place that has any.
 
     Args:
         path: a zip, tar, CSV or folder.
         download: download from Kaggle if no data are found.
+        classes: the classes that labels may mean.
 
     Raises:
         FacesNotFound: `path` is None, no data were found, and `download` is False.
         UserError: the path or FER2013_PATH holds no data, or the download failed.
     """
     if path is not None:
-        return _from_path(str(path), f"data.path={path}")
+        return _from_path(str(path), f"data.path={path}", classes)
     if (variable := os.environ.get("FER2013_PATH")) is not None:
-        return _from_path(variable, f"FER2013_PATH={variable}")
+        return _from_path(variable, f"FER2013_PATH={variable}", classes)
     data = Path("data")
-    if data.is_dir() and (source := _search_folder(Folder(data))) is not None:
+    if data.is_dir() and (source := _search_folder(Folder(data), classes)) is not None:
         return source
     if download:
         folder = _download()
-        return _from_path(str(folder), f"The download in {folder}")
+        return _from_path(str(folder), f"The download in {folder}", classes)
     raise FacesNotFound(f"FER-2013 was not found, and data.download=false.\n{_REMEDIES}")
 
 
@@ -118,7 +119,7 @@ def _download() -> Path:
         ) from error
 
 
-def _from_path(text: str, label: str) -> Source:
+def _from_path(text: str, label: str, classes: ClassSet) -> Source:
     """Return the data at a path; raise UserError if it holds none. `label` names the path in messages."""
     path = Path(os.path.expanduser(text))
     if not text or not path.exists():
@@ -127,16 +128,16 @@ def _from_path(text: str, label: str) -> Source:
     claims = path_name_claims(path)
     if path.is_dir():
         folder = Folder(path, claims=claims)
-        if (source := _search_folder(folder)) is None:
-            raise UserError(f"{label} {_describe_contents(folder)}")
+        if (source := _search_folder(folder, classes)) is None:
+            raise UserError(f"{label} {_describe_contents(folder, classes)}")
         return source
     if path.stat().st_size == 0:
         raise UserError(f"{label} is an empty file (0 bytes). Download it again from {KAGGLE_PAGE}.")
     single = Folder(path.parent, only=path.name, claims=claims)
     if _is_archive(single, path.name):
-        return _from_archive(path, claims)
+        return _from_archive(path, claims, classes)
     if suffix(path.name) in _CSV_SUFFIXES or ((table := peek(single, path.name)) and table.has_pixels):
-        return _from_folder(single, Form((path.name,)))
+        return _from_folder(single, Form((path.name,)), classes)
     raise UserError(f"{label} is not a zip, tar, CSV or folder. Extract it and give the folder.")
 
 
@@ -149,17 +150,17 @@ def _is_archive(store: Store, path: str) -> bool:
         return False
 
 
-def _search_folder(folder: Folder) -> Source | None:
+def _search_folder(folder: Folder, classes: ClassSet) -> Source | None:
     """Return the CSV or class folders in a folder, else the archive in it, else None."""
     suffixes = (*_ARCHIVE_SUFFIXES, *_CSV_SUFFIXES, "")
     archives = sorted(
         (path for path in folder.sizes if suffix(path) in suffixes and _is_archive(folder, path)),
         key=lambda path: (path.count("/"), "fer" not in path.lower(), path),
     )
-    form = _choose_form(folder)
+    form = _choose_form(folder, classes)
     if form is not None:
         note = f"Found archives beside the data, which were not read: {abbreviate(archives)}."
-        return _from_folder(folder, replace(form, notes=(note, *form.notes)) if archives else form)
+        return _from_folder(folder, replace(form, notes=(note, *form.notes)) if archives else form, classes)
     if not archives:
         return None
     if len(archives) > 1:
@@ -169,7 +170,7 @@ def _search_folder(folder: Folder) -> Source | None:
         raise UserError(
             f"{folder.path / archives[0]} is called {' and '.join(sorted(claims))}. Nothing was guessed."
         )
-    source = _from_archive(folder.root / archives[0], claims)
+    source = _from_archive(folder.root / archives[0], claims, classes)
     if len(archives) == 1:
         return source
     return replace(source, notes=(f"Found {abbreviate(archives)}; only {archives[0]} was read.",))
@@ -188,34 +189,35 @@ def _check_unread(store: Store, paths: Sequence[str], read: frozenset[int]) -> N
         )
 
 
-def _from_folder(folder: Folder, form: Form) -> Source:
+def _from_folder(folder: Folder, form: Form, classes: ClassSet) -> Source:
     # The form's notes are about files that the key does not cover, so they must not be cached.
-    key = folder.key(form.paths, by_content=form.layout is None)
-    return Source(folder.path, key, lambda skip_bad: read_faces(folder, form, skip_bad), form.notes)
+    key = folder.key(form.paths, by_content=form.layout is None) + classes.key
+    return Source(folder.path, key, lambda skip_bad: read_faces(folder, form, classes, skip_bad), form.notes)
 
 
-def _from_archive(path: Path, claims: frozenset[str]) -> Source:
+def _from_archive(path: Path, claims: frozenset[str], classes: ClassSet) -> Source:
     def read(skip_bad: bool) -> Faces:
         with Archive(path, claims) as archive:
-            if (form := _choose_form(archive)) is None:
-                raise UserError(f"{path} {_describe_contents(archive)}")
+            if (form := _choose_form(archive, classes)) is None:
+                raise UserError(f"{path} {_describe_contents(archive, classes)}")
             archive.check_unpacked(form.paths, None if form.layout is None else MAX_IMAGE_BYTES)
-            faces = read_faces(archive, form, skip_bad)
+            faces = read_faces(archive, form, classes, skip_bad)
             return replace(faces, notes=form.notes + faces.notes)
 
     # A compressed CSV has the name of its archive, which may name the split and is part of the ids.
     names = [*sorted(claims), *([] if zipfile.is_zipfile(path) else [path.name])]
     named = blake2b("\0".join(names).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-    return Source(path, f"zip-{sha256(regular_file(path))}" + (f"-{named}" if names else ""), read)
+    key = f"zip-{sha256(regular_file(path))}{f'-{named}' if names else ''}{classes.key}"
+    return Source(path, key, read)
 
 
-def _choose_form(store: Store) -> Form | None:
+def _choose_form(store: Store, classes: ClassSet) -> Form | None:
     """Return the most complete and original form of the data in a store, or None if it has none.
 
     Raises:
         UserError: another file is a split that the form lacks.
     """
-    layout = Layout(store)
+    layout = Layout(store, classes)
     has_images = any(suffix(path) in IMAGE_SUFFIXES for path in store.sizes)
     csvs = _csvs(store, _CSV_SUFFIXES) or ([] if has_images else _csvs(store, ("",)))
     tables = {path: table for path in csvs if (table := peek(store, path))}
@@ -285,18 +287,21 @@ def _csvs(store: Store, suffixes: Sequence[str]) -> list[str]:
     return sorted(found, key=lambda path: (path.count("/"), path))
 
 
-def _describe_contents(store: Store) -> str:
+def _describe_contents(store: Store, classes: ClassSet) -> str:
     """Return why a store has no usable data, as a predicate to follow its name."""
     if not store.sizes:
         return f"is empty. Put the FER-2013 zip there ({KAGGLE_PAGE}) or give another path."
     images = [path for path in store.sizes if suffix(path) in IMAGE_SUFFIXES]
     if images:
         folders = sorted({parent(path) or "." for path in images})
-        numbers = " Numbers are not guessed at: name the folders 0_angry, for example."
-        return (
-            f"has images, but none in a folder named after an emotion ({', '.join(EMOTIONS)}); "
-            f"they are in {abbreviate(folders)}.{numbers if any(leaf(f).isdecimal() for f in folders) else ''}"
-        )
+        remedy = " For other classes, see data.classes."
+        if any(leaf(folder).isdecimal() for folder in folders):
+            remedy = (
+                " Numbers are not guessed at: name the folders 0_angry, for example, or list the classes in the "
+                "order of the numbers, from 0: data.classes=[angry,disgust,...]."
+            )
+        known = f"named after a class ({abbreviate(classes.names, 10)})" if classes.names else "of its own"
+        return f"has images, but none in a folder {known}; they are in {abbreviate(folders)}.{remedy}"
     if any(_is_archive(store, path) for path in store.sizes):  # in an archive: a folder's would have been read
         return "contains nested archives, which are not opened. Extract it and give the folder."
     return f"has no images, CSV or archive; it contains {abbreviate(sorted(store.sizes))}."

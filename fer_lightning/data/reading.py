@@ -10,14 +10,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from fer_lightning.data.archives import DAMAGED_MEMBER
+from fer_lightning.data.classes import FOLDERS, LEFT_OUT, ClassSet
 from fer_lightning.data.csvs import read_csvs
-from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, SIZE, UNNAMED, VAL, Faces, fingerprint
+from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, SIZE, TRAIN, UNNAMED, VAL, Faces, fingerprint
 from fer_lightning.data.gathering import Gathered, RowError, format_faults
 from fer_lightning.data.images import MAX_IMAGE_BYTES, ImageError, decode, is_truncated
 from fer_lightning.data.layout import Form, Layout, Named
 from fer_lightning.data.splits import fer2013_claim, usages
 from fer_lightning.data.stores import Store, abbreviate, leaf
-from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
 # Published number of images by split and class, in the order of EMOTIONS; the counts in fer2013.csv agree.
@@ -28,12 +29,13 @@ PUBLISHED_COUNTS = {
 }
 
 
-def read_faces(store: Store, form: Form, skip_bad: bool) -> Faces:
+def read_faces(store: Store, form: Form, classes: ClassSet, skip_bad: bool) -> Faces:
     """Read the files of a form into memory.
 
     Args:
         store: the folder or archive.
         form: the files to read.
+        classes: the classes that labels may mean; those of the form's layout, if it has one.
         skip_bad: drop unusable rows and images, with a note, instead of raising an error.
 
     Returns:
@@ -44,14 +46,19 @@ def read_faces(store: Store, form: Form, skip_bad: bool) -> Faces:
         UserError: names of splits contradict each other, no image is usable, or, without `skip_bad`, any is not.
     """
     gathered = Gathered()
+    all_names = classes.is_open
     if form.layout is None:
-        official, notes = read_csvs(store, form.paths, gathered)
+        official, found, notes = read_csvs(store, form.paths, classes, gathered)
     else:
+        classes, found = form.layout.classes, form.layout.folder_names()
         official, notes = _read_images(form.layout, gathered)
 
-    notes += _check(gathered, store.path, skip_bad)
+    classes.check_renamed(found)
+    notes += _check(gathered, store.path, classes, skip_bad)
+    names = classes.closed(gathered.labels).names
     images = np.frombuffer(gathered.images, np.uint8).reshape(-1, SIZE, SIZE)
-    labels = np.array(gathered.labels, np.int64)
+    label_of = {name: at for at, name in enumerate(names)}
+    labels = np.array([label_of[name] for name in gathered.labels], np.int64)
     usage = np.array(gathered.usage, np.uint8)
     called = usages(store.claims)
     if called and (usage == UNNAMED).all():
@@ -61,10 +68,17 @@ def read_faces(store: Store, form: Form, skip_bad: bool) -> Faces:
             f"{store.path} is called {' and '.join(sorted(store.claims))}, but nothing inside is. "
             "Nothing was guessed: rename it, or what is inside."
         )
-    if official:
-        notes += _count_differences(labels, usage)
-    elif missing := [name for i, name in enumerate(EMOTIONS) if not (labels == i).any()]:
+    counts = np.stack([np.bincount(labels[usage == split], minlength=len(names)) for split in range(3)])
+    if official and names == EMOTIONS and not classes.key:
+        notes += _count_differences(counts)
+    elif missing := [name for name in names if name not in gathered.labels]:
         notes.append(f"No images of: {', '.join(missing)}.")
+    if all_names and counts[TRAIN].any() and not counts[TRAIN].all():
+        untrained = [name for name, n in zip(names, counts[TRAIN], strict=True) if not n]
+        raise UserError(
+            f"data.classes={FOLDERS}: {store.path} has no training images of {abbreviate(untrained)}. If a name is "
+            "misspelt, correct it; data.rename={NAME: null} leaves a class out."
+        )
     return Faces(
         images=images,
         labels=labels,
@@ -74,21 +88,31 @@ def read_faces(store: Store, form: Form, skip_bad: bool) -> Faces:
         source=str(store.path),
         fingerprint=fingerprint(images, labels, usage),
         split_names=FER2013_SPLITS if official else GENERIC_SPLITS,
+        classes=names,
         notes=tuple(notes),
     )
 
 
-def _check(gathered: Gathered, path: Path, skip_bad: bool) -> list[str]:
+def _check(gathered: Gathered, path: Path, classes: ClassSet, skip_bad: bool) -> list[str]:
     """Return notes on what was dropped or converted; raise UserError if that is not allowed or nothing is left."""
     total = gathered.faults.total()
     if total and not skip_bad:
-        raise UserError(format_faults(path, gathered.listed, total))
+        hint = ""
+        if name := next(filter(None, gathered.unknown), ""):
+            other = next(iter(classes.names), "CLASS")
+            hint = (
+                f"\n{name!r} is no class.{classes.nearest(name)} If it is meant as one, see data.classes; "
+                f"data.rename={{{name}: null}} leaves such images out, {{{name}: {other}}} merges them."
+            )
+        raise UserError(format_faults(path, gathered.listed, total, hint))
     if not gathered.labels:
         raise UserError(f"{path} has no usable images" + (f": all {total:,} are bad." if total else "."))
     notes = []
     if total:
         kinds = [f"{n} x {kind}" for kind, n in gathered.faults.items()]
         notes.append(f"data.skip_bad dropped {abbreviate(kinds, 20)}.")
+    if gathered.left_out:
+        notes.append(f"data.rename left out {gathered.left_out:,} images.")
     if gathered.converted:
         stretched = f" ({gathered.stretched:,} not square: stretched)" if gathered.stretched else ""
         notes.append(f"{gathered.converted:,} images were converted to grey 48x48{stretched}.")
@@ -117,8 +141,11 @@ def _read_images(layout: Layout, into: Gathered) -> tuple[bool, list[str]]:
         for path, name in named.items():
             try:
                 label, usage = _label(layout, path, name), _usage(name, official, any_split)
-                into.add(path, label, usage, _decode(layout.store, path, into))
-                own += official and path not in prefixed
+                if label == LEFT_OUT:
+                    into.left_out += 1
+                else:
+                    into.add(path, label, usage, _decode(layout.store, path, into))
+                    own += official and path not in prefixed
             except RowError as error:
                 into.reject(error.kind, path, str(error))
     notes = []
@@ -130,10 +157,10 @@ def _read_images(layout: Layout, into: Gathered) -> tuple[bool, list[str]]:
     return official, notes
 
 
-def _label(layout: Layout, path: str, name: Named) -> int:
+def _label(layout: Layout, path: str, name: Named) -> str:
     if name.label is None:
-        raise RowError("two class folders", "its folders name two emotions")
-    if layout.numbered and not fer2013_claim(leaf(path)):
+        raise RowError("two class folders", "its folders name two classes")
+    if layout.numbered and layout.classes.only_prefixed and not fer2013_claim(leaf(path)):
         raise RowError(
             "number as class folder",
             "numbers are not guessed at in files without a prefix of FER-2013: rename the class folder",
@@ -173,7 +200,9 @@ def _check_folders(layout: Layout, into: Gathered) -> None:
     """Reject folders that are not classes, class folders without images, and duplicate names."""
     unknown = Counter(folder for path in layout.paths if (folder := layout.unknown_class(path)))
     for folder, count in sorted(unknown.items()):
-        why = f"{leaf(folder)!r} is not one of {', '.join(EMOTIONS)} ({count:,} images)"
+        classes = layout.classes.names
+        into.unknown.append(leaf(folder))
+        why = f"{leaf(folder)!r} is not one of {abbreviate(classes, 10)} ({count:,} images)"
         into.reject(f"unknown class folder {leaf(folder)!r} ({count:,} images)", f"{folder}/", why)
     for folder in layout.empty_class_folders():
         into.reject("empty class folder", f"{folder}/", "contains no images")
@@ -206,12 +235,11 @@ def _decode(store: Store, path: str, into: Gathered) -> bytes:
     return image.tobytes()
 
 
-def _count_differences(labels: npt.NDArray[np.int64], usage: npt.NDArray[np.uint8]) -> list[str]:
-    """Return a note on the differences from the published counts; an empty list if there are none."""
+def _count_differences(by_split: npt.NDArray[np.int64]) -> list[str]:
+    """Return a note on the differences of counts (3, 7) from the published ones; an empty list without any."""
     differences = []
-    for split, name in enumerate(FER2013_SPLITS):
+    for name, counts in zip(FER2013_SPLITS, by_split.tolist(), strict=True):
         published = PUBLISHED_COUNTS[name]
-        counts = np.bincount(labels[usage == split], minlength=NUM_CLASSES).tolist()
         different = [(e, a, b) for e, a, b in zip(EMOTIONS, counts, published, strict=True) if a != b]
         if not any(counts):
             differences.append(f"no {name} ({sum(published):,})")

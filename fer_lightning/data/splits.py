@@ -5,7 +5,7 @@ do not count: that of a folder of folders of several splits, and that of the giv
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, VAL
@@ -74,16 +74,20 @@ def path_claims(path: str) -> frozenset[str]:
     return frozenset().union(*map(name_claims, path.split("/")))
 
 
-def dataset_claims(name: str) -> frozenset[str]:
+def dataset_claims(name: str, meaning: Callable[[str], object] = emotion_index) -> frozenset[str]:
     """Return what the name of a whole dataset or of an image calls it.
 
     The words may come in any sentence here, so only a name that is about the split counts: "test_faces" and
     "kdef_test.zip" are test sets, "test_of_my_camera" is not.
+
+    Args:
+        name: the name of a file or folder.
+        meaning: returns None for a word that is no class.
     """
     name = _SUFFIXES.sub("", name)
     about_split = not name_claims(name).isdisjoint(("public test", "private test"))  # words for nothing else
     for words in (_words(name), _words(name.lower())):  # "KdefTest" has two words, "TESTset" one
-        rest = [word for word in words if not _FILLER.fullmatch(word) and emotion_index(word) is None]
+        rest = [word for word in words if not _FILLER.fullmatch(word) and meaning(word) is None]
         about_split |= all(map(_SPLIT_WORD.fullmatch, rest)) or _SPLIT_WORD.fullmatch(rest[-1]) is not None
     return name_claims(name) if about_split else frozenset()
 
@@ -99,12 +103,17 @@ def fer2013_claim(file_name: str) -> str | None:
     return usage_claim(match[1]) if match else None
 
 
-def image_claims(file_name: str) -> frozenset[str]:
-    """Return what the name of an image calls it: "test" for "test_0001_aligned.jpg", as RAF-DB's are named."""
+def image_claims(file_name: str, meaning: Callable[[str], object] = emotion_index) -> frozenset[str]:
+    """Return what the name of an image calls it: "test" for "test_0001_aligned.jpg", as RAF-DB's are named.
+
+    Args:
+        file_name: the name of the image file.
+        meaning: see `dataset_claims`.
+    """
     claim = fer2013_claim(file_name)
     if claim is not None:
         return frozenset((claim,))
-    return dataset_claims(file_name.rpartition(".")[0])
+    return dataset_claims(file_name.rpartition(".")[0], meaning)
 
 
 def _words(name: str) -> list[str]:

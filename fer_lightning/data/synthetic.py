@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_lightning.data.faces import GENERIC_SPLITS, TEST, TRAIN, VAL, Faces, fingerprint
-from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
 Batch = npt.NDArray[np.float32]  # (N, 1, 1), a number per face, or (N, H, W), one per pixel
@@ -361,7 +361,7 @@ def synthetic_faces(n_train: int = 6000, n_val: int = 500, n_test: int = 500, se
     sizes = (n_train, n_val, n_test)
     usage = np.repeat(np.array([TRAIN, VAL, TEST], np.uint8), sizes)
     number = np.concatenate([np.arange(size) for size in sizes])
-    labels = number % NUM_CLASSES
+    labels = number % len(EMOTIONS)
     images = np.empty((len(labels), 48, 48), np.uint8)
     for start in range(0, len(labels), _CHUNK):
         part = slice(start, start + _CHUNK)

@@ -5,7 +5,7 @@ from itertools import chain
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fer_lightning.emotions import COLOURS
+from fer_lightning.emotions import colours
 from fer_lightning.inference.faces import Box, DetectedFace
 
 _LEGIBLE = 384  # px; minimum longer side at which labels fit
@@ -28,7 +28,7 @@ def annotate(photo: Image.Image, faces: Iterable[DetectedFace]) -> Image.Image:
         corners = (x, y, x + width - 1, y + height - 1)
         for colour, inset, thickness in (
             ("black", 0, line),
-            (COLOURS[face.emotion], line, 2 * line),
+            (_colour(face), line, 2 * line),
             ("white", 3 * line, line),
             ("black", 4 * line, line),
         ):
@@ -69,9 +69,14 @@ def _label(
     place = next(chain(free, inside))
     canvas.rectangle((left, place, left + width - 1, place + height - 1), fill="black")
     swatch_box = (left + pad, place + pad, left + pad + swatch - 1, place + pad + swatch - 1)
-    canvas.rectangle(swatch_box, fill=COLOURS[face.emotion])
+    canvas.rectangle(swatch_box, fill=_colour(face))
     canvas.text((left + 2 * pad + swatch, place + pad - top), text, fill="white", font=font)
     return left, place, width, height
+
+
+def _colour(face: DetectedFace) -> str:
+    classes = list(face.probabilities)
+    return colours(classes)[classes.index(face.emotion)]
 
 
 def _overlap(a: Box, b: Box) -> bool:

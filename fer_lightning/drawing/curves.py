@@ -21,46 +21,56 @@ from fer_lightning.drawing.style import (
     luminance,
     make_panels,
     series_of,
+    shorten,
     style_axes,
 )
-from fer_lightning.emotions import COLOURS, EMOTIONS, NUM_CLASSES
+from fer_lightning.emotions import colours
 
 
-def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str) -> Figure:
+def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str, classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix with row percentages and counts.
 
     Colours and percentages are relative to the row, so the diagonal shows the recall. The precision is below each
     column.
 
     Args:
-        counts: integer (7, 7); counts[i, j] is the number of faces of true class i that were predicted as class j.
+        counts: integer (C, C); counts[i, j] is the number of faces of true class i that were predicted as class j.
         title: title of the figure.
+        classes: names of the C classes.
     """
+    n_classes = len(classes)
+    scale = max(1.0, n_classes / 14)  # of the figure
+    text_scale = min(1.0, 8 * scale / n_classes)
     in_row, in_column, hits = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
     share = counts / np.maximum(in_row, 1)[:, None]
     n = int(counts.sum())
     accuracy = f"accuracy {hits.sum() / n:.1%}, n = {n:,}" if n else "no faces"
 
-    figure = Figure(figsize=(9.2, 8.2), dpi=DPI)
+    figure = Figure(figsize=(9.2 * scale, 8.2 * scale), dpi=DPI)
     axes = figure.add_axes((0.16, 0.11, 0.82, 0.785))
-    colours = colormaps["Blues"]
-    axes.imshow(share, cmap=colours, vmin=0, vmax=1, aspect="auto")
-    for i in range(NUM_CLASSES):
-        for j in range(NUM_CLASSES):
-            ink = "white" if luminance(colours(share[i, j])) < 0.5 else INK
+    blues = colormaps["Blues"]
+    axes.imshow(share, cmap=blues, vmin=0, vmax=1, aspect="auto")
+    for i in range(n_classes):
+        for j in range(n_classes):
+            ink = "white" if luminance(blues(share[i, j])) < 0.5 else INK
             percent = f"{share[i, j]:.0%}" if in_row[i] else "-"
             weight = "bold" if i == j else "normal"
-            axes.text(j, i - 0.03, percent, ha="center", va="bottom", color=ink, size=17, weight=weight)
-            axes.text(j, i + 0.07, f"{counts[i, j]:,}", ha="center", va="top", color=ink, size=11)
-    precision = [f"{hits[j] / in_column[j]:.0%}" if in_column[j] else "-" for j in range(NUM_CLASSES)]
-    columns = [f"{name}\n{value}" for name, value in zip(EMOTIONS, precision, strict=True)]
-    rows = [f"{name}\nn = {size:,}" for name, size in zip(EMOTIONS, in_row, strict=True)]
-    axes.set_xticks(range(NUM_CLASSES), columns, size=13)
-    axes.set_yticks(range(NUM_CLASSES), rows, size=13)
-    axes.text(-0.6, 6.93, "precision", ha="right", va="center", size=13, color=FAINT)
+            axes.text(
+                j, i - 0.03, percent, ha="center", va="bottom", color=ink, size=17 * text_scale, weight=weight
+            )
+            axes.text(j, i + 0.07, f"{counts[i, j]:,}", ha="center", va="top", color=ink, size=11 * text_scale)
+    precision = [f"{hits[j] / in_column[j]:.0%}" if in_column[j] else "-" for j in range(n_classes)]
+    names = list(map(shorten, classes))
+    columns = [f"{name}\n{value}" for name, value in zip(names, precision, strict=True)]
+    rows = [f"{name}\nn = {size:,}" for name, size in zip(names, in_row, strict=True)]
+    axes.set_xticks(range(n_classes), columns, size=13 * text_scale, parse_math=False)
+    axes.set_yticks(range(n_classes), rows, size=13 * text_scale, parse_math=False)
+    unit = n_classes / scale  # cells per 6.4 inches, the height of the matrix
+    below = n_classes - 0.5 + (0.03 + 0.4 * text_scale) * unit / 7
+    axes.text(-0.5 - unit / 70, below, "precision", ha="right", va="center", size=13 * text_scale, color=FAINT)
     # Separate the cells by white lines instead of framing the matrix.
-    axes.set_xticks(np.arange(-0.5, NUM_CLASSES), minor=True)
-    axes.set_yticks(np.arange(-0.5, NUM_CLASSES), minor=True)
+    axes.set_xticks(np.arange(-0.5, n_classes), minor=True)
+    axes.set_yticks(np.arange(-0.5, n_classes), minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
@@ -95,24 +105,28 @@ def history_curves(
 
 
 def timeline(
-    seconds: npt.NDArray[np.floating[Any]], probabilities: npt.NDArray[np.floating[Any]], title: str
+    seconds: npt.NDArray[np.floating[Any]],
+    probabilities: npt.NDArray[np.floating[Any]],
+    title: str,
+    classes: Sequence[str],
 ) -> Figure:
-    """Plot the seven probabilities of a face over time, one panel per emotion.
+    """Plot the probabilities of a face over time, one panel per class.
 
     Args:
         seconds: float (T,), times in ascending order.
-        probabilities: float (T, 7) in the order of EMOTIONS; NaN where there was no face, which leaves a gap.
+        probabilities: float (T, C); NaN where there was no face, which leaves a gap.
         title: title of the figure.
+        classes: names of the C classes.
     """
-    figure = Figure(figsize=(12, 7.2), dpi=DPI, layout="constrained")
-    panels = figure.subplots(NUM_CLASSES, 1, sharex=True, sharey=True)
+    figure = Figure(figsize=(12, 0.9 + 0.9 * len(classes)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(classes), 1, sharex=True, sharey=True)
     missing = np.isnan(probabilities).any(axis=1)
     values = np.where(missing[:, None], 0.0, probabilities)
-    for axes, name, series in zip(panels, EMOTIONS, values.T, strict=True):
-        axes.fill_between(seconds, series, where=~missing, color=COLOURS[name], linewidth=0)
+    for axes, name, colour, series in zip(panels, classes, colours(classes), values.T, strict=True):
+        axes.fill_between(seconds, series, where=~missing, color=colour, linewidth=0)
         # Markers, because a line through a single frame between two gaps is invisible.
         axes.plot(seconds, np.where(missing, np.nan, series), ".-", color=INK, linewidth=0.8, markersize=2)
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", size=13, color=INK)
+        axes.set_ylabel(shorten(name), rotation=0, ha="right", va="center", size=13, color=INK, parse_math=False)
         axes.grid(color="#DDDDDD", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -160,12 +174,12 @@ def precision_recall_curves(
     average_precisions: Mapping[str, float],
     shares: Mapping[str, float],
 ) -> Figure:
-    """Plot the precision-recall curve of each emotion in its own panel, in front of the other curves in grey.
+    """Plot the precision-recall curve of each class in its own panel, in front of the other curves in grey.
 
     Args:
-        curves: emotion -> recalls and precisions, both float (K,); only emotions that occur.
-        average_precisions: emotion -> average precision, for the panel titles.
-        shares: emotion -> its share of the images, the precision of random guessing, drawn dotted.
+        curves: class -> recalls and precisions, both float (K,); only classes that occur.
+        average_precisions: class -> average precision, for the panel titles.
+        shares: class -> its share of the images, the precision of random guessing, drawn dotted.
     """
     figure, panels = make_panels(len(curves))
     for axes, (name, (recall, precision)) in zip(panels, curves.items(), strict=True):
@@ -173,7 +187,8 @@ def precision_recall_curves(
             axes.step(*other, color="#C8C8C8", linewidth=0.8, where="pre")
         axes.step(recall, precision, color=TRAIN_COLOUR, linewidth=2.2, where="pre")
         axes.axhline(shares[name], color=INK, linestyle=":", linewidth=1.2)
-        axes.set_title(f"{name}: AP {average_precisions[name]:.2f}", size=13, color=INK)
+        heading = f"{shorten(name)}: AP {average_precisions[name]:.2f}"
+        axes.set_title(heading, size=13, color=INK, parse_math=False)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1))
     label_axes(figure, "recall", "precision")
     return figure

@@ -4,6 +4,7 @@ Built from plain arrays, independent of Lightning and TensorBoard. pyplot is not
 figure alive.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fer_lightning.drawing.style import DPI, INK, TRAIN_COLOUR, VAL_COLOUR, add_title, points, rgb_of
-from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
+from fer_lightning.drawing.style import DPI, INK, TRAIN_COLOUR, VAL_COLOUR, add_title, points, rgb_of, shorten
 
 # Okabe and Ito's bluish green and vermillion, darkened until text has a contrast of 5:1 on white.
 RIGHT = "#007A5A"
@@ -21,7 +21,7 @@ WRONG = "#C23B00"
 MARKS = {True: "✓", False: "✗"}  # so that colour is never the only cue
 # The layout is in pixels, so that each pixel of a face becomes exactly _ZOOM x _ZOOM pixels.
 _ZOOM = 3
-_COLUMNS = 7  # one column per class when the faces cycle through all seven
+_COLUMNS = 7  # about this many
 _FRAME = 5
 _GAP = 14
 _TITLE_HEIGHT = 62
@@ -34,31 +34,35 @@ def prediction_grid(
     labels: npt.NDArray[np.integer[Any]],
     probabilities: npt.NDArray[np.floating[Any]],
     title: str,
+    classes: Sequence[str],
 ) -> Figure:
     """Draw faces with their predictions, and with their labels where these differ.
 
-    The frame, caption and mark of each face show whether the prediction is right. Seven faces per row, in the given
-    order.
+    The frame, caption and mark of each face show whether the prediction is right. The faces are in the given
+    order; if they cycle through all classes, each column has one class.
 
     Args:
         images: uint8 (N, 48, 48), or (N, 48, 48, 3) in colour.
         labels: integer (N,).
-        probabilities: float (N, 7).
+        probabilities: float (N, C).
         title: title of the figure.
+        classes: names of the C classes.
     """
     n, height, width = images.shape[:3]
+    columns = len(classes) * max(1, round(_COLUMNS / len(classes))) if len(classes) <= 10 else _COLUMNS
     tile = (height * _ZOOM + 2 * _FRAME, width * _ZOOM + 2 * _FRAME)
     pitch = (tile[0] + _NAME_HEIGHT + _GAP, tile[1] + _GAP)
-    rows = max(1, -(-n // _COLUMNS))
-    page = np.full((_TITLE_HEIGHT + rows * pitch[0], _GAP + _COLUMNS * pitch[1], 3), 255, np.uint8)
+    rows = max(1, -(-n // columns))
+    page = np.full((_TITLE_HEIGHT + rows * pitch[0], _GAP + columns * pitch[1], 3), 255, np.uint8)
 
     figure = Figure(figsize=(page.shape[1] / DPI, page.shape[0] / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
+    caption: dict[str, Any] = {"va": "bottom", "size": points(_NAME_PX), "parse_math": False}
     predicted = probabilities.argmax(axis=1) if n else np.zeros(0, np.int64)
     for i in range(n):
-        top = _TITLE_HEIGHT + (i // _COLUMNS) * pitch[0] + _NAME_HEIGHT
-        left = _GAP + (i % _COLUMNS) * pitch[1]
+        top = _TITLE_HEIGHT + (i // columns) * pitch[0] + _NAME_HEIGHT
+        left = _GAP + (i % columns) * pitch[1]
         right = bool(predicted[i] == labels[i])
         colour = RIGHT if right else WRONG
         page[top : top + tile[0], left : left + tile[1]] = rgb_of(colour)
@@ -66,12 +70,11 @@ def prediction_grid(
         rgb = face if face.ndim == 3 else face[..., None]
         page[top + _FRAME : top + tile[0] - _FRAME, left + _FRAME : left + tile[1] - _FRAME] = rgb
 
-        name = f"{EMOTIONS[predicted[i]]} {probabilities[i, predicted[i]]:.0%}"
+        name = f"{shorten(classes[predicted[i]])} {probabilities[i, predicted[i]]:.0%}"
         if not right:
-            axes.text(left, top - 27, name, va="bottom", color=colour, weight="bold", size=points(_NAME_PX))
-            name = f"true: {EMOTIONS[labels[i]]}"
-        weight = "bold" if right else "normal"
-        axes.text(left, top - 3, name, va="bottom", color=colour, weight=weight, size=points(_NAME_PX))
+            axes.text(left, top - 27, name, weight="bold", color=colour, **caption)
+            name = f"true: {shorten(classes[labels[i]])}"
+        axes.text(left, top - 3, name, weight="bold" if right else "normal", color=colour, **caption)
         axes.text(
             left + tile[1] - 15,
             top + 15,
@@ -117,17 +120,19 @@ def explanation(
     probabilities: npt.NDArray[np.floating[Any]],
     emotion: int,
     title: str,
+    classes: Sequence[str],
 ) -> Figure:
-    """Draw a face, the heat map of `emotion` over it, and the seven probabilities as bars.
+    """Draw a face, the heat map of `emotion` over it, and the probabilities as bars.
 
     The contour in the middle panel is at half of the map's maximum.
 
     Args:
         face: uint8 (H, W), grey.
         heat: float (h, w) in [0, 1].
-        probabilities: float (7,).
-        emotion: index of the explained emotion in EMOTIONS.
+        probabilities: float (C,).
+        emotion: index of the explained class.
         title: title of the figure.
+        classes: names of the C classes.
     """
     figure = Figure(figsize=(13.2, 5), dpi=DPI, layout="constrained")
     input_axes, heat_axes, bars = figure.subplots(1, 3)
@@ -138,12 +143,14 @@ def explanation(
     if heat.any():
         for colour, width in (("black", 4), ("white", 2)):  # visible on light and dark skin
             heat_axes.contour(_enlarged(heat, face.shape), levels=[0.5], colors=colour, linewidths=width)
-    heat_axes.set_title(f"evidence for {EMOTIONS[emotion]}", size=13, color=INK, weight="bold")
+    heat_axes.set_title(
+        f"evidence for {shorten(classes[emotion])}", size=13, color=INK, weight="bold", parse_math=False
+    )
     for axes in (input_axes, heat_axes):
         axes.axis("off")
-    bars.barh(
-        EMOTIONS, probabilities, color=[VAL_COLOUR if i == emotion else TRAIN_COLOUR for i in range(NUM_CLASSES)]
-    )
+    rows = range(len(classes))
+    bars.barh(rows, probabilities, color=[VAL_COLOUR if i == emotion else TRAIN_COLOUR for i in rows])
+    bars.set_yticks(rows, list(map(shorten, classes)), parse_math=False)
     for i, probability in enumerate(probabilities):
         weight = "bold" if i == emotion else "normal"
         bars.text(probability + 0.02, i, f"{probability:.0%}", va="center", size=12, color=INK, weight=weight)

@@ -28,6 +28,11 @@ def add_title(figure: Figure, title: str) -> None:
     figure.suptitle(text, size=15, weight="bold", color=INK, x=0.01, ha="left", parse_math=False)
 
 
+def shorten(name: str) -> str:
+    """Return the name of a class, cut to the room that figures have for it: 12 characters."""
+    return name if len(name) <= 12 else f"{name[:11]}…"
+
+
 def series_of(
     rows: Sequence[Mapping[str, Any]], key: str
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

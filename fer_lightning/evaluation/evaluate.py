@@ -10,7 +10,6 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_average_precision, multiclass_confusion_matrix
 
 from fer_lightning.data.faces import TEST, VAL, Faces
-from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.corruptions import CORRUPTIONS, corrupt
 from fer_lightning.evaluation.scores import Predictions, confident_mistakes, score_classes, score_splits, select
@@ -47,7 +46,7 @@ class Evaluation:
 
     @property
     def test(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The test split: logits (n, 7), labels (n,) and a leak-free mask, bool (n,)."""
+        """The test split: logits (n, C), labels (n,) and a leak-free mask, bool (n,)."""
         return select(self.predictions, self.faces, (TEST,))
 
     @property
@@ -69,7 +68,8 @@ def evaluate(
     Args:
         network: display name of the network.
         clf: the network.
-        faces: the dataset. The test split is required; without a validation split, no temperature is fitted.
+        faces: the dataset, with the network's classes in its order. The test split is required; without a
+            validation split, no temperature is fitted.
         log: receives a progress line after each step.
         tta: test-time augmentation of every prediction, a key of tta.VIEWS.
         against: name and network to compare with, on the clean images.
@@ -121,8 +121,8 @@ def to_json(evaluation: Evaluation) -> Json:
         for key in ("accuracy", "accuracy_leak_free"):
             n = scores[key.replace("accuracy", "n")]
             scores[f"{key}_95"] = wilson_interval(round(scores[key] * n), n) if n else None
-    per_class = score_classes(logits, labels)
-    precisions = multiclass_average_precision(probabilities, labels, NUM_CLASSES, average="none").tolist()
+    per_class = score_classes(logits, labels, faces.classes)
+    precisions = multiclass_average_precision(probabilities, labels, len(faces.classes), average="none").tolist()
     for scores, average_precision in zip(per_class.values(), precisions, strict=True):
         scores["average_precision"] = average_precision if scores["n"] else None
     mistakes = confident_mistakes(labels.numpy(), probabilities.numpy())
@@ -133,19 +133,20 @@ def to_json(evaluation: Evaluation) -> Json:
         "dataset": faces.dataset,
         "source": faces.source,
         "data_fingerprint": faces.fingerprint,
+        "classes": list(faces.classes),
         "notes": [*faces.notes, *_selection_notes(evaluation)],
         "tta": evaluation.tta,
         "split": split,
         **splits[split],
         "splits": splits,
         "per_class": per_class,
-        "confusion": multiclass_confusion_matrix(logits, labels, NUM_CLASSES).tolist(),
+        "confusion": multiclass_confusion_matrix(logits, labels, len(faces.classes)).tolist(),
         "calibration": _calibration(evaluation),
         "mistakes": [
             {
                 "id": faces.ids[evaluation.test_rows[i]],
-                "label": EMOTIONS[int(labels[i])],
-                "predicted": EMOTIONS[int(probabilities[i].argmax())],
+                "label": faces.classes[int(labels[i])],
+                "predicted": faces.classes[int(probabilities[i].argmax())],
                 "confidence": float(probabilities[i].max()),
                 "leak_free": bool(clean[i]),
             }

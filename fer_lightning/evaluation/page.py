@@ -11,7 +11,6 @@ from fer_lightning.drawing.curves import (
 )
 from fer_lightning.drawing.html import chart, escape, figure, page, table
 from fer_lightning.drawing.style import pixels
-from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.evaluation.corruptions import corrupt
 from fer_lightning.evaluation.evaluate import Evaluation
 from fer_lightning.evaluation.report import comparison_table, describe_calibration, split_rows
@@ -64,10 +63,14 @@ def _comparison(report: Json) -> list[str]:
 
 def _classes(evaluation: Evaluation, report: Json) -> list[str]:
     logits, labels, _ = evaluation.test
-    precisions, recalls, _ = multiclass_precision_recall_curve(logits.softmax(dim=1), labels, NUM_CLASSES)
-    occurring = {i: name for i, name in enumerate(EMOTIONS) if report["per_class"][name]["n"]}
+    precisions, recalls, _ = multiclass_precision_recall_curve(logits.softmax(dim=1), labels, logits.shape[1])
+    occurring = {i: name for i, name in enumerate(report["classes"]) if report["per_class"][name]["n"]}
     rows = [
-        [name, f"{row['n']:,}", *(percent(row[key]) for key in ("precision", "recall", "f1", "average_precision"))]
+        [
+            escape(name),
+            f"{row['n']:,}",
+            *(percent(row[key]) for key in ("precision", "recall", "f1", "average_precision")),
+        ]
         for name, row in report["per_class"].items()
     ]
     curves = precision_recall_curves(
@@ -75,18 +78,18 @@ def _classes(evaluation: Evaluation, report: Json) -> list[str]:
         {name: report["per_class"][name]["average_precision"] for name in occurring.values()},
         {name: report["per_class"][name]["n"] / report["n"] for name in occurring.values()},
     )
-    matrix = confusion_matrix(np.array(report["confusion"]), f"Confusion on {report['split']}")
+    matrix = confusion_matrix(np.array(report["confusion"]), f"Confusion on {report['split']}", report["classes"])
     return [
         "<h2>Classes</h2>",
         table([escape(report["split"]), "n", "precision", "recall", "F1", "average precision"], rows),
         chart(
             pixels(matrix),
-            "Confusion matrix: rows are true emotions, columns are predicted emotions",
+            "Confusion matrix: rows are true classes, columns are predicted ones",
             inverts=False,
         ),
         "<p>Precision and recall as the decision threshold varies; average precision (AP) is the area under the "
         "curve. The dotted line is the class's share of the images, the precision of random guessing.</p>",
-        chart(pixels(curves), "Precision-recall curve of each emotion; the table lists the average precision"),
+        chart(pixels(curves), "Precision-recall curve of each class; the table lists the average precision"),
     ]
 
 
@@ -140,8 +143,8 @@ def _mistakes(evaluation: Evaluation, report: Json) -> list[str]:
         '<div class="card">'
         + figure(
             evaluation.faces.images[row_of[mistake["id"]]],
-            f'<span class="warn">{mistake["predicted"]} {mistake["confidence"]:.1%}</span><br>'
-            f"true: <b>{mistake['label']}</b><br>"
+            f'<span class="warn">{escape(mistake["predicted"])} {mistake["confidence"]:.1%}</span><br>'
+            f"true: <b>{escape(mistake['label'])}</b><br>"
             f'<span class="faint">{escape(mistake["id"]).replace("/", "/<wbr>").replace("_", "_<wbr>")}</span>',
         )
         + "</div>"

@@ -12,7 +12,6 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
 from fer_lightning.data.faces import TEST, VAL, Faces, seen_elsewhere
-from fer_lightning.emotions import EMOTIONS, NUM_CLASSES
 from fer_lightning.files import Json
 from fer_lightning.models.tta import log_mean_probabilities
 
@@ -22,7 +21,7 @@ class Predictions:
     """Logits and labels of every held-out image of a validation or test epoch, on the CPU."""
 
     index: Tensor  # int64 (N,), rows of Faces, ascending
-    logits: Tensor  # float32 (N, 7)
+    logits: Tensor  # float32 (N, C)
     labels: Tensor  # int64 (N,)
 
 
@@ -36,7 +35,7 @@ def score(logits: Tensor, labels: Tensor) -> Json:
     """Compute accuracy, macro-F1 and cross-entropy.
 
     Args:
-        logits: float32 (N, 7).
+        logits: float32 (N, C).
         labels: int64 (N,).
 
     Returns:
@@ -47,32 +46,33 @@ def score(logits: Tensor, labels: Tensor) -> Json:
     return {
         "n": len(labels),
         "accuracy": (logits.argmax(dim=1) == labels).double().mean().item(),
-        "macro_f1": multiclass_f1_score(logits, labels, NUM_CLASSES, average="macro").item(),
+        "macro_f1": multiclass_f1_score(logits, labels, logits.shape[1], average="macro").item(),
         "loss": F.cross_entropy(logits.double(), labels).item(),
     }
 
 
-def score_classes(logits: Tensor, labels: Tensor) -> dict[str, Json]:
-    """Compute precision, recall, F1 and the number of images of each emotion.
+def score_classes(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Json]:
+    """Compute precision, recall, F1 and the number of images of each class.
 
     Args:
-        logits: float32 (N, 7).
+        logits: float32 (N, C).
         labels: int64 (N,).
+        classes: the names of the C classes.
 
     Returns:
-        emotion -> {"precision", "recall", "f1", "n"}. The first three are None without images, for example if
+        class -> {"precision", "recall", "f1", "n"}. The first three are None without images, for example if
         trainer.limit_test_batches ends before the split.
     """
     if not len(labels):
-        return {emotion: {"precision": None, "recall": None, "f1": None, "n": 0} for emotion in EMOTIONS}
-    counts = torch.bincount(labels, minlength=NUM_CLASSES).tolist()
+        return {name: {"precision": None, "recall": None, "f1": None, "n": 0} for name in classes}
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
     columns = [
-        metric(logits, labels, NUM_CLASSES, average="none").tolist()
+        metric(logits, labels, len(classes), average="none").tolist()
         for metric in (multiclass_precision, multiclass_recall, multiclass_f1_score)
     ]
     return {
-        emotion: {"precision": precision, "recall": recall, "f1": f1, "n": n}
-        for emotion, precision, recall, f1, n in zip(EMOTIONS, *columns, counts, strict=True)
+        name: {"precision": precision, "recall": recall, "f1": f1, "n": n}
+        for name, precision, recall, f1, n in zip(classes, *columns, counts, strict=True)
     }
 
 
@@ -101,7 +101,7 @@ def score_splits(predictions: Predictions, faces: Faces) -> dict[str, Json]:
 
 
 def select(predictions: Predictions, faces: Faces, usages: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the logits (n, 7), labels (n,) and leak-free mask, bool (n,), of some splits."""
+    """Return the logits (n, C), labels (n,) and leak-free mask, bool (n,), of some splits."""
     rows: npt.NDArray[np.int64] = predictions.index.numpy()
     chosen = np.isin(faces.usage[rows], usages)
     clean = ~seen_elsewhere(faces, usages)[rows[chosen]]
@@ -116,7 +116,7 @@ def confident_mistakes(
 
     Args:
         labels: int64 (N,).
-        probabilities: float (N, 7).
+        probabilities: float (N, C).
         n: maximum number of mistakes; None returns all.
     """
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)

@@ -59,7 +59,7 @@ def calibration(logits: Tensor, labels: Tensor) -> Json:
     (equation 3).
 
     Args:
-        logits: float (N, 7).
+        logits: float (N, C).
         labels: int64 (N,).
 
     Returns:
@@ -90,7 +90,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     overconfident and T must grow.
 
     Args:
-        logits: float (N, 7).
+        logits: float (N, C).
         labels: int64 (N,).
 
     Returns:

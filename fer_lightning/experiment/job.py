@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import Logger
 
 from fer_lightning import hardware
 from fer_lightning.arguments import check_options
-from fer_lightning.callbacks.checkpoints import checkpoints
+from fer_lightning.callbacks.checkpoints import check_monitor, checkpoints
 from fer_lightning.callbacks.dashboard import Dashboard
 from fer_lightning.callbacks.history import History
 from fer_lightning.config.compose import build, to_yaml
@@ -16,7 +16,14 @@ from fer_lightning.config.schema import Settings, to_dict
 from fer_lightning.data.datamodule import EpochBatches, FaceDataModule
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.report import format_results
-from fer_lightning.experiment.plan import Plan, build_teacher, input_settings, make_plan, tested_settings
+from fer_lightning.experiment.plan import (
+    Plan,
+    build_teacher,
+    check_classes,
+    input_settings,
+    make_plan,
+    tested_settings,
+)
 from fer_lightning.experiment.record import (
     announce,
     hparams,
@@ -51,6 +58,9 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
     hardware.prepare_cublas()
     seed_everything(cfg.seed, verbose=False)
     datamodules = build_data(cfg, plan)
+    if plan.fit:
+        check_monitor(cfg.monitor, datamodules[0].faces.classes)
+    check_classes(plan, datamodules[0].faces.classes)
     modules = build_modules(cfg, plan, datamodules[0])
 
     trainer_arguments, machine = resolve_trainer_arguments(cfg.trainer)
@@ -117,8 +127,8 @@ def build_modules(cfg: Settings, plan: Plan, data: FaceDataModule) -> list[Emoti
     """
     if plan.tested:
         return [classifier_from(checkpoint, cfg.channels_last, cfg.tta) for checkpoint in plan.tested]
-    inputs = InputSpec(data.image_size, data.mean, data.std)
-    net = build_model(image_size=data.image_size, **cfg.model)
+    inputs = InputSpec(data.image_size, data.mean, data.std, data.faces.classes)
+    net = build_model(image_size=data.image_size, n_classes=len(inputs.classes), **cfg.model)
     check_options(build_optimizer, "optim", cfg.optim, [], 1, 1)
     module = EmotionClassifier(
         net,

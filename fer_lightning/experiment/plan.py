@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fer_lightning.config.schema import Config, DistillSettings, Settings, to_dict
+from fer_lightning.data.classes import columns_of
 from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.emotions import canonical
 from fer_lightning.errors import UserError
 from fer_lightning.inference.classifier import checkpoint_path
-from fer_lightning.models.checkpoint import Checkpoint, InputSpec, net_from, read_checkpoint
+from fer_lightning.models.checkpoint import Checkpoint, InputSpec, SelectClasses, net_from, read_checkpoint
 from fer_lightning.training.distillation import InputAdapter, Teacher
 
 
@@ -86,25 +90,54 @@ def checkpoint_paths(ckpt: object) -> list[str]:
     return [checkpoint_path(name) for name in names]
 
 
+def check_classes(plan: Plan, classes: Sequence[str]) -> None:
+    """Raise UserError if a checkpoint that is tested or trained further has other classes than the data."""
+    for checkpoint in plan.initial:
+        if checkpoint.inputs.classes != tuple(classes):
+            raise UserError(
+                f"ckpt={checkpoint.path} has the classes {', '.join(checkpoint.inputs.classes)}, the data have "
+                f"{', '.join(classes)}. Set data.classes and data.rename so that they agree in names and order; "
+                "fer-lightning evaluate compares the classes that both have."
+            )
+
+
 def build_teacher(
     cfg: DistillSettings, checkpoints: Sequence[Checkpoint], inputs: InputSpec, data: FaceDataModule
 ) -> Teacher | None:
     """Build the distillation teacher, or return None if there are no checkpoints.
 
-    The teachers may have input sizes and normalisations that differ from each other's and from `inputs`.
+    The teachers may have input sizes, normalisations and further classes that differ from each other's and from
+    `inputs`.
+
+    Raises:
+        UserError: a teacher lacks one of the student's classes.
     """
     if not checkpoints:
         return None
-    nets = [
-        net_from(checkpoint)
-        if checkpoint.inputs == inputs
-        else InputAdapter(net_from(checkpoint), checkpoint.inputs, inputs)
-        for checkpoint in checkpoints
-    ]
-    n_train = len(data.rows(data.train_usages))
     return Teacher(
-        nets, cfg.weight, cfg.temperature, cfg.tta, data.augment_epochs, n_images=len(data.faces), n_train=n_train
+        [_teaching_net(checkpoint, inputs) for checkpoint in checkpoints],
+        cfg.weight,
+        cfg.temperature,
+        cfg.tta,
+        data.augment_epochs,
+        n_images=len(data.faces),
+        n_train=len(data.rows(data.train_usages)),
+        n_classes=len(inputs.classes),
     )
+
+
+def _teaching_net(checkpoint: Checkpoint, inputs: InputSpec) -> nn.Module:
+    """Return a teacher's network for the student's input format and classes."""
+    net, own = net_from(checkpoint), checkpoint.inputs
+    if own.classes != inputs.classes:
+        if missing := set(map(canonical, inputs.classes)) - set(map(canonical, own.classes)):
+            raise UserError(
+                f"distill.ckpt={checkpoint.path} does not know the class {sorted(missing)[0]}: it has "
+                f"{', '.join(own.classes)}. See data.classes and data.rename."
+            )
+        net = SelectClasses(net, columns_of(inputs.classes, own.classes))
+    same = (own.image_size, own.mean, own.std) == (inputs.image_size, inputs.mean, inputs.std)
+    return net if same else InputAdapter(net, own, inputs)
 
 
 def selection_splits(checkpoints: Sequence[Checkpoint]) -> str | None:

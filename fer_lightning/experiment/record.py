@@ -46,6 +46,7 @@ class RunRecord:
     command: str
     dataset: str
     data_fingerprint: str
+    classes: list[str]
     split: str  # the headline test split, whose scores are the fields below
     val_split: str | None  # the split that selected the tested weights
     n: int | None = None
@@ -55,7 +56,7 @@ class RunRecord:
     accuracy_leak_free: float | None = None
     n_leak_free: int | None = None
     tta: str
-    per_class: dict[str, Json] | None = None  # emotion -> precision, recall, f1, n
+    per_class: dict[str, Json] | None = None  # class -> precision, recall, f1, n
     splits: dict[str, Json] | None = None  # split -> scores
     without_tta: dict[str, Json] | None = None  # `splits` with tta=none, if tta is not none
     members: list[Json] | None = None  # ckpt, val_split and splits of each ensemble member
@@ -114,6 +115,7 @@ def new_record(
         command=shlex.join(["python", "train.py", *cfg.overrides]),
         dataset=data.faces.dataset,
         data_fingerprint=data.faces.fingerprint,
+        classes=list(data.faces.classes),
         split=data.test_split,
         val_split=selection_splits(checkpoints) if checkpoints else data.val_split,
         tta=modules[0].tta,

@@ -75,4 +75,4 @@ def test_ensemble(
 def headline_scores(predictions: Predictions, data: FaceDataModule) -> tuple[str, dict[str, Json], dict[str, Json]]:
     """Return the headline split, the scores of every split, and the scores per class on the headline split."""
     logits, labels, _ = select(predictions, data.faces, data.test_usages)
-    return data.test_split, score_splits(predictions, data.faces), score_classes(logits, labels)
+    return data.test_split, score_splits(predictions, data.faces), score_classes(logits, labels, data.faces.classes)

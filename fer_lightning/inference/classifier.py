@@ -1,7 +1,7 @@
 """Trained networks for use from Python: faces in, probabilities out. Imports neither Lightning nor Hydra."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from fer_lightning import hardware
 from fer_lightning.arguments import first_line
 from fer_lightning.data.augment import normalise, resize
-from fer_lightning.emotions import EMOTIONS
+from fer_lightning.data.classes import columns_of
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.inference.faces import DetectedFace
 from fer_lightning.inference.photos import Key, predict_faces, read_photo
-from fer_lightning.models.checkpoint import InputSpec, net_from, read_checkpoint
+from fer_lightning.models.checkpoint import InputSpec, SelectClasses, net_from, read_checkpoint
 from fer_lightning.models.tta import check_tta, predict_logits
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -31,29 +31,31 @@ class Prediction:
     """The predicted probabilities of N faces.
 
     Attributes:
-        probabilities: float32 (N, 7), in the order of emotions.EMOTIONS.
+        probabilities: float32 (N, C).
+        classes: the names of the C classes.
     """
 
     probabilities: npt.NDArray[np.float32]
+    classes: tuple[str, ...]
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """The most probable emotion of each face as an index into emotions.EMOTIONS, int64 (N,)."""
+        """The most probable class of each face as an index into `classes`, int64 (N,)."""
         labels: npt.NDArray[np.int64] = self.probabilities.argmax(axis=1).astype(np.int64)
         return labels
 
     @property
     def names(self) -> list[str]:
-        """The name of the most probable emotion of each face, N strings."""
-        return [EMOTIONS[label] for label in self.labels]
+        """The name of the most probable class of each face, N strings."""
+        return [self.classes[label] for label in self.labels]
 
 
 class Classifier:
     """A trained network and the preprocessing of its input.
 
     Args:
-        net: float32 (B, 1, image_size, image_size), normalised -> logits (B, 7).
-        inputs: image size and normalisation that `net` expects.
+        net: float32 (B, 1, image_size, image_size), normalised -> logits (B, C).
+        inputs: image size and normalisation that `net` expects, and its classes.
         device: device to run on, e.g. "cpu" or "cuda:1"; "auto" selects the GPU if there is one.
         val_split: name of the split on which the training run selected the weights, if known.
         data_fingerprint: fingerprint of the dataset that it was trained on, if known.
@@ -81,6 +83,19 @@ class Classifier:
         self.val_split = val_split
         self.data_fingerprint = data_fingerprint
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the C classes, in the order of the probabilities."""
+        return self.inputs.classes
+
+    def restricted_to(self, classes: Sequence[str]) -> "Classifier":
+        """Return this network with some of its classes, in the given order and spelling, as its only answers."""
+        if tuple(classes) == self.classes:
+            return self
+        net = SelectClasses(self.net, columns_of(classes, self.classes))
+        inputs = replace(self.inputs, classes=tuple(classes))
+        return Classifier(net, inputs, str(self.device), self.val_split, self.data_fingerprint)
+
     def predict(self, faces: FaceImages, tta: str = "none", batch_size: int = 256) -> Prediction:
         """Predict the emotion of each face.
 
@@ -103,7 +118,7 @@ class Classifier:
             for start in range(0, len(batch), batch_size):
                 logits = predict_logits(self.net, self.net_input(batch[start : start + batch_size]), tta)
                 probabilities.append(logits.softmax(dim=1))
-            return Prediction(torch.cat(probabilities).cpu().numpy())
+            return Prediction(torch.cat(probabilities).cpu().numpy(), self.classes)
 
     def predict_photos(
         self, photos: Sequence[str | Path | BinaryIO | Image.Image], detect: bool = True, tta: str = "none"
@@ -150,7 +165,9 @@ class Classifier:
         Raises:
             UserError: the detector is not installed, or `tta` is unknown.
         """
-        return predict_faces(lambda crops: self.predict(crops, tta).probabilities, photos, detect, batch_size)
+        return predict_faces(
+            lambda crops: self.predict(crops, tta).probabilities, self.classes, photos, detect, batch_size
+        )
 
     def net_input(self, faces: FaceImages) -> Tensor:
         """Return the input for N faces: normalised float32 (N, 1, image_size, image_size) on the device."""

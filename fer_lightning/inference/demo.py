@@ -14,7 +14,7 @@ from importlib import resources
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from fer_lightning.emotions import COLOURS
+from fer_lightning.emotions import colours
 from fer_lightning.errors import UserError
 from fer_lightning.inference.photos import read_photo
 
@@ -46,7 +46,8 @@ def server(clf: "Classifier", port: int, tta: str = "none") -> ThreadingHTTPServ
         UserError: the port is in use, not permitted or out of range.
     """
     page = resources.files("fer_lightning.inference").joinpath("demo.html").read_text(encoding="utf-8")
-    page = page.replace("__COLOURS__", json.dumps(COLOURS)).replace("__MAX_BYTES__", str(_MAX_BYTES))
+    palette = json.dumps(dict(zip(clf.classes, colours(clf.classes), strict=True))).replace("<", "\\u003c")
+    page = page.replace("__COLOURS__", palette).replace("__MAX_BYTES__", str(_MAX_BYTES))
 
     def predict_bytes(content: bytes) -> dict[str, Any]:
         with page_server.predicting:

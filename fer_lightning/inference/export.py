@@ -26,7 +26,7 @@ from fer_lightning.models.checkpoint import InputSpec
 from fer_lightning.models.small_vgg import MirroredBatchNorm2d, MirroredConv2d
 
 Pixels = npt.NDArray[np.uint8]
-Exported = Callable[[Pixels], npt.NDArray[np.float32]]  # (N, 1, H, W) -> (N, 7)
+Exported = Callable[[Pixels], npt.NDArray[np.float32]]  # (N, 1, H, W) -> (N, C)
 
 # The largest difference of a probability that a different summation order in float32 can explain.
 TOLERANCE = 1e-4
@@ -39,7 +39,7 @@ class FaceGraph(nn.Module):
     """The module to export: computes the same probabilities as Classifier.predict, from pixels on.
 
     Args:
-        net: float (B, 1, image_size, image_size), normalised -> logits (B, 7).
+        net: float (B, 1, image_size, image_size), normalised -> logits (B, C).
         inputs: image size and normalisation that `net` expects.
     """
 
@@ -49,7 +49,7 @@ class FaceGraph(nn.Module):
         self.inputs = inputs
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Compute the probabilities, float32 (N, 7), of faces, uint8 (N, 1, H, W)."""
+        """Compute the probabilities, float32 (N, C), of faces, uint8 (N, 1, H, W)."""
         # data.augment.resize without its shortcut for faces of the right size, which would fix that size in the
         # graph. Resizing an image to its own size does not change it.
         size = (self.inputs.image_size, self.inputs.image_size)
@@ -63,7 +63,7 @@ def metadata(inputs: InputSpec) -> dict[str, str]:
     return {
         "classes": ",".join(inputs.classes),  # in the order of the probabilities
         "input": "faces: uint8 (N, 1, H, W), grey, upright and cropped; resized inside",
-        "output": "probabilities: float32 (N, 7)",
+        "output": f"probabilities: float32 (N, {len(inputs.classes)})",
         "image_size": str(inputs.image_size),
         "mean": str(inputs.mean),
         "std": str(inputs.std),
@@ -174,7 +174,7 @@ def largest_difference(exported: Exported, clf: Classifier, faces: Pixels) -> fl
 
 
 def probabilities(exported: Exported, faces: Pixels, batch_size: int = 256) -> npt.NDArray[np.float32]:
-    """Return an exported network's probabilities for faces (N, H, W): float32 (N, 7)."""
+    """Return an exported network's probabilities for faces (N, H, W): float32 (N, C)."""
     return np.concatenate([exported(batch) for batch in _batches(faces, batch_size)])
 
 

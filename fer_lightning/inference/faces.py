@@ -12,7 +12,7 @@ class DetectedFace:
 
     Attributes:
         box: the square passed to the network, or the whole image.
-        probabilities: probability of each emotion, in the order of emotions.EMOTIONS.
+        probabilities: probability of each class, in the order of the network's.
     """
 
     box: Box

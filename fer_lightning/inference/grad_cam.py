@@ -33,7 +33,7 @@ def grad_cam(clf: Classifier, faces: FaceImages, emotions: Sequence[int]) -> npt
     Args:
         clf: any network with a convolution.
         faces: N faces, in any form that Classifier.predict accepts.
-        emotions: N indices into emotions.EMOTIONS.
+        emotions: N indices into clf.classes.
 
     Returns:
         float32 (N, h, w) in [0, 1] at the resolution of that layer. Each map is scaled to a maximum of 1; it is all

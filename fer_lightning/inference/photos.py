@@ -1,7 +1,7 @@
 """Read whole photos, detect their faces, and crop these as in FER-2013."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO, TypeVar
@@ -11,7 +11,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from fer_lightning.data.images import decode
-from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.inference.faces import Box, DetectedFace
 
@@ -118,12 +117,17 @@ def face_boxes(photo: Image.Image, detect: bool = True) -> list[Box]:
 
 
 def predict_faces(
-    predict: Predict, photos: Iterable[tuple[Key, Image.Image]], detect: bool = True, batch_size: int = 64
+    predict: Predict,
+    classes: Sequence[str],
+    photos: Iterable[tuple[Key, Image.Image]],
+    detect: bool = True,
+    batch_size: int = 64,
 ) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
     """Detect the faces in photos and predict their emotions in batches.
 
     Args:
-        predict: function from faces, uint8 (N, 48, 48), to probabilities, float32 (N, 7).
+        predict: function from faces, uint8 (N, 48, 48), to probabilities, float32 (N, C).
+        classes: names of the C classes.
         photos: upright RGB photos, each with a key of the caller's choice.
         detect: detect faces; otherwise treat each photo as one face. Photos with sides of
             at most MAX_CROP_SIDE pixels always are.
@@ -143,25 +147,25 @@ def predict_faces(
         try:
             boxes = face_boxes(photo, detect)
         except UserError:  # no detector: photos before this one did not need it and still get their results
-            yield from _predict_batch(predict, waiting)
+            yield from _predict_batch(predict, classes, waiting)
             raise
         waiting.append((key, photo, boxes))
         faces += len(boxes)
         pixels += photo.width * photo.height
         full = max(faces, len(waiting)) >= batch_size or pixels >= _BATCH_PIXELS
         if full or perf_counter() - since > _PATIENCE_SECONDS:
-            yield from _predict_batch(predict, waiting)
+            yield from _predict_batch(predict, classes, waiting)
             waiting, faces, pixels, since = [], 0, 0, perf_counter()
-    yield from _predict_batch(predict, waiting)
+    yield from _predict_batch(predict, classes, waiting)
 
 
 def _predict_batch(
-    predict: Predict, waiting: list[tuple[Key, Image.Image, list[Box]]]
+    predict: Predict, classes: Sequence[str], waiting: list[tuple[Key, Image.Image, list[Box]]]
 ) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
     crops = [crop_face(photo, box) for _, photo, boxes in waiting for box in boxes]
     rows = iter(predict(np.stack(crops)).tolist() if crops else [])
     for key, photo, boxes in waiting:
-        yield key, photo, [DetectedFace(box, dict(zip(EMOTIONS, next(rows), strict=True))) for box in boxes]
+        yield key, photo, [DetectedFace(box, dict(zip(classes, next(rows), strict=True))) for box in boxes]
 
 
 def crop_face(photo: Image.Image, box: Box) -> npt.NDArray[np.uint8]:

@@ -1,5 +1,6 @@
-"""Network registry: plain torch modules that map grey faces (B, 1, H, W) to logits (B, 7)."""
+"""Network registry: plain torch modules that map grey faces (B, 1, H, W) to logits (B, classes)."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import nn
 
 from fer_lightning import hardware
 from fer_lightning.arguments import call, first_line
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.models.fer_model0 import FERModel0
 from fer_lightning.models.resnet import ResNet
@@ -21,12 +23,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(name: str, image_size: int, **options: Any) -> nn.Module:
+def build_model(name: str, image_size: int, n_classes: int = len(EMOTIONS), **options: Any) -> nn.Module:
     """Build a network by name, with freshly initialised weights.
 
     Args:
         name: a key of MODELS.
         image_size: height and width of the input images, in pixels.
+        n_classes: number of logits.
         options: keyword arguments of the network, e.g. ``channels=[16, 32, 64]``.
 
     Raises:
@@ -35,10 +38,16 @@ def build_model(name: str, image_size: int, **options: Any) -> nn.Module:
     if name not in MODELS:
         known = ", ".join(sorted(MODELS))
         raise UserError(f"model={name}: unknown network.{did_you_mean(name, MODELS)} Choose from {known}.")
+    options |= {"image_size": image_size}
+    if "n_classes" in inspect.signature(MODELS[name]).parameters:
+        options |= {"n_classes": n_classes}
+    elif n_classes != len(EMOTIONS):  # a network that was written for FER-2013 alone
+        raise UserError(f"model={name} has no parameter n_classes, so it cannot have {n_classes} classes. Add one.")
     try:
-        return call(MODELS[name], f"model={name}", options | {"image_size": image_size})
+        return call(MODELS[name], f"model={name}", options)
     except UserError as error:
-        given = ", ".join(f"{key}={value}" for key, value in options.items())
+        own = {key: value for key, value in options.items() if key not in ("image_size", "n_classes")}
+        given = ", ".join(f"{key}={value}" for key, value in own.items())
         raise UserError(f"The network {name} cannot be built with {given} at {image_size} px: {error}") from error
     except RuntimeError as error:
         if not hardware.is_out_of_memory(error):

@@ -4,6 +4,7 @@ import io
 import pickletools
 import reprlib
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from fer_lightning.arguments import first_line
+from fer_lightning.data.classes import check_names
 from fer_lightning.data.faces import MAX_IMAGE_SIZE
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
@@ -38,6 +40,25 @@ class InputSpec:
     mean: float
     std: float
     classes: tuple[str, ...] = EMOTIONS
+
+
+class SelectClasses(nn.Module):
+    """A network reduced to some of its classes.
+
+    Args:
+        net: float (B, 1, H, W) -> logits (B, C).
+        columns: positions of K classes in the logits.
+    """
+
+    def __init__(self, net: nn.Module, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.net = net
+        self.columns = list(columns)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of these classes: float (B, 1, H, W) -> (B, K)."""
+        logits: torch.Tensor = self.net(images)[:, self.columns]
+        return logits
 
 
 @dataclass(frozen=True)
@@ -69,8 +90,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read and validate a checkpoint of this project, with ``weights_only=True``.
 
     Raises:
-        UserError: the file is missing, damaged, could execute code or comes from another project; its classes are
-            not EMOTIONS, in that order; or a weight is not finite.
+        UserError: the file is missing, damaged, could execute code or comes from another project; or a weight is
+            not finite.
     """
     path = Path(path)
     content = _load(path)
@@ -78,10 +99,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         checkpoint = _parse(path, content)
     except _ForeignError as error:
         raise UserError(f"ckpt={path} was not written by this project: {error}.") from error
-    if checkpoint.inputs.classes != EMOTIONS:
-        raise UserError(
-            f"ckpt={path} was trained on the classes {reprlib.repr(checkpoint.inputs.classes)}, not on {EMOTIONS}."
-        )
     if not all(tensor.isfinite().all() for tensor in checkpoint.state_dict.values()):
         raise UserError(
             f"ckpt={path} has weights that are NaN or infinite. Use another checkpoint of that run, or train again."
@@ -152,6 +169,7 @@ def _parse(path: Path, content: Any) -> Checkpoint:
         raise _ForeignError(f"mean={inputs.mean}, std={inputs.std}")
     if not all(isinstance(name, str) for name in inputs.classes):
         raise _ForeignError("classes: expected strings")
+    check_names(inputs.classes, f"ckpt={path}")
     model, state_dict = _field(header, "model", dict), _field(content, "state_dict", dict)
     _check_model(model)
     _check_weights(state_dict)
@@ -173,7 +191,7 @@ def _check_model(model: dict[Any, Any]) -> None:
     for name, value in model.items():
         values = value if isinstance(value, list | tuple) else [value]
         plain = all(isinstance(item, int | float | str | None) for item in values)
-        if not isinstance(name, str) or name == "image_size" or not plain:
+        if not isinstance(name, str) or name in ("image_size", "n_classes") or not plain:
             raise _ForeignError(f"model: {reprlib.repr(name)}")
 
 
@@ -219,9 +237,10 @@ def load_weights(net: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def net_from(checkpoint: Checkpoint) -> nn.Module:
-    """Build the checkpoint's network in eval mode with its weights loaded: float (B, 1, H, W) -> logits (B, 7)."""
+    """Build the checkpoint's network in eval mode with its weights loaded: float (B, 1, H, W) -> logits (B, C)."""
     for device in ("meta", "cpu"):  # meta allocates nothing, so it tests the claimed size for free
         with torch.device(device):
-            net = build_model(image_size=checkpoint.inputs.image_size, **checkpoint.model)
+            inputs = checkpoint.inputs
+            net = build_model(image_size=inputs.image_size, n_classes=len(inputs.classes), **checkpoint.model)
         load_weights(net, checkpoint)
     return net.eval()

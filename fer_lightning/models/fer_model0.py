@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.models.channels import check_channels
 
 
@@ -17,12 +17,15 @@ class FERModel0(nn.Module):
     Args:
         channels: the width of each block.
         image_size: height and width of the input, in pixels.
+        n_classes: number of logits.
 
     Raises:
         UserError: a width is out of range, or the image is too small for the number of blocks.
     """
 
-    def __init__(self, channels: Sequence[int] = (16, 32, 128), image_size: int = 128) -> None:
+    def __init__(
+        self, channels: Sequence[int] = (16, 32, 128), image_size: int = 128, n_classes: int = len(EMOTIONS)
+    ) -> None:
         super().__init__()
         check_channels(channels, image_size, halvings=len(channels))
         side = image_size >> len(channels)
@@ -39,9 +42,9 @@ class FERModel0(nn.Module):
                 width_in = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width_in * side * side, NUM_CLASSES)
+        self.classifier = nn.Linear(width_in * side * side, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits: float (B, 1, H, W) -> (B, 7)."""
+        """Compute logits: float (B, 1, H, W) -> (B, n_classes)."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models.channels import check_channels
 
@@ -54,6 +54,7 @@ class ResNet(nn.Module):
         stem_stride: stride of the stem; 2 halves the image, for a quarter of the work.
         dropout: probability of dropping a feature before the linear layer during training, in [0, 1).
         image_size: height and width of the input, in pixels.
+        n_classes: number of logits.
 
     Raises:
         UserError: a value is out of range, or the image is too small for the number of stages.
@@ -66,6 +67,7 @@ class ResNet(nn.Module):
         stem_stride: int = 1,
         dropout: float = 0.0,
         image_size: int = 48,
+        n_classes: int = len(EMOTIONS),
     ) -> None:
         super().__init__()
         for name, value, most in (("blocks", blocks, 100), ("stem_stride", stem_stride, image_size)):
@@ -86,9 +88,9 @@ class ResNet(nn.Module):
                 width = stage
         self.features = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(width, NUM_CLASSES)
+        self.classifier = nn.Linear(width, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits: float (B, 1, H, W) -> (B, 7)."""
+        """Compute logits: float (B, 1, H, W) -> (B, n_classes)."""
         logits: Tensor = self.classifier(self.dropout(self.features(images).mean(dim=(2, 3))))
         return logits

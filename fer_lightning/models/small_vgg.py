@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models.channels import check_channels
 
@@ -105,6 +105,7 @@ class SmallVGG(nn.Module):
         mirrored: whether the filters come in mirrored pairs. This halves the parameters and makes the logits of a
             face and its mirror image equal.
         image_size: height and width of the input, in pixels.
+        n_classes: number of logits.
 
     Raises:
         UserError: a width is out of range, a width of mirrored filters is odd, or the image is too small or, with
@@ -117,6 +118,7 @@ class SmallVGG(nn.Module):
         residual: bool = False,
         mirrored: bool = False,
         image_size: int = 48,
+        n_classes: int = len(EMOTIONS),
     ) -> None:
         super().__init__()
         check_channels(channels, image_size, halvings=len(channels))
@@ -143,10 +145,10 @@ class SmallVGG(nn.Module):
             ]
             width = stage
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width // 2 if mirrored else width, NUM_CLASSES)
+        self.classifier = nn.Linear(width // 2 if mirrored else width, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits: float (B, 1, H, W) -> (B, 7)."""
+        """Compute logits: float (B, 1, H, W) -> (B, n_classes)."""
         features = self.features(images).mean(dim=(2, 3))
         if self.mirrored:
             features = features.unflatten(1, (2, -1)).mean(dim=1)

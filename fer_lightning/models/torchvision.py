@@ -7,12 +7,14 @@ from torch import nn
 
 from fer_lightning import hardware
 from fer_lightning.arguments import first_line
-from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
 
 
-def torchvision_net(architecture: str = "resnet18", image_size: int = 224) -> nn.Module:
-    """Build a network of ``torchvision.models`` with random weights, one input channel and seven classes.
+def torchvision_net(
+    architecture: str = "resnet18", image_size: int = 224, n_classes: int = len(EMOTIONS)
+) -> nn.Module:
+    """Build a network of ``torchvision.models`` with random weights, one input channel.
 
     The kernels of the first convolution are summed over the colours, which is equivalent to repeating the grey
     channel three times.
@@ -20,6 +22,7 @@ def torchvision_net(architecture: str = "resnet18", image_size: int = 224) -> nn
     Args:
         architecture: a name for ``torchvision.models.get_model``, e.g. "resnet18" or "convnext_tiny".
         image_size: height and width of the input, in pixels.
+        n_classes: number of logits.
 
     Raises:
         UserError: torchvision has no classification network of that name, or it does not support this image size.
@@ -43,7 +46,7 @@ def torchvision_net(architecture: str = "resnet18", image_size: int = 224) -> nn
     elif architecture.startswith("maxvit_"):
         options = {"input_size": (image_size, image_size)}
     try:
-        net: nn.Module = models.get_model(architecture, weights=None, num_classes=NUM_CLASSES, **options)
+        net: nn.Module = models.get_model(architecture, weights=None, num_classes=n_classes, **options)
         _use_grey_input(net)
         with torch.no_grad():
             # Some architectures detect only here that the image is too small.

@@ -56,12 +56,12 @@ def predict_logits(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) ->
     """Compute the logits of images under a test-time augmentation.
 
     Args:
-        net: float (B, 1, H, W) -> logits (B, 7).
+        net: float (B, 1, H, W) -> logits (B, C).
         images: float (B, 1, H, W), normalised.
         tta: a key of VIEWS.
 
     Returns:
-        float32 (B, 7) whose softmax is the mean of the views' probabilities; for "none" the network's own logits.
+        float32 (B, C) whose softmax is the mean of the views' probabilities; for "none" the network's own logits.
     """
     views = VIEWS[tta](images)
     if len(views) == 1:
@@ -70,7 +70,7 @@ def predict_logits(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) ->
 
 
 def log_mean_probabilities(logits: Tensor) -> Tensor:
-    """Compute the logarithm of the mean of K predictions' probabilities: logits (K, B, 7) -> float32 (B, 7).
+    """Compute the logarithm of the mean of K predictions' probabilities: logits (K, B, 7) -> float32 (B, C).
 
     The computation stays in log space because a probability may underflow in float32.
     """

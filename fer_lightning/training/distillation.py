@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer_lightning.emotions import NUM_CLASSES
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models.checkpoint import InputSpec
 from fer_lightning.models.tta import check_tta, log_mean_probabilities, predict_logits
@@ -16,7 +16,7 @@ class InputAdapter(nn.Module):
     """A network behind a conversion of images from another input format: normalisation first, then size.
 
     Args:
-        net: float (B, 1, h, w) -> logits (B, 7).
+        net: float (B, 1, h, w) -> logits (B, C).
         target: the input format that `net` was trained on.
         source: the input format of the images.
     """
@@ -28,7 +28,7 @@ class InputAdapter(nn.Module):
         self.factor, self.offset = source.std / target.std, (source.mean - target.mean) / target.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits from images in the source format: float (B, 1, H, W) -> (B, 7)."""
+        """Compute logits from images in the source format: float (B, 1, H, W) -> (B, C)."""
         converted = self.factor * images + self.offset
         if converted.shape[-2:] != self.size:
             converted = F.interpolate(converted, size=self.size, mode="bilinear", antialias=True)
@@ -43,7 +43,7 @@ class Teacher:
     weights stay out of the student's checkpoint.
 
     Args:
-        nets: networks float (B, 1, H, W) -> logits (B, 7), whose probabilities are averaged.
+        nets: networks float (B, 1, H, W) -> logits (B, C), whose probabilities are averaged.
         weight: share of the distillation loss in the total loss, in (0, 1]; the rest is the loss on the labels.
         temperature: divisor of the teacher's and the student's logits, above 0; larger values give the less likely
             emotions more weight.
@@ -53,6 +53,7 @@ class Teacher:
             several processes. None disables the cache.
         n_images: rows of the dataset, which `index` refers to.
         n_train: training images per epoch.
+        n_classes: C, the number of classes.
 
     Raises:
         UserError: a value is out of range.
@@ -67,6 +68,7 @@ class Teacher:
         augment_epochs: int | None = None,
         n_images: int = 0,
         n_train: int = 0,
+        n_classes: int = len(EMOTIONS),
     ) -> None:
         if not 0 < weight <= 1:
             raise UserError(f"distill.weight={weight}: expected above 0 and at most 1.")
@@ -77,7 +79,7 @@ class Teacher:
         self.weight = weight
         self.temperature = temperature
         self.tta = tta
-        self._cache = torch.zeros(augment_epochs or 0, n_images, NUM_CLASSES)
+        self._cache = torch.zeros(augment_epochs or 0, n_images, n_classes)
         # Completeness is tracked on the host: reading it from the cache would make each step wait for the device.
         self._complete = [False] * len(self._cache)
         self._n_train = n_train
@@ -99,7 +101,7 @@ class Teacher:
             epoch: the student's epoch.
 
         Returns:
-            float32 (B, 7), the logarithm of the mean probabilities.
+            float32 (B, C), the logarithm of the mean probabilities.
         """
         if not len(self._cache):
             return self._predict(images)
@@ -115,15 +117,15 @@ class Teacher:
         return targets
 
     def _predict(self, images: Tensor) -> Tensor:
-        """Average the networks' predictions: float (B, 1, H, W) -> log probabilities float32 (B, 7)."""
+        """Average the networks' predictions: float (B, 1, H, W) -> log probabilities float32 (B, C)."""
         return log_mean_probabilities(torch.stack([predict_logits(net, images, self.tta) for net in self.nets]))
 
     def loss(self, targets: Tensor, logits: Tensor, label_loss: Tensor) -> Tensor:
         """Compute the student's total loss, a scalar.
 
         Args:
-            targets: the batch's soft targets (B, 7).
-            logits: the student's logits (B, 7).
+            targets: the batch's soft targets (B, C).
+            logits: the student's logits (B, C).
             label_loss: the student's mean loss on the labels, a scalar.
         """
         teacher = F.log_softmax(targets / self.temperature, dim=1)

@@ -1,7 +1,7 @@
 """The LightningModule: steps, metrics and optimizer. It draws no figures and writes no files."""
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from math import ceil, isfinite
 from typing import Any
@@ -15,7 +15,6 @@ from torchmetrics.metric import jit_distributed_available
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from fer_lightning.data.datamodule import Batch, FaceDataModule
-from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.scores import Predictions, score, score_classes
 from fer_lightning.models.checkpoint import Checkpoint, InputSpec, net_from
@@ -23,16 +22,17 @@ from fer_lightning.models.tta import check_tta, predict_logits
 from fer_lightning.training.compat import HOOK_NAME
 from fer_lightning.training.distillation import Teacher
 
-StepOutput = tuple[Tensor, Tensor, Tensor]  # index (B,), logits (B, 7), labels (B,)
+StepOutput = tuple[Tensor, Tensor, Tensor]  # index (B,), logits (B, C), labels (B,)
 OptimizerFactory = Callable[..., tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
 
 
-# The metrics that every epoch logs; each of them can be the monitor of the best checkpoint.
-LOGGED = (
-    *(f"{name}/{stage}" for name in ("loss", "accuracy") for stage in ("train", "val")),
-    "macro_f1/val",
-    *(f"{name}/{emotion}" for name in ("precision", "recall") for emotion in EMOTIONS),
-)
+def logged_metrics(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the metrics that every epoch logs; each of them can be the monitor of the best checkpoint."""
+    return (
+        *(f"{name}/{stage}" for name in ("loss", "accuracy") for stage in ("train", "val")),
+        "macro_f1/val",
+        *(f"{name}/{class_name}" for name in ("precision", "recall") for class_name in classes),
+    )
 
 
 def gather(outputs: Iterable[StepOutput]) -> Predictions:
@@ -51,14 +51,14 @@ class EmotionClassifier(LightningModule):
     """A network with its training by cross-entropy, its evaluation and its metrics.
 
     Every epoch logs ``loss/train``, ``accuracy/train``, ``loss/val``, ``accuracy/val``, ``macro_f1/val``,
-    ``recall/<emotion>`` and ``precision/<emotion>``, with the epoch as the step. Training also logs ``step/loss``
+    ``recall/<class>`` and ``precision/<class>``, with the epoch as the step. Training also logs ``step/loss``
     and ``step/accuracy``, means since the last write, every ``trainer.log_every_n_steps`` steps.
 
     Args:
-        net: float (B, 1, H, W) -> logits (B, 7).
+        net: float (B, 1, H, W) -> logits (B, C).
         optimizer: called with the parameters, total_steps and steps_per_epoch; returns the optimizer and its
             schedule. None for a module that is only tested.
-        inputs: the input format of `net`.
+        inputs: the input format and the classes of `net`.
         model: name and options that rebuild `net`, plain values only; saved in the checkpoint.
         channels_last: whether the network and its images use the channels_last memory format; affects only speed.
         compile: whether to compile the network with torch.compile; the first step takes a minute longer.
@@ -106,7 +106,7 @@ class EmotionClassifier(LightningModule):
         self.model = model
         self.held_out: Predictions | None = None
         self._outputs: list[StepOutput] = []
-        # Loss (), logits (B, 7) and labels (B,) of the steps since the last `_count_steps`. They stay on the device
+        # Loss (), logits (B, C) and labels (B,) of the steps since the last `_count_steps`. They stay on the device
         # because reading them in every step would make the host wait for it.
         self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
         # Sums of the loss, of correct predictions and of images, over the epoch and since the last write; and the
@@ -130,7 +130,7 @@ class EmotionClassifier(LightningModule):
         return data
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits: float (B, 1, H, W) -> (B, 7)."""
+        """Compute logits: float (B, 1, H, W) -> (B, C)."""
         return self.net(images.contiguous(memory_format=self.memory_format))  # type: ignore[no-any-return]
 
     def on_fit_start(self) -> None:
@@ -276,12 +276,12 @@ class EmotionClassifier(LightningModule):
         """
         self.held_out = gather(self._outputs)
         logits, labels = self.held_out.logits, self.held_out.labels
-        scores, classes = score(logits, labels), score_classes(logits, labels)
+        scores, classes = score(logits, labels), score_classes(logits, labels, self.inputs.classes)
         if not isfinite(scores["loss"]):
             raise self._divergence_error("The validation loss")
         metrics = {f"{name}/val": scores[name] for name in ("loss", "accuracy", "macro_f1")}
         for name in ("precision", "recall"):
-            metrics |= {f"{name}/{emotion}": values[name] for emotion, values in classes.items()}
+            metrics |= {f"{name}/{class_name}": values[name] for class_name, values in classes.items()}
         self.log_at_epoch(metrics)
 
     def on_test_epoch_start(self) -> None:

@@ -262,7 +262,9 @@ def test_tables_fit_80_columns_and_state_every_total() -> None:
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in (
         "12 images, 7 distinct; fingerprint " + planted().fingerprint,
-        "Training 9 0 0 0 7 2 0 0",
+        "class Training PublicTest PrivateTest",
+        "happy 7 1 2",
+        "images 9 1 2",
         "The counts differ from the published ones: see the notes.",
         "copies of an earlier image 5 4",
         "PrivateTest images also in Training 1 1",

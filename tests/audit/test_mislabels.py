@@ -56,7 +56,7 @@ P = np.full((3, 7), 1 / 7)
 def test_probabilities_are_returned_in_the_order_of_the_ids(tmp_path: Path) -> None:
     p = np.eye(7, dtype=np.float32)[:4]
     np.savez(tmp_path / "p.npz", ids=np.array(["c", "x", "a", "b"]), probabilities=p)
-    np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npz", IDS), p[[2, 3, 0]])
+    np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npz", IDS, 7), p[[2, 3, 0]])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_probabilities_are_returned_in_the_order_of_the_ids(tmp_path: Path) -> N
 def test_invalid_arrays_are_rejected(arrays: dict[str, np.ndarray], why: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", **arrays)
     with pytest.raises(UserError) as caught:
-        read_probabilities(tmp_path / "p.npz", IDS)
+        read_probabilities(tmp_path / "p.npz", IDS, 7)
     assert why in str(caught.value)
 
 
@@ -84,10 +84,10 @@ def test_unreadable_files_are_rejected(content: bytes | None, tmp_path: Path) ->
     if content is not None:
         (tmp_path / "p.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"p\.npz cannot be read"):
-        read_probabilities(tmp_path / "p.npz", IDS)
+        read_probabilities(tmp_path / "p.npz", IDS, 7)
     np.save(tmp_path / "p.npy", P)
     with pytest.raises(UserError, match=r"p\.npy cannot be read"):
-        read_probabilities(tmp_path / "p.npy", IDS)
+        read_probabilities(tmp_path / "p.npy", IDS, 7)
 
 
 def test_folds_keep_groups_together_and_have_equal_sizes() -> None:
@@ -110,7 +110,7 @@ def test_planted_mistakes_are_found() -> None:
     labels[:7] = (truth[:7] + 3) % 7
     state = torch.random.get_rng_state()
     lines: list[str] = []
-    probabilities = out_of_fold_probabilities(images, labels, np.arange(350), lines.append)
+    probabilities = out_of_fold_probabilities(images, labels, np.arange(350), 7, lines.append)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert len(lines) == FOLDS
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
@@ -121,4 +121,4 @@ def test_planted_mistakes_are_found() -> None:
 
 def test_too_few_images_are_rejected() -> None:
     with pytest.raises(UserError, match="3 images are too few"):
-        out_of_fold_probabilities(np.zeros((3, 48, 48), np.uint8), np.zeros(3, int), np.arange(3), print)
+        out_of_fold_probabilities(np.zeros((3, 48, 48), np.uint8), np.zeros(3, int), np.arange(3), 7, print)

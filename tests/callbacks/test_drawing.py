@@ -25,6 +25,7 @@ from fer_lightning.callbacks.prediction_grid import PredictionGrid
 from fer_lightning.data.augment import resize
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.evaluation.scores import confident_mistakes
 from fer_lightning.models.checkpoint import InputSpec
 from fer_lightning.training.module import EmotionClassifier
@@ -128,8 +129,8 @@ def test_mistakes_are_sorted_by_confidence():
 
 
 def test_confusion_counts_have_true_classes_in_rows():
-    counts = confusion_counts(np.array([3, 3, 3, 6]), np.array([3, 4, 4, 6]))
-    assert counts.shape == (7, 7)
+    counts = confusion_counts(np.array([3, 3, 3, 6]), np.array([3, 4, 4, 6]), 8)
+    assert counts.shape == (8, 8)
     assert (counts[3, 3], counts[3, 4], counts[6, 6], counts.sum()) == (1, 2, 1, 4)
 
 
@@ -241,16 +242,17 @@ def test_each_figure_shows_the_split_in_its_title(tmp_path, drawn):
     run.fit(module, datamodule=data)
     run.test(module, datamodule=data, verbose=False)
 
-    (val, val_title), (test, test_title) = drawn["confusion_matrix"]
+    (val, val_title, _), (test, test_title, classes) = drawn["confusion_matrix"]
     assert (val.sum(), val_title) == (N_VAL, "Confusion on PublicTest after epoch 0")
     assert (test.sum(), test_title) == (N_TEST, "Confusion on PrivateTest")  # although PublicTest was tested too
+    assert classes == EMOTIONS
 
     sample, mistakes, test_sample, test_mistakes = drawn["prediction_grid"]
     assert sample[3].startswith("PublicTest after epoch 0: ")
     assert "of 14 correct in a fixed sample" in sample[3]
     assert f"mistakes in {N_TEST}" in test_mistakes[3]
     faces = data.faces
-    for (images, labels, probabilities, _), usage in ((sample, VAL), (test_sample, TEST)):
+    for (images, labels, probabilities, _, _), usage in ((sample, VAL), (test_sample, TEST)):
         np.testing.assert_array_equal(labels, np.tile(np.arange(7), 2))
         rows = [int(np.flatnonzero((faces.images == image).all(axis=(1, 2)))[0]) for image in images]
         assert (faces.usage[rows] == usage).all()
@@ -259,7 +261,7 @@ def test_each_figure_shows_the_split_in_its_title(tmp_path, drawn):
         with torch.no_grad():
             x = (torch.from_numpy(images)[:, None].float() / 255 - 0.5) / 0.5
             np.testing.assert_allclose(module(x).softmax(dim=1), probabilities, atol=1e-5)
-    for _, labels, probabilities, _ in (mistakes, test_mistakes):
+    for _, labels, probabilities, _, _ in (mistakes, test_mistakes):
         assert (probabilities.argmax(axis=1) != labels).all()
         assert (np.diff(probabilities.max(axis=1)) <= 0).all()
 
@@ -278,7 +280,7 @@ def test_sample_is_the_same_after_every_epoch_and_in_every_run(tmp_path, drawn):
 def test_kaggle_folder_draws_both_splits_together(tmp_path, drawn):
     run = trainer(tmp_path, ConfusionMatrix())
     run.test(classifier(), datamodule=data_module("kaggle_folder"), verbose=False)
-    ((counts, title),) = drawn["confusion_matrix"]
+    ((counts, title, _),) = drawn["confusion_matrix"]
     assert (counts.sum(), title) == (N_VAL + N_TEST, "Confusion on PublicTest+PrivateTest")
 
 

@@ -46,6 +46,14 @@ USAGES = {
 }
 CSVS = ("one", "one, usage", "parts", "parts, usage")
 CLASS_FOLDERS = ("folders", "below", "prefix", "official", "none", "persons")
+# Settings of the reader -> the names of the class folders and labels, in the order of the classes.
+CLASSES: tuple[tuple[dict[str, object], tuple[str, ...]], ...] = (
+    *(({}, EMOTIONS),) * 3,
+    ({}, ("Anger", "1_disgusted", "FEARFUL", "happiness", "sadness", "suprise", "neutrality")),
+    ({"classes": "folders"}, ("10 bored", "angry", "not sure", "été")),
+    ({"classes": ["bored", "angry", "9", "Été", "$x$"]}, ("Bored", "ANGER", "9", "été", "$x$")),
+    ({"rename": {"contempt": "disgust", "joy": "great"}}, ("angry", "contempt", "fear", "happy", *EMOTIONS[4:])),
+)
 OUTER = ("archive", "images", "fer", "FER 2013", "data", "faces.d")
 BETWEEN = ("", "", "images", "crops", "48x48")
 
@@ -61,6 +69,7 @@ class Truth:
         persons: person by image number; empty if there are none.
         sound: whether it must be read, rather than refused.
         description: the drawn choices, for messages.
+        settings: how to read it: data.classes and data.rename.
     """
 
     path: Path
@@ -69,6 +78,7 @@ class Truth:
     persons: dict[int, str] = field(default_factory=dict)
     sound: bool = True
     description: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
 
 
 @cache
@@ -110,17 +120,24 @@ def class_folders(draw: st.DrawFn, root: Path, kind: str) -> Truth:
     if kind == "official" and draw(st.booleans()):  # the Kaggle folder: test/ holds both
         folder = {TRAIN: "train", VAL: "test", TEST: "test"}
     prefixes = ("{}_{:05}.png", "{}{}.png", "{} ({}).png", "face_{}_{}.png", "{}_happy_{}.png", "{}_s05_{}.png")
-    prefix = draw(st.sampled_from(prefixes))
     faults = ("prefix", "stray", "second root", "unknown class", "nested", "fold", "unread")
     wrong = draw(st.sampled_from((None,) * 7 + faults))
     doubled = draw(st.sampled_from((False, False, False, True)))
+    settings, classes = draw(st.sampled_from(CLASSES))
+    prefix = draw(st.sampled_from(prefixes)).replace("happy", classes[0])
     truth = Truth(
-        root, description={"kind": kind, "wrong": wrong, "folder": folder, "outer": outer, "between": between}
+        root,
+        sound=not (
+            settings.get("classes") == "folders" and kind == "persons"
+        ),  # or the persons might be the classes
+        description={"kind": kind, "wrong": wrong, "folder": folder, "outer": outer, "between": between},
+        settings=settings,
     )
+    truth.description |= settings
     files: dict[str, bytes] = {}
     number = 0
     for usage, count in counts.items():
-        for label, emotion in enumerate(EMOTIONS):
+        for label, emotion in enumerate(classes):
             for at in range(count):
                 parts, name = [*outer], f"{number}.png"
                 if kind in ("folders", "official"):
@@ -143,7 +160,7 @@ def class_folders(draw: st.DrawFn, root: Path, kind: str) -> Truth:
                 files["/".join([*parts, name])] = picture(number)
                 number += 1
     if wrong is not None:
-        _spoil(truth, files, wrong, number, next(iter(files)).rsplit("/", 1)[0], outer)
+        _spoil(truth, files, wrong, number, next(iter(files)).rsplit("/", 1)[0], outer, classes[0])
     files |= draw(st.sampled_from(({}, {"README.txt": b"faces, emotion, pixels"}, {"x/.DS_Store": b"\0"})))
     if doubled and outer:
         files |= {
@@ -153,28 +170,32 @@ def class_folders(draw: st.DrawFn, root: Path, kind: str) -> Truth:
     return truth
 
 
-def _spoil(truth: Truth, files: dict[str, bytes], wrong: str, number: int, angry: str, outer: list[str]) -> None:
+def _spoil(
+    truth: Truth, files: dict[str, bytes], wrong: str, number: int, folder: str, outer: list[str], name: str
+) -> None:
     """Add an image whose split or class cannot be told, so that the dataset must be refused.
 
-    `angry` is the folder of the first training image.
+    `folder` is that of the first training image, `name` that of its class.
     """
     top = "".join(f"{name}/" for name in outer)
     named = truth.usages[0] is not None
     path = {
-        "prefix": f"{angry}/PrivateTest_{number}.png",
-        "stray": f"{top}angry/{number}.png",
-        "second root": f"{top}extra/angry/{number}.png",
-        "unknown class": f"{angry.replace('angry', 'agnry')}/{number}.png",
-        "nested": f"{angry}/test/{number}.png",
-        "fold": f"{top}fold2/test/angry/{number}.png",
+        "prefix": f"{folder}/PrivateTest_{number}.png",
+        "stray": f"{top}{name}/{number}.png",
+        "second root": f"{top}extra/{name}/{number}.png",
+        "unknown class": f"{folder.replace(name, f'x{name}')}/{number}.png",
+        "nested": f"{folder}/test/{number}.png",
+        "fold": f"{top}fold2/test/{name}/{number}.png",
         "unread": f"{top}test.csv",
     }[wrong]
-    if (not named and wrong == "stray") or (
-        truth.description["kind"] == "prefix" and wrong in ("prefix", "nested")
+    if (
+        (not named and wrong == "stray")
+        or (truth.description["kind"] == "prefix" and wrong in ("prefix", "nested"))
+        or (wrong == "unknown class" and truth.settings.get("classes") == "folders")
     ):
         return  # as sound as before
     if wrong == "unread":
-        truth.sound = TEST in truth.usages.values()
+        truth.sound &= TEST in truth.usages.values()
         files[path] = b""
         return
     truth.sound = False
@@ -207,13 +228,20 @@ def csvs(draw: st.DrawFn, root: Path, kind: str) -> Truth:
     wrong = draw(st.sampled_from((None,) * 5 + ("usage", "holdout", "version", "no name")))
     delimiter = draw(st.sampled_from((",", ",", ";", "\t")))
     index, floats = draw(st.booleans()), draw(st.booleans())
-    truth = Truth(root, description={"names": names, "words": words, "wrong": wrong, "with_usage": with_usage})
+    settings, classes = draw(st.sampled_from(CLASSES))
+    numbered = "rename" not in settings and settings.get("classes") != "folders" and draw(st.booleans())
+    truth = Truth(
+        root,
+        description={"names": names, "words": words, "wrong": wrong, "with_usage": with_usage, **settings},
+        settings=settings,
+    )
     tables: dict[str, list[list[object]]] = {}
     number = 0
     for usage, count in counts.items():
-        for label in range(7):
+        for label, text in enumerate(classes):
             for _ in range(count):
-                row = [f"{label}.0" if floats else label, " ".join(map(str, pixels(number).ravel())), words[usage]]
+                value = (f"{label}.0" if floats else label) if numbered else text
+                row = [value, " ".join(map(str, pixels(number).ravel())), words[usage]]
                 tables.setdefault(names[usage], []).append(row)
                 named = with_usage or parted
                 truth.labels[number], truth.usages[number] = label, usage if named else None
@@ -234,13 +262,13 @@ def csvs(draw: st.DrawFn, root: Path, kind: str) -> Truth:
     folder = draw(st.sampled_from(("", "", "data/", "fer/csv/")))
     files = {}
     for name, rows in tables.items():
-        text = io.StringIO()
-        writer = csv.writer(text, delimiter=delimiter)
+        file = io.StringIO()
+        writer = csv.writer(file, delimiter=delimiter)
         writer.writerow(header)
-        text.write("\n \n" if blank else "")
+        file.write("\n \n" if blank else "")
         width = 3 if with_usage else 2
         writer.writerows([*([at] if index else []), *row[:width]] for at, row in enumerate(rows))
-        files[f"{folder}{name}"] = text.getvalue().encode()
+        files[f"{folder}{name}"] = file.getvalue().encode()
     files |= draw(st.sampled_from(({}, {"example_submission.csv": b"emotion\n0\n"}, {"notes.csv": b"a,b\n1,2\n"})))
     _write(root, files, draw(st.sampled_from(("folder", "folder", "zip", "tar.gz"))), truth)
     return truth

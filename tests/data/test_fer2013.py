@@ -11,6 +11,7 @@ from pathlib import Path
 
 import kagglehub
 import numpy as np
+import numpy.typing as npt
 import pytest
 from fake_fer2013 import (
     encode,
@@ -466,10 +467,10 @@ BAD_ROWS = {
     "pixel_fraction": (f"3,1.5 {SHORT},Training", "expected integers as pixels, got '1.5'"),
     "pixel_nan": (f"3,nan {SHORT},Training", "expected integers as pixels, got 'nan'"),
     "pixel_huge": (f"3,{SHORT} 99999999999999999999,Training", "expected pixels from 0 to 255, got "),
-    "emotion_9": (f"9,{GOOD},Training", "expected emotion 0 to 6, got '9'"),
-    "emotion_negative": (f"-1,{GOOD},Training", "expected emotion 0 to 6, got '-1'"),
-    "emotion_word": (f"happy,{GOOD},Training", "expected emotion 0 to 6, got 'happy'"),
-    "emotion_empty": (f",{GOOD},Training", "expected emotion 0 to 6, got ''"),
+    "emotion_9": (f"9,{GOOD},Training", "expected emotion 0 to 6 or its name, got '9'"),
+    "emotion_negative": (f"-1,{GOOD},Training", "expected emotion 0 to 6 or its name, got '-1'"),
+    "emotion_word": (f"hapy,{GOOD},Training", "expected emotion 0 to 6 or its name, got 'hapy'"),
+    "emotion_empty": (f",{GOOD},Training", "expected emotion 0 to 6 or its name, got ''"),
     "usage": (f"3,{GOOD},Trainig", "expected Usage Training, PublicTest or PrivateTest, got 'Trainig'"),
     "too_few_columns": (f"3,{GOOD}", "expected 3 columns, got 2"),
     "too_many_columns": (f"3,{GOOD},Training,1", "expected 3 columns, got 4"),
@@ -509,9 +510,14 @@ def test_all_faults_are_reported_together_and_ten_of_them_listed(tmp_path: Path)
     lines = message.splitlines()
     assert lines[0] == f"23 faults in {path}:"
     assert lines[1:11] == [
-        f"  fer2013.csv, line {60 + i}: expected emotion 0 to 6, got '{7 + i}'" for i in range(10)
+        f"  fer2013.csv, line {60 + i}: expected emotion 0 to 6 or its name, got '{7 + i}'" for i in range(10)
     ]
-    assert lines[11:] == ["  and 13 more", "Fix them, or set data.skip_bad=true to drop them."]
+    assert lines[11:] == [
+        "  and 13 more",
+        "Fix them, or set data.skip_bad=true to drop them.",
+        "'7' is no class. If it is meant as one, see data.classes; data.rename={7: null} leaves such images out, "
+        "{7: angry} merges them.",
+    ]
     assert other_notes(load_faces(path, skip_bad=True)) == ["data.skip_bad dropped 23 x unknown emotion."]
 
 
@@ -536,6 +542,8 @@ def test_faults_are_counted_by_kind(tmp_path: Path) -> None:
         f"  train/happy/Training_1.jpg: not an image of type {FORMAT_NAMES}",
         f"  train/sad/Training_2.jpg: not an image of type {FORMAT_NAMES}",
         "Fix them, or set data.skip_bad=true to drop them.",
+        "'contempt' is no class. If it is meant as one, see data.classes; data.rename={contempt: null} leaves such "
+        "images out, {contempt: angry} merges them.",
     ]
     faces = load_faces(folder, skip_bad=True)
     assert set(faces.ids) == {face.path for face in FACES}
@@ -674,7 +682,7 @@ def test_damaged_csv_in_a_zip(tmp_path: Path) -> None:
 def test_folder_with_images_but_no_class_folder(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", [replace(face, path=f"0/{i}.jpg") for i, face in enumerate(FACES)])
     message = error_of(tmp_path / "a")
-    assert "has images, but none in a folder named after an emotion (angry, disgust," in message
+    assert "has images, but none in a folder named after a class (angry, disgust," in message
     assert "they are in 0." in message
 
 
@@ -707,13 +715,19 @@ def test_linked_folder_is_followed(tmp_path: Path) -> None:
 def test_counts_are_compared_split_by_split_and_class_by_class() -> None:
     labels = np.concatenate([np.repeat(np.arange(7), counts) for counts in PUBLISHED_COUNTS.values()])
     usage = np.repeat(np.arange(3), [sum(counts) for counts in PUBLISHED_COUNTS.values()]).astype(np.uint8)
-    assert _count_differences(labels, usage) == []
+
+    def differences(keep: npt.NDArray[np.bool_]) -> list[str]:
+        return _count_differences(
+            np.stack([np.bincount(labels[keep & (usage == s)], minlength=7) for s in range(3)])
+        )
+
+    assert differences(np.ones(len(labels), bool)) == []
     keep = np.ones(len(labels), bool)
     keep[np.flatnonzero((labels == 3) & (usage == TRAIN))[:2]] = False
     keep[usage == TEST] = False
     keep[np.flatnonzero(usage == VAL)[::9]] = False
     found = np.bincount(labels[keep & (usage == VAL)], minlength=7)
-    assert _count_differences(labels[keep], usage[keep]) == [
+    assert differences(keep) == [
         "Image counts differ from the published ones (in brackets): Training happy 7,213 (7,215); "
         f"PublicTest 3,190 (3,589), by class {' '.join(map(str, found))} (467 56 496 895 653 415 607); "
         "no PrivateTest (3,589)."

@@ -18,7 +18,7 @@ def check(truth: Truth, cache: Path) -> None:
     """Read a layout for training and for evaluation, and compare with the truth."""
     for load in (load_faces, load_held_out):
         try:
-            faces = load(truth.path, cache_dir=cache)
+            faces = load(truth.path, cache_dir=cache, **truth.settings)
         except UserError as error:
             if truth.sound:
                 raise AssertionError(f"{truth.description} was refused") from error

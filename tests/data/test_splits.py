@@ -303,14 +303,14 @@ def test_numbers_as_class_folders_are_read_only_below_the_prefixes_of_fer2013(tm
         replace(f, path=f.path.replace(EMOTIONS[f.label], str(f.label))) for f in without_prefixes(FACES)
     ]
     message = error_of(write_folder(tmp_path / "b", plain_numbers))
-    assert "Numbers are not guessed at: name the folders 0_angry, for example." in message
+    assert "Numbers are not guessed at: name the folders 0_angry, for example, or list the classes" in message
     write_folder(tmp_path / "a", [replace(FACES[0], path="train/3/mine.jpg")])
     assert error_of(tmp_path / "a").startswith("train/3/mine.jpg: numbers are not guessed at")
 
 
 def test_two_emotions_in_one_path_are_a_fault(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", [*without_prefixes(FACES), replace(FACES[0], path="train/happy/sad/1.jpg")])
-    assert error_of(tmp_path / "a").startswith("train/happy/sad/1.jpg: its folders name two emotions.")
+    assert error_of(tmp_path / "a").startswith("train/happy/sad/1.jpg: its folders name two classes.")
 
 
 # Cutting
@@ -484,7 +484,7 @@ def test_labels_written_as_floats(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\n".join(floats))
     assert load(tmp_path / "a.csv").labels.tolist() == [face.label for face in FACES]
     (tmp_path / "a.csv").write_text("\n".join([*floats, floats[1].replace("0.0", "0.5", 1)]))
-    assert "line 58: expected emotion 0 to 6, got '0.5'" in error_of(tmp_path / "a.csv")
+    assert "line 58: expected emotion 0 to 6 or its name, got '0.5'" in error_of(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
@@ -605,7 +605,7 @@ def test_unsuffixed_text_is_not_a_dataset(tmp_path: Path) -> None:
     assert "it contains README" in error_of(tmp_path)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("happy.png", encode(np.zeros((48, 48), np.uint8), "PNG"))
-    assert "has images, but none in a folder named after an emotion" in error_of(tmp_path / "a.zip")
+    assert "has images, but none in a folder named after a class" in error_of(tmp_path / "a.zip")
 
 
 def test_archive_in_a_split_folder_is_of_that_split(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def grid() -> tuple[np.ndarray, Figure]:
     """Return two faces and their grid: one rightly predicted as happy, one wrongly as surprise."""
     images = np.random.default_rng(0).integers(0, 256, (2, 48, 48), dtype=np.uint8)
     probabilities = np.array([sure(HAPPY, 0.934), sure(SURPRISE, 0.6)])
-    return images, plots.prediction_grid(images, np.array([HAPPY, SAD]), probabilities, "two faces")
+    return images, plots.prediction_grid(images, np.array([HAPPY, SAD]), probabilities, "two faces", EMOTIONS)
 
 
 def test_captions_show_right_and_wrong_by_colour_and_text(grid):
@@ -73,7 +73,7 @@ def test_faces_are_enlarged_pixel_by_pixel_within_a_frame(grid, face, colour):
 def test_captions_do_not_overlap_the_next_column():
     images = np.zeros((7, 48, 48), np.uint8)
     probabilities = np.array([sure(SURPRISE, 1.0)] * 7)  # "surprise 100%" is the widest caption
-    figure = plots.prediction_grid(images, np.full(7, SURPRISE), probabilities, "")
+    figure = plots.prediction_grid(images, np.full(7, SURPRISE), probabilities, "", EMOTIONS)
     pixels(figure)
     boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text() == "surprise 100%"]
     assert len(boxes) == 7
@@ -84,7 +84,7 @@ def test_captions_do_not_overlap_the_next_column():
 @pytest.mark.parametrize("n", [0, 1, 7, 8])
 def test_grid_of_any_number(n):
     figure = plots.prediction_grid(
-        np.zeros((n, 48, 48), np.uint8), np.zeros(n, np.int64), np.full((n, 7), 1 / 7), "any"
+        np.zeros((n, 48, 48), np.uint8), np.zeros(n, np.int64), np.full((n, 7), 1 / 7), "any", EMOTIONS
     )
     picture = pixels(figure)
     assert picture.dtype == np.uint8
@@ -101,7 +101,7 @@ def counts() -> np.ndarray:
 
 
 def test_confusion_cells_show_row_percentages_and_counts(counts):
-    axes = confusion_matrix(counts, "Confusion on PrivateTest").axes[0]
+    axes = confusion_matrix(counts, "Confusion on PrivateTest", EMOTIONS).axes[0]
     cells: dict[tuple[int, int], list[str]] = {}
     for text in axes.texts:
         cells.setdefault((round(text.get_position()[1]), round(text.get_position()[0])), []).append(text.get_text())
@@ -113,7 +113,7 @@ def test_confusion_cells_show_row_percentages_and_counts(counts):
 
 
 def test_confusion_rows_are_true_and_columns_predicted(counts):
-    axes = confusion_matrix(counts, "Confusion on PrivateTest").axes[0]
+    axes = confusion_matrix(counts, "Confusion on PrivateTest", EMOTIONS).axes[0]
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
     assert axes.get_yticklabels()[HAPPY].get_text() == "happy\nn = 4"
     assert axes.get_xticklabels()[HAPPY].get_text() == "happy\n100%"  # precision
@@ -122,16 +122,16 @@ def test_confusion_rows_are_true_and_columns_predicted(counts):
 
 
 def test_confusion_heading_shows_n_and_accuracy(counts):
-    figure = confusion_matrix(counts, "Confusion on PrivateTest")
+    figure = confusion_matrix(counts, "Confusion on PrivateTest", EMOTIONS)
     heading = [text.get_text() for text in figure.texts]
     assert heading[0] == "Confusion on PrivateTest"
     assert heading[1].startswith("accuracy 99.9%, n = 1,238;")
-    empty = confusion_matrix(np.zeros((7, 7), np.int64), "empty")
+    empty = confusion_matrix(np.zeros((7, 7), np.int64), "empty", EMOTIONS)
     assert empty.texts[1].get_text().startswith("no faces;")
 
 
 def test_confusion_text_is_light_on_dark_and_dark_on_light(counts):
-    ink = colours(confusion_matrix(counts, ""))
+    ink = colours(confusion_matrix(counts, "", EMOTIONS))
     assert ink["1,234"] == "white"  # 100%: the darkest blue
     assert ink["25%"] == INK
 
@@ -196,8 +196,8 @@ import sys, numpy as np
 from fer_lightning.drawing import faces as plots
 from fer_lightning.drawing.curves import confusion_matrix, history_curves
 from fer_lightning.drawing.style import pixels
-pixels(plots.prediction_grid(np.zeros((1, 48, 48), np.uint8), np.zeros(1, int), np.full((1, 7), 1 / 7), ""))
-pixels(confusion_matrix(np.eye(7, dtype=int), ""))
+pixels(plots.prediction_grid(np.zeros((1, 48, 48), np.uint8), np.zeros(1, int), np.full((1, 2), 1 / 2), "", "ab"))
+pixels(confusion_matrix(np.eye(2, dtype=int), "", "ab"))
 pixels(history_curves([], ""))
 print([name for name in ("matplotlib.pyplot", "lightning", "torch") if name in sys.modules])
 """
@@ -244,11 +244,11 @@ def test_robustness_curves_show_strengths_and_a_dashed_clean_accuracy():
 def test_timeline_spans_the_whole_video(faces):
     probabilities = np.full((6, 7), np.nan)
     probabilities[faces] = 1 / 7
-    figure = timeline(np.arange(6) / 2, probabilities, "clip.mp4")
+    figure = timeline(np.arange(6) / 2, probabilities, "clip.mp4", EMOTIONS)
     assert len(figure.axes) == len(EMOTIONS)
     for axes in figure.axes:
         assert axes.get_xlim() == (0, 2.5)
         (line,) = axes.lines
         np.testing.assert_array_equal(np.flatnonzero(~np.isnan(line.get_ydata())), faces)
         assert line.get_marker() == "."  # makes a single frame visible
-    assert pixels(timeline(np.zeros(1), probabilities[:1], "one frame")).std() > 0
+    assert pixels(timeline(np.zeros(1), probabilities[:1], "one frame", EMOTIONS)).std() > 0

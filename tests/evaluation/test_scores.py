@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fer_lightning.emotions import COLOURS, EMOTIONS, emotion_index
+from fer_lightning.emotions import EMOTIONS, colours, emotion_index
 from fer_lightning.evaluation.report import format_results
 from fer_lightning.evaluation.scores import score, score_classes
 
@@ -27,7 +27,7 @@ def test_score_by_hand():
 
 
 def test_score_classes_by_hand():
-    classes = score_classes(one_hot([0, 3, 3, 3]), torch.tensor([0, 0, 3, 3]))
+    classes = score_classes(one_hot([0, 3, 3, 3]), torch.tensor([0, 0, 3, 3]), EMOTIONS)
     assert list(classes) == list(EMOTIONS)
     assert classes["angry"] == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "n": 2})
     assert classes["happy"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1": 0.8, "n": 2})
@@ -40,7 +40,8 @@ def test_class_order_is_canonical():
     ] == [*range(7)]
     assert [emotion_index(name) for name in ("Anger", " HAPPY ", "sadness", "surprised")] == [0, 3, 4, 5]
     assert emotion_index("contempt") is None
-    assert list(COLOURS) == list(EMOTIONS)
+    assert len(set(colours((*EMOTIONS, "contempt")))) == 8
+    assert colours(("joy", "x")) == [colours(EMOTIONS)[3], colours(EMOTIONS)[1]]
 
 
 def some_results(accuracy=0.6138, **more):
@@ -109,5 +110,5 @@ def test_final_tables_have_a_row_per_ensemble_member():
 def test_untested_split_has_no_scores():
     empty = torch.zeros(0, 7), torch.zeros(0, dtype=torch.long)
     assert score(*empty) == {"n": 0, "accuracy": None, "macro_f1": None, "loss": None}
-    for scores in score_classes(*empty).values():
+    for scores in score_classes(*empty, EMOTIONS).values():
         assert scores == {"precision": None, "recall": None, "f1": None, "n": 0}

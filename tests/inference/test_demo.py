@@ -26,9 +26,12 @@ class Bright(nn.Module):
         return logits
 
 
+CLF = Classifier(Bright(), InputSpec(48, 0.0, 1.0), "cpu")
+
+
 @pytest.fixture
 def serving():
-    with demo.server(Classifier(Bright(), InputSpec(48, 0.0, 1.0), "cpu"), 0) as server:
+    with demo.server(CLF, 0) as server:
         yield server
 
 
@@ -56,9 +59,9 @@ def photo(shade=255):
 def test_the_server_listens_on_localhost_only(serving):
     assert serving.server_address[0] == "127.0.0.1"
     with pytest.raises(UserError, match=f"--port={serving.server_port}: cannot listen on 127.0.0.1"):
-        demo.server(None, serving.server_port)
+        demo.server(CLF, serving.server_port)
     with pytest.raises(UserError, match="--port=70000: cannot listen"):
-        demo.server(None, 70000)
+        demo.server(CLF, 70000)
 
 
 def test_the_page_loads_nothing_from_other_hosts(serving):

@@ -143,8 +143,9 @@ def test_the_requested_emotion_is_explained(ckpt, monkeypatch):
     draw = plots.explanation
     monkeypatch.setattr(plots, "explanation", lambda *args: drawn.append(args) or draw(*args))
     assert main(["explain", "c.png", "--ckpt", ckpt, "--emotion", "Fearful", "--save", "to/here"]) == 0
-    [(face, heat, probabilities, emotion, title)] = drawn
+    [(face, heat, probabilities, emotion, title, classes)] = drawn
     assert (face.shape, heat.ndim, emotion) == ((48, 48), 2, EMOTIONS.index("fear"))
+    assert classes == EMOTIONS
     assert title.startswith(f"c.png: {EMOTIONS[probabilities.argmax()]}")
     assert Path("to/here/c.png").is_file()
 

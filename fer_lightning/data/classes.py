@@ -1,0 +1,313 @@
+"""Classes of a dataset: which folder names and labels mean which class, and the order of the classes.
+
+The seven of FER-2013 are the default. An unknown name is never a class by itself, because it may be misspelt.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+import numpy as np
+
+from fer_lightning.data.faces import Faces, fingerprint
+from fer_lightning.emotions import EMOTIONS, canonical
+from fer_lightning.errors import UserError, did_you_mean
+
+# Name of a class set -> its classes in the order of their published numbers, and the first number.
+# ferplus: the columns of fer2013new.csv (Barsoum et al. 2016, arXiv:1608.01041).
+# rafdb: Li et al. 2017, "Reliable Crowdsourcing and Deep Locality-Preserving Learning for Expression Recognition in
+# the Wild"; the numbers are those of its basic emotions' label file.
+PUBLISHED: dict[str, tuple[tuple[str, ...], int]] = {
+    "fer2013": (EMOTIONS, 0),
+    "ferplus": (("neutral", "happy", "surprise", "sad", "angry", "disgust", "fear", "contempt"), 0),
+    "rafdb": (("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral"), 1),
+}
+FOLDERS = "folders"
+LEFT_OUT = ""  # the meaning of a name that data.rename maps to null
+MAX_CLASSES = 1000
+MAX_NAME = 100  # characters
+_FORBIDDEN = re.compile(
+    "[\\x00-\\x1f\\x7f/,\\ud800-\\udfff]"
+)  # a comma separates the classes in the metadata of exported networks
+_NO_NAME = re.compile(
+    r"|nan|[-+.\d]+(e[-+]?\d+)?", re.IGNORECASE
+)  # a missing value, or a number that counts nothing
+_EXPECTED = f"Expected {', '.join(PUBLISHED)}, {FOLDERS}, or a list of at least two names such as [happy,other]."
+
+
+@dataclass(frozen=True, eq=False)
+class ClassSet:
+    """The classes of a dataset, with the names and numbers that mean them.
+
+    Attributes:
+        names: the classes in the order of the labels; empty if every name found in the data is a class.
+        meanings: canonical name -> class; LEFT_OUT if its images are not used.
+        numbers: number -> class, for a label column and for class folders that have numbers as names.
+        only_prefixed: class folders are read as numbers only if their images have FER-2013's own prefixes: datasets
+            number the emotions differently, and nobody said whose numbers these are.
+        optional: classes that are dropped from `names` if the data have no image of them.
+        renamed: canonical name -> name as written, for the names in data.rename that are no classes of the set.
+        key: part of the cache key; empty for the default.
+    """
+
+    names: tuple[str, ...]
+    meanings: Mapping[str, str]
+    numbers: Mapping[str, str]
+    only_prefixed: bool = False
+    optional: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every name found in the data is a class."""
+        return not self.names
+
+    def meaning(self, name: str) -> str | None:
+        """Return the class that the name of a folder means; None if it is unknown."""
+        return self.meanings.get(canonical(name))
+
+    def meaning_of_label(self, text: str) -> str | None:
+        """Return the class that a value of a label column means, a name or a number; None if it is unknown."""
+        # pandas writes an integer column as "3.0" if it has ever had a missing value.
+        number = re.fullmatch(r"\s*\+?0*(\d+)(?:\.0*)?\s*", text, re.ASCII)
+        name = number[1] if number else text.strip()
+        found = self.meanings.get(canonical(name), self.numbers.get(name))
+        is_name = number or not _NO_NAME.fullmatch(name)
+        return name if found is None and self.is_open and is_name else found
+
+    def with_folders(self, folders: Iterable[str]) -> "ClassSet":
+        """Return an open set with the names of these folders as classes, in natural order."""
+        meanings = dict(self.meanings)
+        for name in sorted(folders, reverse=True):  # of several spellings, lower case comes first
+            meanings.setdefault(canonical(name), name)
+        names = sorted(set(meanings.values()) - {LEFT_OUT}, key=_natural)
+        return replace(self, names=tuple(names), meanings=meanings)
+
+    def closed(self, found: Iterable[str]) -> "ClassSet":
+        """Return the set for data in which these classes were found.
+
+        Raises:
+            UserError: fewer than two classes, or a name that cannot be one.
+        """
+        found = set(found) - {LEFT_OUT}
+        names = tuple(sorted(found, key=_natural)) if self.is_open else self.names
+        names = tuple(name for name in names if name in found or name not in self.optional)
+        check_names(names, "The data")
+        return replace(self, names=names)
+
+    def check_renamed(self, found: Iterable[str]) -> None:
+        """Raise UserError if data.rename has a name that is no class of the set and not among those found."""
+        spelt = {canonical(name): name for name in found}
+        if unused := [name for key, name in self.renamed.items() if key not in spelt]:
+            known = [name for name in (*self.meanings, *spelt.values()) if name not in self.renamed]
+            hint = did_you_mean(unused[0], known)
+            raise UserError(
+                f"data.rename: the data have no class {unused[0]!r}.{hint} Correct it, or leave it out."
+            )
+
+    def describe_labels(self) -> str:
+        """Return the labels that are read, for messages: "emotion 0 to 6 or its name"."""
+        numbers = list(self.numbers)
+        if not numbers:
+            return "the name or number of a class"
+        return f"emotion {numbers[0]} to {numbers[-1]} or its name"
+
+    def nearest(self, name: str) -> str:
+        """Return ' Did you mean CLASS?' for an unknown name, or an empty string if none is close."""
+        return did_you_mean(canonical(name), set(self.meanings) - set(self.renamed))
+
+
+def class_set(
+    classes: str | Sequence[str | int] | ClassSet = "fer2013", rename: Mapping[str, str | None] | None = None
+) -> ClassSet:
+    """Return the classes that the settings data.classes and data.rename describe.
+
+    Args:
+        classes: a key of PUBLISHED, "folders", or the names of the classes in the order of their labels; a ClassSet
+            is used as it is.
+        rename: name of a class, folder or label -> the class that it means instead; None leaves its images out.
+
+    Raises:
+        UserError: a value of another form, a class that is named twice, or fewer than two classes.
+    """
+    if isinstance(classes, ClassSet):
+        plain = classes
+    else:
+        base, first = _base(classes)
+        plain = ClassSet(
+            names=base,
+            meanings={canonical(name): name for name in base},
+            numbers={str(number): name for number, name in enumerate(base, start=first)},
+            only_prefixed=classes == "fer2013",
+            key="" if classes == "fer2013" else f"-{_digest(classes)}",
+        )
+    return _with_renamed(plain, rename) if rename else plain
+
+
+def class_set_of(networks: Sequence[Sequence[str]]) -> ClassSet:
+    """Return the classes for data that trained networks are evaluated on, if nothing else says which these are.
+
+    The networks' own classes and all emotions of PUBLISHED are known, and those that occur are the data's. If the
+    networks know emotions only, the data have all seven of FER-2013 in any case, and numbers mean these.
+
+    Args:
+        networks: the classes of each network.
+    """
+    emotions = list(dict.fromkeys(name for names, _ in PUBLISHED.values() for name in names))
+    own = [name for classes in networks for name in classes]
+    meanings: dict[str, str] = {}
+    for name in (*own, *emotions):
+        meanings.setdefault(canonical(name), name)
+    names = tuple(meanings.values())
+    are_emotions = {canonical(name) for name in own} <= set(emotions)
+    always = {meanings[name] for name in EMOTIONS if are_emotions}
+    return ClassSet(
+        names=names,
+        meanings=meanings,
+        numbers={str(number): meanings[name] for number, name in enumerate(EMOTIONS) if are_emotions},
+        only_prefixed=True,
+        optional=frozenset(names) - always,
+        key=f"-{_digest((names, are_emotions))}",
+    )
+
+
+def shared_classes(networks: Sequence[Sequence[str]], data: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes that all networks and the data have, as the first network calls them, in its order.
+
+    Raises:
+        UserError: fewer than two.
+    """
+    common = set(map(canonical, data)).intersection(*(map(canonical, classes) for classes in networks))
+    shared = tuple(name for name in networks[0] if canonical(name) in common)
+    if len(shared) < 2:
+        raise UserError(
+            f"The network has the classes {', '.join(networks[0])}, the data have {', '.join(data)}: there are no "
+            "two in both. See --classes and --rename."
+        )
+    return shared
+
+
+def columns_of(shared: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Return the positions of `shared` classes in `classes`, which may spell them differently."""
+    position = {canonical(name): at for at, name in enumerate(classes)}
+    return [position[canonical(name)] for name in shared]
+
+
+def restrict(faces: Faces, classes: Sequence[str]) -> Faces:
+    """Return the images of some classes, labelled by their position in `classes`, with a note on those left out.
+
+    Args:
+        faces: N faces.
+        classes: some of their classes, in any order and spelling.
+    """
+    label_of = np.full(len(faces.classes), -1, np.int64)
+    label_of[columns_of(classes, faces.classes)] = np.arange(len(classes))
+    labels = label_of[faces.labels]
+    keep = labels >= 0
+    counts = np.bincount(faces.labels, minlength=len(faces.classes)).tolist()
+    dropped = [
+        f"{n:,} of {name}" for name, n, at in zip(faces.classes, counts, label_of, strict=True) if at < 0 and n
+    ]
+    note = f"Images of classes that are not compared were left out: {', '.join(dropped)}."
+    images, usage = faces.images[keep], faces.usage[keep]
+    return replace(
+        faces,
+        images=images,
+        labels=labels[keep],
+        usage=usage,
+        ids=tuple(name for name, kept in zip(faces.ids, keep, strict=True) if kept),
+        classes=tuple(classes),
+        fingerprint=fingerprint(images, labels[keep], usage),
+        notes=(*faces.notes, note) if dropped else faces.notes,
+    )
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Raise UserError unless these are two or more distinct names of classes.
+
+    Args:
+        names: the classes.
+        where: what has these names, for the message.
+    """
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise UserError(
+            f"{where}: expected 2 to {MAX_CLASSES} classes, got {len(names)}"
+            f"{f' ({names[0]})' if len(names) == 1 else ''}. See data.classes and data.rename."
+        )
+    spelt: dict[str, str] = {}
+    for name in names:
+        if not name.strip() or len(name) > MAX_NAME or _FORBIDDEN.search(name):
+            raise UserError(
+                f"{where}: {name[:MAX_NAME]!r} cannot be the name of a class: expected 1 to {MAX_NAME} characters "
+                "of UTF-8 without slash and comma. Choose another one, for example with data.rename."
+            )
+        if (other := spelt.get(canonical(name))) is not None:
+            raise UserError(
+                f"{where}: {other!r} and {name!r} mean the same class. Keep one, or rename with data.rename."
+            )
+        spelt[canonical(name)] = name
+
+
+def _base(classes: str | Sequence[str | int]) -> tuple[tuple[str, ...], int]:
+    """Return the names of a class set before data.rename, and their first number."""
+    if isinstance(classes, str):
+        if classes == FOLDERS:
+            return (), 0
+        if classes not in PUBLISHED:
+            hint = did_you_mean(classes, (*PUBLISHED, FOLDERS))
+            raise UserError(f"data.classes={classes}: unknown class set.{hint} {_EXPECTED}")
+        return PUBLISHED[classes]
+    if not isinstance(classes, Sequence) or not all(type(name) in (str, int) for name in classes):
+        raise UserError(f"data.classes={classes}: {_EXPECTED}")
+    names = tuple(str(name).strip() for name in classes)
+    check_names(names, "data.classes")
+    return names, 0
+
+
+def _with_renamed(plain: ClassSet, rename: Mapping[str, str | None]) -> ClassSet:
+    """Apply data.rename to a class set."""
+    if not isinstance(rename, Mapping):
+        raise UserError(f"data.rename={rename}: expected a mapping such as {{contempt: null, fear: negative}}.")
+    targets: dict[str, str] = {}  # canonical name -> class
+    renamed: dict[str, str] = {}
+    for old, new in rename.items():
+        if (
+            not isinstance(new, str | int | None)
+            or isinstance(new, bool)
+            or (isinstance(new, str) and not new.strip())
+        ):
+            raise UserError(f"data.rename: {old}: {new!r} is no name of a class. Give a name, or null.")
+        name = str(old).strip()
+        of_set = plain.meanings.get(canonical(name), plain.numbers.get(name))
+        if of_set is None:
+            renamed[canonical(name)] = name
+        target = LEFT_OUT if new is None else str(new).strip()
+        targets[canonical(of_set or name)] = plain.meanings.get(canonical(target), target)
+    new_names = {target for target in targets.values() if target}
+    if chained := [name for name in new_names if targets.get(canonical(name), name) != name]:
+        raise UserError(f"data.rename: {chained[0]!r} is renamed itself. Give the final name for each.")
+    names = [targets.get(canonical(name), name) for name in plain.names]
+    if names:
+        names = [name for name in dict.fromkeys((*names, *targets.values())) if name]
+        check_names(names, "data.rename")
+    meanings = {canonical(name): name for name in new_names} | dict(plain.meanings) | targets
+    return replace(
+        plain,
+        names=tuple(names),
+        meanings=meanings,
+        numbers={number: targets.get(canonical(name), name) for number, name in plain.numbers.items()},
+        renamed=renamed,
+        key=f"-{_digest((plain.key, sorted(targets.items())))}",
+    )
+
+
+def _digest(value: object) -> str:
+    return blake2b(repr(value).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _natural(name: str) -> tuple[tuple[int, str], ...]:
+    """Return a sort key that puts "2" before "10" and does not depend on the case."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in parts)
