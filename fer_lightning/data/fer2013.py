@@ -139,15 +139,13 @@ def _read_for(
     cache_dir: str | Path | None,
 ) -> tuple[Faces, ClassSet]:
     """Return the faces at a path and the classes that were known, for the arguments of ``load_held_out``."""
-    known = class_set(classes or "fer2013", rename)
-    if classes is not None or rename:
-        return _read(path, False, known, skip_bad, cache_dir), known
-    if set(map(tuple, networks)) == {EMOTIONS}:
+    if classes is None and not rename and set(map(tuple, networks)) == {EMOTIONS}:
+        known = class_set()
         try:  # the same as in training, so from the same entry of the cache
             return _read(path, False, known, False, cache_dir), known
         except UserError:  # perhaps only another emotion
             pass
-    known = class_set_of(networks)
+    known = class_set(class_set_of(networks) if classes is None else classes, rename)
     return _read(path, False, known, skip_bad, cache_dir), known
 
 
