@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from fer_lightning.data.faces import TEST, Faces
-from fer_lightning.emotions import EMOTIONS
 from fer_lightning.evaluation.evaluate import held_out_predictions
 from fer_lightning.evaluation.scores import score_classes, score_splits, select
 from fer_lightning.exit import exit_code
@@ -47,7 +46,7 @@ def card(clf: Classifier, faces: Faces) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in clf.net.parameters()),
         "data_fingerprint": faces.fingerprint,
         "tta": {tta: score_splits(predicted, faces) for tta, predicted in predictions.items()},
-        "per_class": score_classes(logits, labels),
+        "per_class": score_classes(logits, labels, faces.classes),
     }
 
 
@@ -83,7 +82,7 @@ def _ship(args: argparse.Namespace) -> int:
     shipped = ship(args.run_dir, args.name, load_faces(args.data, download=False))
     for tta, splits in shipped["tta"].items():
         print(f"tta={tta}: " + ", ".join(f"{split} {scores['accuracy']:.2%}" for split, scores in splits.items()))
-    print(", ".join(f"{emotion} {shipped['per_class'][emotion]['recall']:.0%}" for emotion in EMOTIONS))
+    print(", ".join(f"{name} {scores['recall']:.0%}" for name, scores in shipped["per_class"].items()))
     return 0
 
 

@@ -22,6 +22,7 @@ from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
 from fer_lightning.data.faces import TEST
 from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.emotions import EMOTIONS
 
 SAVED = Path(__file__).resolve().parent / "saved" / "sweep_0_1_0.zip"
 OLD = Path("runs/default/old")
@@ -93,6 +94,7 @@ def test_results_json_keeps_its_structure_and_numbers():
     after = results_of("runs/default/new")
     assert after["command"] == before["command"].replace("name=old", "name=new")
     assert after["versions"].pop("fer-lightning") == fer_lightning.__version__  # version 0.1.0 did not record it
+    assert after.pop("classes") == list(EMOTIONS)  # nor these
     for results in (before, after):  # these depend on the command, machine and time
         results |= {"command": None, "git_commit": None, "hardware": None, "versions": list(results["versions"])}
     assert form(after) == form(before)

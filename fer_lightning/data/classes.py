@@ -4,7 +4,7 @@ The seven of FER-2013 are the default. An unknown name is never a class by itsel
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -268,23 +268,13 @@ def _base(classes: str | Sequence[str | int]) -> tuple[tuple[str, ...], int]:
 
 def _with_renamed(plain: ClassSet, rename: Mapping[str, str | None]) -> ClassSet:
     """Apply data.rename to a class set."""
-    if not isinstance(rename, Mapping):
-        raise UserError(f"data.rename={rename}: expected a mapping such as {{contempt: null, fear: negative}}.")
     targets: dict[str, str] = {}  # canonical name -> class
     renamed: dict[str, str] = {}
-    for old, new in rename.items():
-        if (
-            not isinstance(new, str | int | None)
-            or isinstance(new, bool)
-            or (isinstance(new, str) and not new.strip())
-        ):
-            raise UserError(f"data.rename: {old}: {new!r} is no name of a class. Give a name, or null.")
-        name = str(old).strip()
-        of_set = plain.meanings.get(canonical(name), plain.numbers.get(name))
+    for old, new in _checked_pairs(rename):
+        of_set = plain.meanings.get(canonical(old), plain.numbers.get(old))
         if of_set is None:
-            renamed[canonical(name)] = name
-        target = LEFT_OUT if new is None else str(new).strip()
-        targets[canonical(of_set or name)] = plain.meanings.get(canonical(target), target)
+            renamed[canonical(old)] = old
+        targets[canonical(of_set or old)] = plain.meanings.get(canonical(new), new)
     new_names = {target for target in targets.values() if target}
     if chained := [name for name in new_names if targets.get(canonical(name), name) != name]:
         raise UserError(f"data.rename: {chained[0]!r} is renamed itself. Give the final name for each.")
@@ -301,6 +291,19 @@ def _with_renamed(plain: ClassSet, rename: Mapping[str, str | None]) -> ClassSet
         renamed=renamed,
         key=f"-{_digest((plain.key, sorted(targets.items())))}",
     )
+
+
+def _checked_pairs(rename: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
+    """Yield each name of data.rename with the class that it means, LEFT_OUT for null."""
+    if not isinstance(rename, Mapping):
+        raise UserError(f"data.rename={rename}: expected a mapping such as {{contempt: null, fear: negative}}.")
+    for old, new in rename.items():
+        if new is None:
+            yield str(old).strip(), LEFT_OUT
+        elif type(new) in (str, int) and str(new).strip():
+            yield str(old).strip(), str(new).strip()
+        else:
+            raise UserError(f"data.rename: {old}: {new!r} is no name of a class. Give a name, or null.")
 
 
 def _digest(value: object) -> str:

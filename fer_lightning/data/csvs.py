@@ -258,12 +258,8 @@ def _read_rows(
                 line = rows.line_num + skipped
                 if len(row) != len(table.columns):
                     raise RowError("malformed row", f"expected {len(table.columns)} columns, got {len(row)}")
-                text, words = row[emotion_at].strip(), tuple(row[at] for at in table.split_at)
-                if text not in labels and len(labels) < _MAX_LABELS:
-                    labels[text] = classes.meaning_of_label(text)
-                if (label := labels.get(text)) is None:
-                    into.unknown.append(text[:40])
-                    raise RowError("unknown emotion", f"expected {classes.describe_labels()}, got {text[:40]!r}")
+                label = _parse_label(row[emotion_at].strip(), classes, labels, into)
+                words = tuple(row[at] for at in table.split_at)
                 if words not in known:
                     known[words] = _parse_usage(words, table, f"{name}, line {line}")
                 if label == LEFT_OUT:
@@ -276,6 +272,16 @@ def _read_rows(
                 into.reject("malformed row", f"{name}, line {rows.line_num + skipped}", str(error))
             except RowError as error:
                 into.reject(error.kind, f"{name}, line {line}", str(error))
+
+
+def _parse_label(text: str, classes: ClassSet, known: dict[str, str | None], into: Gathered) -> str:
+    """Return the class that a label means, and remember it in `known`; raise RowError if it means none."""
+    if text not in known and len(known) < _MAX_LABELS:
+        known[text] = classes.meaning_of_label(text)
+    if (label := known.get(text)) is None:
+        into.unknown.append(text[:40])
+        raise RowError("unknown emotion", f"expected {classes.describe_labels()}, got {text[:40]!r}")
+    return label
 
 
 def _parse_usage(words: Sequence[str], table: Table, where: str) -> int:

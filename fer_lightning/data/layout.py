@@ -122,11 +122,7 @@ class Layout:
         files = sorted(store.sizes)
         images = [path for path in files if suffix(path) in IMAGE_SUFFIXES]
         self.classes = classes.with_folders(_find_class_folders(store, images)) if classes.is_open else classes
-        self.numbered = all(read_place(folder, self.classes).class_at is None for folder in store.folders) and any(
-            not classes.numbers.keys().isdisjoint(without_doubles(parent(path)))
-            and (leaf(path).startswith(_PREFIXES) or not classes.only_prefixed)
-            for path in images
-        )
+        self.numbered = self._is_numbered(images)
         self._containers = _containers(store.folders, self.classes)
         # Folders that contain a class folder, as merged parts: what else lies in them should be a class too.
         self._roots = {parts for folder in store.folders if (parts := self._above_class(folder)) is not None}
@@ -141,6 +137,15 @@ class Layout:
                 self.paths.append(path)
             elif inside or is_image:
                 self.ignored.append(path)
+
+    def _is_numbered(self, images: Iterable[str]) -> bool:
+        if any(read_place(folder, self.classes).class_at is not None for folder in self.store.folders):
+            return False
+        return any(
+            not self.classes.numbers.keys().isdisjoint(without_doubles(parent(path)))
+            and (leaf(path).startswith(_PREFIXES) or not self.classes.only_prefixed)
+            for path in images
+        )
 
     def _place(self, folder: str) -> Place:
         return read_place(folder, self.classes, self.numbered, self._containers)

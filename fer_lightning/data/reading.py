@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,26 +60,14 @@ def read_faces(store: Store, form: Form, classes: ClassSet, skip_bad: bool) -> F
     images = np.frombuffer(gathered.images, np.uint8).reshape(-1, SIZE, SIZE)
     label_of = {name: at for at, name in enumerate(names)}
     labels = np.array([label_of[name] for name in gathered.labels], np.int64)
-    usage = np.array(gathered.usage, np.uint8)
-    called = usages(store.claims)
-    if called and (usage == UNNAMED).all():
-        usage[:] = called.pop()
-    elif called and store.path.is_file() and not (called | ({VAL} if official else set())) & set(usage.tolist()):
-        raise UserError(
-            f"{store.path} is called {' and '.join(sorted(store.claims))}, but nothing inside is. "
-            "Nothing was guessed: rename it, or what is inside."
-        )
+    usage = _name_splits(np.array(gathered.usage, np.uint8), store, official)
     counts = np.stack([np.bincount(labels[usage == split], minlength=len(names)) for split in range(3)])
     if official and names == EMOTIONS and not classes.key:
         notes += _count_differences(counts)
     elif missing := [name for name in names if name not in gathered.labels]:
         notes.append(f"No images of: {', '.join(missing)}.")
-    if all_names and counts[TRAIN].any() and not counts[TRAIN].all():
-        untrained = [name for name, n in zip(names, counts[TRAIN], strict=True) if not n]
-        raise UserError(
-            f"data.classes={FOLDERS}: {store.path} has no training images of {abbreviate(untrained)}. If a name is "
-            "misspelt, correct it; data.rename={NAME: null} leaves a class out."
-        )
+    if all_names:
+        _check_trained(names, counts[TRAIN], store)
     return Faces(
         images=images,
         labels=labels,
@@ -91,6 +80,29 @@ def read_faces(store: Store, form: Form, classes: ClassSet, skip_bad: bool) -> F
         classes=names,
         notes=tuple(notes),
     )
+
+
+def _name_splits(usage: npt.NDArray[np.uint8], store: Store, official: bool) -> npt.NDArray[np.uint8]:
+    """Return the splits with what the name of the store calls images that are called nothing otherwise."""
+    called = usages(store.claims)
+    if called and (usage == UNNAMED).all():
+        return np.full_like(usage, called.pop())
+    if called and store.path.is_file() and not (called | ({VAL} if official else set())) & set(usage.tolist()):
+        raise UserError(
+            f"{store.path} is called {' and '.join(sorted(store.claims))}, but nothing inside is. "
+            "Nothing was guessed: rename it, or what is inside."
+        )
+    return usage
+
+
+def _check_trained(names: Sequence[str], counts: npt.NDArray[np.int64], store: Store) -> None:
+    """Raise UserError if there are training images, but none of some class: its name may be misspelt."""
+    untrained = [name for name, n in zip(names, counts, strict=True) if not n]
+    if counts.any() and untrained:
+        raise UserError(
+            f"data.classes={FOLDERS}: {store.path} has no training images of {abbreviate(untrained)}. If a name is "
+            "misspelt, correct it; data.rename={NAME: null} leaves a class out."
+        )
 
 
 def _check(gathered: Gathered, path: Path, classes: ClassSet, skip_bad: bool) -> list[str]:

@@ -131,6 +131,8 @@ def test_settings_of_the_data_source_work_with_and_without_source_in_the_key(key
         "download": True,
         "skip_bad": False,
         "exclude": "a.txt",
+        "classes": "fer2013",
+        "rename": None,
         "seed": 3,
     }
     assert cfg.data.batch_size == 8
@@ -464,3 +466,28 @@ def test_a_run_with_own_configurations_needs_them_to_be_resumed(own, capsys):
     assert got[0][0].callbacks == cfg.callbacks
     assert main(never, [f"resume={folder}"]) == 1
     assert "callbacks.mine._target_=contributed.MyCallback is not one of the settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "classes", "rename"),
+    [
+        ("data.classes=folders", "folders", None),
+        ("data.classes=[Glück,not sure,3]", ["Glück", "not sure", 3], None),
+        ("data.rename={contempt: null, fear: negative}", "fer2013", {"contempt": None, "fear": "negative"}),
+        ("data.rename.contempt=null", "fer2013", {"contempt": None}),
+        ("+data.source.rename.fear=negative", "fer2013", {"fear": "negative"}),
+    ],
+)
+def test_classes_are_set_by_name_list_and_mapping(setting, classes, rename):
+    [(cfg, _)] = composed(setting)
+    assert (cfg.data.source["classes"], cfg.data.source["rename"]) == (classes, rename)
+
+
+def test_wrong_keys_and_types_of_classes(capsys):
+    for setting, message in (
+        ("data.clases=folders", "data.clases does not exist. Did you mean data.classes?"),
+        ("data.classes=3", "data.classes=3: expected a string or a list, e.g. data.classes=fer2013."),
+        ("data.renam.fear=sad", "data.renam.fear does not exist."),
+    ):
+        assert main(lambda cfg, run_dir: None, [setting]) == 1
+        assert message in capsys.readouterr().err
