@@ -63,7 +63,8 @@ def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str, classes: 
     names = list(map(shorten, classes))
     columns = [f"{name}\n{value}" for name, value in zip(names, precision, strict=True)]
     rows = [f"{name}\nn = {size:,}" for name, size in zip(names, in_row, strict=True)]
-    axes.set_xticks(range(n_classes), columns, size=13 * text_scale, parse_math=False)
+    narrow = min(1.0, 8.5 / max(map(len, names)))  # a longer name would touch the next
+    axes.set_xticks(range(n_classes), columns, size=13 * text_scale * narrow, parse_math=False)
     axes.set_yticks(range(n_classes), rows, size=13 * text_scale, parse_math=False)
     unit = n_classes / scale  # cells per 6.4 inches, the height of the matrix
     below = n_classes - 0.5 + (0.03 + 0.4 * text_scale) * unit / 7

@@ -26,7 +26,9 @@ _FRAME = 5
 _GAP = 14
 _TITLE_HEIGHT = 62
 _NAME_HEIGHT = 54  # two lines above a face
-_NAME_PX = 19  # the largest size that fits "surprise 100%", because TensorBoard shrinks the image to a card
+# The largest size that fits "surprise 100%", because TensorBoard shrinks the image to a card; longer names get less.
+_NAME_PX = 19
+_NAME_CHARACTERS = len("surprise")
 
 
 def prediction_grid(
@@ -49,6 +51,7 @@ def prediction_grid(
         classes: names of the C classes.
     """
     n, height, width = images.shape[:3]
+    names = list(map(shorten, classes))
     columns = len(classes) * max(1, round(_COLUMNS / len(classes))) if len(classes) <= 10 else _COLUMNS
     tile = (height * _ZOOM + 2 * _FRAME, width * _ZOOM + 2 * _FRAME)
     pitch = (tile[0] + _NAME_HEIGHT + _GAP, tile[1] + _GAP)
@@ -58,7 +61,8 @@ def prediction_grid(
     figure = Figure(figsize=(page.shape[1] / DPI, page.shape[0] / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
-    caption: dict[str, Any] = {"va": "bottom", "size": points(_NAME_PX), "parse_math": False}
+    name_px = _NAME_PX * (_NAME_CHARACTERS + 5) / (max(_NAME_CHARACTERS, *map(len, names)) + 5)
+    caption: dict[str, Any] = {"va": "bottom", "size": points(name_px), "parse_math": False}
     predicted = probabilities.argmax(axis=1) if n else np.zeros(0, np.int64)
     for i in range(n):
         top = _TITLE_HEIGHT + (i // columns) * pitch[0] + _NAME_HEIGHT
@@ -70,10 +74,10 @@ def prediction_grid(
         rgb = face if face.ndim == 3 else face[..., None]
         page[top + _FRAME : top + tile[0] - _FRAME, left + _FRAME : left + tile[1] - _FRAME] = rgb
 
-        name = f"{shorten(classes[predicted[i]])} {probabilities[i, predicted[i]]:.0%}"
+        name = f"{names[predicted[i]]} {probabilities[i, predicted[i]]:.0%}"
         if not right:
             axes.text(left, top - 27, name, weight="bold", color=colour, **caption)
-            name = f"true: {shorten(classes[labels[i]])}"
+            name = f"true: {names[labels[i]]}"
         axes.text(left, top - 3, name, weight="bold" if right else "normal", color=colour, **caption)
         axes.text(
             left + tile[1] - 15,
