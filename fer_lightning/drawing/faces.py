@@ -26,7 +26,7 @@ _FRAME = 5
 _GAP = 14
 _TITLE_HEIGHT = 62
 _NAME_HEIGHT = 54  # two lines above a face
-# The largest size that fits "surprise 100%", because TensorBoard shrinks the image to a card; longer names get less.
+# The largest size that fits "surprise 100%", because TensorBoard shrinks the image; smaller for longer names.
 _NAME_PX = 19
 _NAME_CHARACTERS = len("surprise")
 
