@@ -127,6 +127,9 @@ def build_modules(cfg: Settings, plan: Plan, data: FaceDataModule) -> list[Emoti
     """
     if plan.tested:
         return [classifier_from(checkpoint, cfg.channels_last, cfg.tta) for checkpoint in plan.tested]
+    for name, source in (("image_size", "data.image_size"), ("n_classes", "the classes of the data")):
+        if name in cfg.model:
+            raise UserError(f"model.{name}={cfg.model[name]}: leave it out, it follows from {source}.")
     inputs = InputSpec(data.image_size, data.mean, data.std, data.faces.classes)
     net = build_model(image_size=data.image_size, n_classes=len(inputs.classes), **cfg.model)
     check_options(build_optimizer, "optim", cfg.optim, [], 1, 1)

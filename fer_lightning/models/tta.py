@@ -70,7 +70,7 @@ def predict_logits(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) ->
 
 
 def log_mean_probabilities(logits: Tensor) -> Tensor:
-    """Compute the logarithm of the mean of K predictions' probabilities: logits (K, B, 7) -> float32 (B, C).
+    """Compute the logarithm of the mean of K predictions' probabilities: logits (K, B, C) -> float32 (B, C).
 
     The computation stays in log space because a probability may underflow in float32.
     """
