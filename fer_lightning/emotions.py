@@ -38,15 +38,20 @@ _ALIASES = {
 _NUMBER = re.compile(r"\d+[\s_.-]+(?=\D)")  # before a class folder's name, as in "0_angry"
 
 
-def canonical(name: str) -> str:
-    """Return a class name in the form that is equal for all its spellings: "Happiness" and "3_happy" are "happy".
+def spelling(name: str) -> str:
+    """Return a class name in lower case, with accents in the same form on every system."""
+    return unicodedata.normalize("NFC", name).strip().lower()
 
-    A number before the name is ignored: datasets number the emotions differently, so only the name is certain. A
-    name that is no emotion keeps its words, in lower case.
+
+def canonical(name: str) -> str:
+    """Return a class name in the form that is equal for all its names: "Happiness" and "3_happy" are "happy".
+
+    A number before an emotion is ignored: datasets number them differently, so only the name is certain. Of a name
+    that is no emotion, only the spelling is made equal.
     """
-    name = unicodedata.normalize("NFC", name).strip().lower()
-    name = _NUMBER.sub("", name, count=1) if name[:1].isdigit() else name
-    return _ALIASES.get(name, name)
+    name = spelling(name)
+    word = _NUMBER.sub("", name, count=1) if name[:1].isdigit() else name
+    return _ALIASES.get(word, word if word in _COLOURS else name)
 
 
 def emotion_index(name: str) -> int | None:

@@ -13,7 +13,7 @@ from fer_lightning.training.module import EmotionClassifier
 
 def charts(classes: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     """Return the layout for add_custom_scalars, in which tags are regular expressions anchored at their start."""
-    recalls = [f"recall/{re.escape(clean_tag(name))}$" for name in classes]
+    recalls = [f"recall/{re.escape(name)}$" for name in classes]
     return {
         "learning": {
             "loss": ["Multiline", ["loss/train$", "loss/val$"]],
@@ -21,11 +21,6 @@ def charts(classes: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
             "recall by emotion": ["Multiline", recalls],
         }
     }
-
-
-def clean_tag(name: str) -> str:
-    """Return a name as TensorBoard's writer changes it in a tag."""
-    return re.sub(r"[^-/\w.]", "_", name)
 
 
 class Dashboard(Callback):

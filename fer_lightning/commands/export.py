@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_lightning.commands import add_network_arguments, load_network, log, write_file
+from fer_lightning.commands import add_class_arguments, add_network_arguments, load_network, log, write_file
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,12 +46,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="FER-2013 for the check: zip, tar, CSV or folder (default: $FER2013_PATH, then ./data, else synthetic "
         "faces)",
     )
+    add_class_arguments(parser, "those of the network and all emotions that occur")
 
 
 def run(args: argparse.Namespace) -> int:
     """Export the network, compare it with PyTorch and write the file."""
     import numpy as np
 
+    from fer_lightning.data.classes import columns_of
     from fer_lightning.data.faces import TEST, TRAIN
     from fer_lightning.files import write_atomically
     from fer_lightning.inference.export import (
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.int8 and args.format != "onnx":
         raise UserError(f"--int8 needs --format onnx, got --format {args.format}.")
     clf = load_network(args)
-    faces = _load_faces(args.data, clf.classes, allow_synthetic=not args.int8)
+    faces = _load_faces(args, clf.classes)
     tested = faces.usage == TEST
     split = faces.split_names[TEST]
 
@@ -93,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
             "float32": (content, probabilities(exported, faces.images[tested])),
             "int8": (small, probabilities(load_exported(small, "onnx"), faces.images[tested])),
         }
+        columns = columns_of(faces.classes, clf.classes)
+        variants = {name: (file, predicted[:, columns]) for name, (file, predicted) in variants.items()}
         labels, reference = faces.labels[tested], variants["float32"][1].argmax(axis=1)
         rows = []
         for name, (file, predicted) in variants.items():
@@ -110,10 +114,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load_faces(path: str | None, classes: Sequence[str], allow_synthetic: bool) -> "Faces":
-    """Load FER-2013, or generate synthetic faces if it is not found and they are allowed.
+def _load_faces(args: argparse.Namespace, classes: Sequence[str]) -> "Faces":
+    """Load FER-2013, or generate synthetic faces if it is not found and no labels are needed.
 
-    Images of other classes than the network's are left out.
+    For ``--int8``, which prints accuracies, images of other classes than the network's are left out.
     """
     from fer_lightning.data.classes import class_set_of, restrict, shared_classes
     from fer_lightning.data.fer2013 import load_faces
@@ -121,14 +125,19 @@ def _load_faces(path: str | None, classes: Sequence[str], allow_synthetic: bool)
     from fer_lightning.data.synthetic import synthetic_faces
     from fer_lightning.emotions import EMOTIONS
 
+    known = args.classes or ("fer2013" if classes == EMOTIONS else class_set_of([classes]))
     try:
-        known = "fer2013" if classes == EMOTIONS else class_set_of([classes])
-        faces = load_faces(path, download=False, classes=known)
-        return restrict(faces, shared_classes([classes], faces.classes))
+        faces = load_faces(args.data, download=False, classes=known, rename=args.rename)
     except FacesNotFound:
-        if not allow_synthetic:
+        if args.int8:
             raise
         return synthetic_faces(n_train=0, n_val=0, n_test=_CHECKED_FACES)
+    if not args.int8:
+        return faces
+    shared = shared_classes([classes], faces.classes)
+    if shared != faces.classes:
+        log(f"note: accuracies on the {len(shared)} classes that network and data share: {', '.join(shared)}")
+    return restrict(faces, shared)
 
 
 def _kib(content: bytes) -> str:

@@ -1,17 +1,19 @@
 """Classes of a dataset: which folder names and labels mean which class, and the order of the classes.
 
-The seven of FER-2013 are the default. An unknown name is never a class by itself, because it may be misspelt.
+The seven of FER-2013 are the default. Unless every name is to be one, an unknown name is never a class by itself,
+because it may be misspelt.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
 
 from fer_lightning.data.faces import Faces, fingerprint
-from fer_lightning.emotions import EMOTIONS, canonical
+from fer_lightning.emotions import EMOTIONS, canonical, spelling
 from fer_lightning.errors import UserError, did_you_mean
 
 # Name of a class set -> its classes in the order of their published numbers, and the first number.
@@ -25,14 +27,11 @@ PUBLISHED: dict[str, tuple[tuple[str, ...], int]] = {
 }
 FOLDERS = "folders"
 LEFT_OUT = ""  # the meaning of a name that data.rename maps to null
-MAX_CLASSES = 1000
-MAX_NAME = 100  # characters
-_FORBIDDEN = re.compile(
-    "[\\x00-\\x1f\\x7f/,\\ud800-\\udfff]"
-)  # a comma separates the classes in the metadata of exported networks
-_NO_NAME = re.compile(
-    r"|nan|[-+.\d]+(e[-+]?\d+)?", re.IGNORECASE
-)  # a missing value, or a number that counts nothing
+MAX_CLASSES = 100
+MAX_NAME = 40  # characters, so that tables fit 80 columns
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f/,\ud800-\udfff]")  # a comma separates the classes in an exported network
+# A missing value as pandas and spreadsheets write it, or a number that counts nothing.
+_NO_NAME = re.compile(r"|nan?|n/a|null|none|\?|[-+.\d]+(e[-+]?\d+)?", re.IGNORECASE)
 _EXPECTED = f"Expected {', '.join(PUBLISHED)}, {FOLDERS}, or a list of at least two names such as [happy,other]."
 
 
@@ -42,12 +41,12 @@ class ClassSet:
 
     Attributes:
         names: the classes in the order of the labels; empty if every name found in the data is a class.
-        meanings: canonical name -> class; LEFT_OUT if its images are not used.
+        meanings: a name's `spelling`, or its canonical form -> class; LEFT_OUT if its images are not used.
         numbers: number -> class, for a label column and for class folders that have numbers as names.
         only_prefixed: class folders are read as numbers only if their images have FER-2013's own prefixes: datasets
             number the emotions differently, and nobody said whose numbers these are.
         optional: classes that are dropped from `names` if the data have no image of them.
-        renamed: canonical name -> name as written, for the names in data.rename that are no classes of the set.
+        renamed: names in data.rename that are no classes of the set.
         key: part of the cache key; empty for the default.
     """
 
@@ -56,7 +55,7 @@ class ClassSet:
     numbers: Mapping[str, str]
     only_prefixed: bool = False
     optional: frozenset[str] = frozenset()
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    renamed: tuple[str, ...] = ()
     key: str = ""
 
     @property
@@ -66,22 +65,21 @@ class ClassSet:
 
     def meaning(self, name: str) -> str | None:
         """Return the class that the name of a folder means; None if it is unknown."""
-        return self.meanings.get(canonical(name))
+        return self.meanings.get(spelling(name), self.meanings.get(canonical(name)))
 
     def meaning_of_label(self, text: str) -> str | None:
         """Return the class that a value of a label column means, a name or a number; None if it is unknown."""
-        # pandas writes an integer column as "3.0" if it has ever had a missing value.
-        number = re.fullmatch(r"\s*\+?0*(\d+)(?:\.0*)?\s*", text, re.ASCII)
-        name = number[1] if number else text.strip()
-        found = self.meanings.get(canonical(name), self.numbers.get(name))
-        is_name = number or not _NO_NAME.fullmatch(name)
+        name = label_name(text)
+        found = self.meaning(name)
+        found = self.numbers.get(name) if found is None else found
+        is_name = name.isdecimal() or not _NO_NAME.fullmatch(name)
         return name if found is None and self.is_open and is_name else found
 
     def with_folders(self, folders: Iterable[str]) -> "ClassSet":
         """Return an open set with the names of these folders as classes, in natural order."""
         meanings = dict(self.meanings)
         for name in sorted(folders, reverse=True):  # of several spellings, lower case comes first
-            meanings.setdefault(canonical(name), name)
+            meanings.setdefault(spelling(name), name)
         names = sorted(set(meanings.values()) - {LEFT_OUT}, key=_natural)
         return replace(self, names=tuple(names), meanings=meanings)
 
@@ -99,24 +97,29 @@ class ClassSet:
 
     def check_renamed(self, found: Iterable[str]) -> None:
         """Raise UserError if data.rename has a name that is no class of the set and not among those found."""
-        spelt = {canonical(name): name for name in found}
-        if unused := [name for key, name in self.renamed.items() if key not in spelt]:
-            known = [name for name in (*self.meanings, *spelt.values()) if name not in self.renamed]
-            hint = did_you_mean(unused[0], known)
-            raise UserError(
-                f"data.rename: the data have no class {unused[0]!r}.{hint} Correct it, or leave it out."
-            )
+        found = list(found)
+        known = {*map(spelling, found), *map(canonical, found)}
+        for name in self.renamed:
+            if known.isdisjoint((spelling(name), canonical(name))):
+                others = [other for other in (*self.names, *found) if other not in self.renamed]
+                hint = did_you_mean(name, others)
+                raise UserError(f"data.rename: the data have no class {name!r}.{hint} Correct it, or leave it out.")
 
     def describe_labels(self) -> str:
         """Return the labels that are read, for messages: "emotion 0 to 6 or its name"."""
-        numbers = list(self.numbers)
-        if not numbers:
-            return "the name or number of a class"
-        return f"emotion {numbers[0]} to {numbers[-1]} or its name"
+        numbers = [number for number, name in self.numbers.items() if name in self.names]
+        return f"emotion {numbers[0]} to {numbers[-1]} or its name" if numbers else "the name or number of a class"
 
     def nearest(self, name: str) -> str:
-        """Return ' Did you mean CLASS?' for an unknown name, or an empty string if none is close."""
-        return did_you_mean(canonical(name), set(self.meanings) - set(self.renamed))
+        """Return the class that an unknown name is probably meant as, or an empty string if none is close."""
+        hint = did_you_mean(spelling(name), set(self.meanings) - set(map(spelling, self.renamed)))
+        return hint.removeprefix(" Did you mean ").removesuffix("?")
+
+
+def label_name(text: str) -> str:
+    """Return a label without spaces, and a number without decimals: pandas writes "3.0" if any value is missing."""
+    number = re.fullmatch(r"\s*\+?0*(\d+)(?:\.0*)?\s*", text, re.ASCII)
+    return number[1] if number else text.strip()
 
 
 def class_set(
@@ -136,10 +139,11 @@ def class_set(
         plain = classes
     else:
         base, first = _base(classes)
+        numbered = not any(map(str.isdecimal, base))  # otherwise a number is the name of a class
         plain = ClassSet(
             names=base,
-            meanings={canonical(name): name for name in base},
-            numbers={str(number): name for number, name in enumerate(base, start=first)},
+            meanings=_meanings(base),
+            numbers={str(number): name for number, name in enumerate(base, start=first) if numbered},
             only_prefixed=classes == "fer2013",
             key="" if classes == "fer2013" else f"-{_digest(classes)}",
         )
@@ -150,26 +154,26 @@ def class_set_of(networks: Sequence[Sequence[str]]) -> ClassSet:
     """Return the classes for data that trained networks are evaluated on, if nothing else says which these are.
 
     The networks' own classes and all emotions of PUBLISHED are known, and those that occur are the data's. If the
-    networks know emotions only, the data have all seven of FER-2013 in any case, and numbers mean these.
+    networks know emotions only, the data have all seven of FER-2013 in any case. Numbers are those of FER-2013 if
+    its classes are the networks', and mean nothing otherwise.
 
     Args:
         networks: the classes of each network.
     """
-    emotions = list(dict.fromkeys(name for names, _ in PUBLISHED.values() for name in names))
-    own = [name for classes in networks for name in classes]
-    meanings: dict[str, str] = {}
-    for name in (*own, *emotions):
-        meanings.setdefault(canonical(name), name)
-    names = tuple(meanings.values())
-    are_emotions = {canonical(name) for name in own} <= set(emotions)
-    always = {meanings[name] for name in EMOTIONS if are_emotions}
+    emotions = dict.fromkeys(name for names, _ in PUBLISHED.values() for name in names)
+    own = dict.fromkeys(name for classes in networks for name in classes)
+    known = set(map(canonical, own))
+    names = (*own, *(name for name in emotions if name not in known))
+    always = {name for name in names if known <= emotions.keys() and canonical(name) in EMOTIONS}
+    numbered = all(tuple(map(canonical, classes)) == EMOTIONS for classes in networks)
+    meanings = _meanings(names)
     return ClassSet(
-        names=names,
+        names=tuple(dict.fromkeys(meanings[spelling(name)] for name in names)),
         meanings=meanings,
-        numbers={str(number): meanings[name] for number, name in enumerate(EMOTIONS) if are_emotions},
+        numbers={str(number): meanings[name] for number, name in enumerate(EMOTIONS) if numbered},
         only_prefixed=True,
         optional=frozenset(names) - always,
-        key=f"-{_digest((names, are_emotions))}",
+        key=f"-{_digest((names, len(always), numbered))}",
     )
 
 
@@ -179,20 +183,26 @@ def shared_classes(networks: Sequence[Sequence[str]], data: Sequence[str]) -> tu
     Raises:
         UserError: fewer than two.
     """
-    common = set(map(canonical, data)).intersection(*(map(canonical, classes) for classes in networks))
-    shared = tuple(name for name in networks[0] if canonical(name) in common)
+    matches = [_match(networks[0], classes) for classes in (*networks[1:], data)]
+    shared = tuple(name for name in networks[0] if all(name in match for match in matches))
     if len(shared) < 2:
         raise UserError(
             f"The network has the classes {', '.join(networks[0])}, the data have {', '.join(data)}: there are no "
-            "two in both. See --classes and --rename."
+            "two in both. See data.classes and data.rename (--classes and --rename)."
         )
     return shared
 
 
 def columns_of(shared: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Return the positions of `shared` classes in `classes`, which may spell them differently."""
-    position = {canonical(name): at for at, name in enumerate(classes)}
-    return [position[canonical(name)] for name in shared]
+    """Return the positions of `shared` classes in `classes`, which may spell them differently.
+
+    Raises:
+        UserError: a class is missing.
+    """
+    match = _match(shared, classes)
+    if missing := [name for name in shared if name not in match]:
+        raise UserError(f"{missing[0]!r} is none of the classes {', '.join(classes)}.")
+    return [classes.index(match[name]) for name in shared]
 
 
 def restrict(faces: Faces, classes: Sequence[str]) -> Faces:
@@ -243,11 +253,36 @@ def check_names(names: Sequence[str], where: str) -> None:
                 f"{where}: {name[:MAX_NAME]!r} cannot be the name of a class: expected 1 to {MAX_NAME} characters "
                 "of UTF-8 without slash and comma. Choose another one, for example with data.rename."
             )
-        if (other := spelt.get(canonical(name))) is not None:
+        if (other := spelt.get(spelling(name))) is not None:
             raise UserError(
-                f"{where}: {other!r} and {name!r} mean the same class. Keep one, or rename with data.rename."
+                f"{where}: {other!r} and {name!r} are the same class. Keep one, or rename with data.rename."
             )
-        spelt[canonical(name)] = name
+        spelt[spelling(name)] = name
+
+
+def _meanings(names: Iterable[str]) -> dict[str, str]:
+    """Return spelling -> name, and canonical name -> name where no other of the names has the same.
+
+    So "happiness" means the class "happy", but not if there is also a class "joy"; and "calm" and "neutral" may be
+    two classes.
+    """
+    meanings: dict[str, str] = {}
+    for name in names:
+        meanings.setdefault(spelling(name), name)
+    same = Counter(map(canonical, meanings.values()))
+    return {canonical(name): name for name in meanings.values() if same[canonical(name)] == 1} | meanings
+
+
+def _match(names: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """Return name -> the one of `others` that means the same: first those spelt alike, then those left."""
+    spelt = {spelling(other): other for other in others}
+    match = {name: spelt[spelling(name)] for name in names if spelling(name) in spelt}
+    ours = _meanings(name for name in names if name not in match)
+    theirs = _meanings(other for other in others if other not in match.values())
+    for form, name in ours.items():
+        if canonical(form) in theirs and ours.get(canonical(form)) == name:
+            match.setdefault(name, theirs[canonical(form)])
+    return match
 
 
 def _base(classes: str | Sequence[str | int]) -> tuple[tuple[str, ...], int]:
@@ -260,7 +295,9 @@ def _base(classes: str | Sequence[str | int]) -> tuple[tuple[str, ...], int]:
             raise UserError(f"data.classes={classes}: unknown class set.{hint} {_EXPECTED}")
         return PUBLISHED[classes]
     if not isinstance(classes, Sequence) or not all(type(name) in (str, int) for name in classes):
-        raise UserError(f"data.classes={classes}: {_EXPECTED}")
+        has_flags = isinstance(classes, Sequence) and any(isinstance(name, bool) for name in classes)
+        quote = ' In YAML, write "no" and "yes" with quotes.' if has_flags else ""
+        raise UserError(f"data.classes={classes}: {_EXPECTED}{quote}")
     names = tuple(str(name).strip() for name in classes)
     check_names(names, "data.classes")
     return names, 0
@@ -268,28 +305,36 @@ def _base(classes: str | Sequence[str | int]) -> tuple[tuple[str, ...], int]:
 
 def _with_renamed(plain: ClassSet, rename: Mapping[str, str | None]) -> ClassSet:
     """Apply data.rename to a class set."""
-    targets: dict[str, str] = {}  # canonical name -> class
-    renamed: dict[str, str] = {}
+    targets: dict[str, str] = {}  # class of the set, or other name -> class
     for old, new in _checked_pairs(rename):
-        of_set = plain.meanings.get(canonical(old), plain.numbers.get(old))
-        if of_set is None:
-            renamed[canonical(old)] = old
-        targets[canonical(of_set or old)] = plain.meanings.get(canonical(new), new)
-    new_names = {target for target in targets.values() if target}
-    if chained := [name for name in new_names if targets.get(canonical(name), name) != name]:
+        name = plain.meaning(old) or plain.numbers.get(old, old)
+        other = plain.meaning(new) or plain.numbers.get(new, new)
+        targets[name] = new if other == name else other  # {happy: joy} is a new name, not an alias
+    others = [name for name in targets if name not in plain.names]
+    new_names = [name for name in targets.values() if name]
+    if chained := [name for name in new_names if targets.get(name, name) != name]:
         raise UserError(f"data.rename: {chained[0]!r} is renamed itself. Give the final name for each.")
-    names = [targets.get(canonical(name), name) for name in plain.names]
-    if names:
-        names = [name for name in dict.fromkeys((*names, *targets.values())) if name]
+    names = tuple(dict.fromkeys(name for name in (*(targets.get(n, n) for n in plain.names), *new_names) if name))
+    if plain.names:
         check_names(names, "data.rename")
-    meanings = {canonical(name): name for name in new_names} | dict(plain.meanings) | targets
+    meanings = {form: targets.get(name, name) for form, name in plain.meanings.items()}
+    numbers = {number: targets.get(name, name) for number, name in plain.numbers.items()}
+    for form, name in _meanings(new_names).items():
+        meanings.setdefault(form, name)
+    for old in others:
+        if old.isdecimal() and numbers:
+            numbers[old] = targets[old]
+        else:
+            meanings[spelling(old)] = targets[old]
+            if plain.names:  # otherwise every spelling is a name of its own
+                meanings.setdefault(canonical(old), targets[old])
     return replace(
         plain,
-        names=tuple(names),
+        names=names if plain.names else (),
         meanings=meanings,
-        numbers={number: targets.get(canonical(name), name) for number, name in plain.numbers.items()},
-        renamed=renamed,
-        key=f"-{_digest((plain.key, sorted(targets.items())))}",
+        numbers=numbers,
+        renamed=tuple(others),
+        key=f"-{_digest((plain.key, names, sorted(targets.items())))}",
     )
 
 
@@ -310,7 +355,7 @@ def _digest(value: object) -> str:
     return blake2b(repr(value).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def _natural(name: str) -> tuple[tuple[int, str], ...]:
-    """Return a sort key that puts "2" before "10" and does not depend on the case."""
+def _natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
+    """Return a sort key that puts "2" before "10" and ignores the case, except between names equal otherwise."""
     parts = re.split(r"(\d+)", name)
-    return tuple((int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in parts)
+    return tuple((int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in parts), name

@@ -12,7 +12,7 @@ from itertools import combinations, zip_longest
 import numpy as np
 
 from fer_lightning.data.archives import DAMAGED_MEMBER
-from fer_lightning.data.classes import LEFT_OUT, ClassSet
+from fer_lightning.data.classes import LEFT_OUT, ClassSet, label_name
 from fer_lightning.data.faces import FER2013_SPLITS, SIZE, UNNAMED
 from fer_lightning.data.gathering import MAX_LISTED, Gathered, RowError
 from fer_lightning.data.splits import name_claims, path_claims, usage_claim, usages
@@ -98,7 +98,7 @@ def read_csvs(
         if both := usages(one.claims) & usages(other.claims):
             names = " and ".join(FER2013_SPLITS[usage] for usage in sorted(both))
             _refuse(store, [one, other], f"both contain {names}")
-    return _is_official(labelled), set(labels), notes
+    return _is_official(labelled), set(map(label_name, labels)), notes
 
 
 def _is_official(tables: Sequence[Table]) -> bool:
@@ -172,7 +172,8 @@ def _split_columns(columns: Sequence[str], first: Sequence[str]) -> list[int]:
     return [
         at
         for at, (column, text) in enumerate(zip_longest(columns, first[: len(columns)], fillvalue=""))
-        if column in _SPLIT_COLUMNS or (text.lower() not in ("public", "private") and usage_claim(text) is not None)
+        if column in _SPLIT_COLUMNS
+        or (column not in _COLUMNS and text.lower() not in ("public", "private") and usage_claim(text) is not None)
     ]
 
 

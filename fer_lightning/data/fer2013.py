@@ -120,7 +120,7 @@ def load_held_out(
     usage = np.full_like(faces.usage, TEST)
     note = (
         f"No split is named, so all {len(faces):,} images are tested, which is only fair to a network that was "
-        "trained on none of them."
+        "trained on none of them. To a network that was, give the data.classes and data.rename of its training."
     )
     return replace(
         faces,

@@ -15,7 +15,7 @@ from itertools import compress, groupby, takewhile
 from fer_lightning.data.classes import FOLDERS, ClassSet
 from fer_lightning.data.faces import FER2013_SPLITS
 from fer_lightning.data.images import IMAGE_SUFFIXES
-from fer_lightning.data.splits import image_claims, is_split_word, name_claims, usages
+from fer_lightning.data.splits import image_claims, name_claims, usages
 from fer_lightning.data.stores import Store, abbreviate, leaf, parent, suffix
 from fer_lightning.errors import UserError
 
@@ -285,7 +285,7 @@ def _find_class_folders(store: Store, images: Iterable[str]) -> set[str]:
     """Return the names of the folders that hold images, without those that only name splits or the whole dataset.
 
     Raises:
-        UserError: some images lie deeper than others, or in a folder of a split but in no class folder.
+        UserError: some folders with images are not beside the others, or are named like a split.
     """
     inner = {}  # folder -> its parts that name no split
     for folder in {parent(path) for path in images}:
@@ -294,9 +294,7 @@ def _find_class_folders(store: Store, images: Iterable[str]) -> set[str]:
     shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
     above = min(shared, max(map(len, inner.values()), default=0) - 1)
     wrong = [
-        folder
-        for folder, parts in inner.items()
-        if len(parts) > above + 1 or (len(parts) <= above and folder and not is_split_word(leaf(folder)))
+        folder for folder, parts in inner.items() if len(parts) > above + 1 or (len(parts) <= above and folder)
     ]
     if wrong:
         raise UserError(

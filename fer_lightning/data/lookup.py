@@ -294,11 +294,11 @@ def _describe_contents(store: Store, classes: ClassSet) -> str:
     images = [path for path in store.sizes if suffix(path) in IMAGE_SUFFIXES]
     if images:
         folders = sorted({parent(path) or "." for path in images})
-        remedy = " For other classes, see data.classes."
+        remedy = " For other classes, see data.classes (--classes)."
         if any(leaf(folder).isdecimal() for folder in folders):
             remedy = (
-                " Numbers are not guessed at: name the folders 0_angry, for example, or list the classes in the "
-                "order of the numbers, from 0: data.classes=[angry,disgust,...]."
+                " Numbers are not guessed at: name the folders 0_angry, for example, list the classes in the order "
+                "of the numbers from 0, or set data.classes=rafdb or ferplus (--classes) if these are its numbers."
             )
         known = f"named after a class ({abbreviate(classes.names, 10)})" if classes.names else "of its own"
         return f"has images, but none in a folder {known}; they are in {abbreviate(folders)}.{remedy}"

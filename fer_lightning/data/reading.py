@@ -64,10 +64,8 @@ def read_faces(store: Store, form: Form, classes: ClassSet, skip_bad: bool) -> F
     counts = np.stack([np.bincount(labels[usage == split], minlength=len(names)) for split in range(3)])
     if official and names == EMOTIONS and not classes.key:
         notes += _count_differences(counts)
-    elif missing := [name for name in names if name not in gathered.labels]:
-        notes.append(f"No images of: {', '.join(missing)}.")
-    if all_names:
-        _check_trained(names, counts[TRAIN], store)
+    else:
+        notes += _describe_missing(names, labels, counts, all_names, store)
     return Faces(
         images=images,
         labels=labels,
@@ -95,14 +93,37 @@ def _name_splits(usage: npt.NDArray[np.uint8], store: Store, official: bool) -> 
     return usage
 
 
-def _check_trained(names: Sequence[str], counts: npt.NDArray[np.int64], store: Store) -> None:
-    """Raise UserError if there are training images, but none of some class: its name may be misspelt."""
-    untrained = [name for name, n in zip(names, counts, strict=True) if not n]
-    if counts.any() and untrained:
-        raise UserError(
-            f"data.classes={FOLDERS}: {store.path} has no training images of {abbreviate(untrained)}. If a name is "
-            "misspelt, correct it; data.rename={NAME: null} leaves a class out."
-        )
+def _describe_missing(
+    names: Sequence[str],
+    labels: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+    all_names: bool,
+    store: Store,
+) -> list[str]:
+    """Return notes on classes without images, and on those without images for training.
+
+    Args:
+        names: the C classes.
+        labels: int64 (N,).
+        counts: int64 (3, C), by split and class.
+        all_names: every name in the data is a class.
+        store: the folder or archive.
+
+    Raises:
+        UserError: a class has images, but none for training, and `all_names`: its name may be misspelt.
+    """
+    found = set(labels.tolist())
+    missing = [name for at, name in enumerate(names) if at not in found]
+    notes = [f"No images of: {', '.join(missing)}."] if missing else []
+    untrained = [name for name, column in zip(names, counts.T, strict=True) if column.any() and not column[TRAIN]]
+    if untrained and counts[TRAIN].any():
+        if all_names:
+            raise UserError(
+                f"data.classes={FOLDERS}: {store.path} has no training images of {abbreviate(untrained)}. If a "
+                "name is misspelt, correct it; data.rename={NAME: null} leaves a class out."
+            )
+        notes.append(f"No training images of: {', '.join(untrained)}.")
+    return notes
 
 
 def _check(gathered: Gathered, path: Path, classes: ClassSet, skip_bad: bool) -> list[str]:
@@ -111,10 +132,12 @@ def _check(gathered: Gathered, path: Path, classes: ClassSet, skip_bad: bool) ->
     if total and not skip_bad:
         hint = ""
         if name := next(filter(None, gathered.unknown), ""):
-            other = next(iter(classes.names), "CLASS")
+            near = classes.nearest(name)
+            meant = f" Did you mean {near}?" if near else ""
+            does = "reads it so" if near else "leaves such images out"
             hint = (
-                f"\n{name!r} is no class.{classes.nearest(name)} If it is meant as one, see data.classes; "
-                f"data.rename={{{name}: null}} leaves such images out, {{{name}: {other}}} merges them."
+                f"\n{name!r} is no class.{meant} If it is one, see data.classes (--classes); "
+                f"data.rename={{{name}: {near or 'null'}}} (--rename {name}={near}) {does}."
             )
         raise UserError(format_faults(path, gathered.listed, total, hint))
     if not gathered.labels:

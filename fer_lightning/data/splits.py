@@ -85,6 +85,8 @@ def dataset_claims(name: str, meaning: Callable[[str], object] = emotion_index) 
         meaning: returns None for a word that is no class.
     """
     name = _SUFFIXES.sub("", name)
+    if any(meaning(word) is not None for word in _words(name) if _SPLIT_WORD.fullmatch(word)):
+        return frozenset()  # the word is the name of a class
     about_split = not name_claims(name).isdisjoint(("public test", "private test"))  # words for nothing else
     for words in (_words(name), _words(name.lower())):  # "KdefTest" has two words, "TESTset" one
         rest = [word for word in words if not _FILLER.fullmatch(word) and meaning(word) is None]

@@ -26,6 +26,8 @@ from fer_lightning.drawing.style import (
 )
 from fer_lightning.emotions import colours
 
+_MOST_CELLS_WITH_TEXT = 30  # in a row: more text is too small to read, and takes seconds to draw
+
 
 def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str, classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix with row percentages and counts.
@@ -39,7 +41,7 @@ def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str, classes: 
         classes: names of the C classes.
     """
     n_classes = len(classes)
-    scale = max(1.0, n_classes / 14)  # of the figure
+    scale = max(1.0, min(n_classes, _MOST_CELLS_WITH_TEXT) / 14)  # of the figure
     text_scale = min(1.0, 8 * scale / n_classes)
     in_row, in_column, hits = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
     share = counts / np.maximum(in_row, 1)[:, None]
@@ -50,7 +52,7 @@ def confusion_matrix(counts: npt.NDArray[np.integer[Any]], title: str, classes: 
     axes = figure.add_axes((0.16, 0.11, 0.82, 0.785))
     blues = colormaps["Blues"]
     axes.imshow(share, cmap=blues, vmin=0, vmax=1, aspect="auto")
-    for i in range(n_classes):
+    for i in range(n_classes) if n_classes <= _MOST_CELLS_WITH_TEXT else ():
         for j in range(n_classes):
             ink = "white" if luminance(blues(share[i, j])) < 0.5 else INK
             percent = f"{share[i, j]:.0%}" if in_row[i] else "-"

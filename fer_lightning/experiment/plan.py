@@ -92,7 +92,7 @@ def checkpoint_paths(ckpt: object) -> list[str]:
 
 def check_classes(plan: Plan, classes: Sequence[str]) -> None:
     """Raise UserError if a checkpoint that is tested or trained further has other classes than the data."""
-    for checkpoint in plan.initial:
+    for checkpoint in (*plan.initial, *([plan.resumed] if plan.resumed else [])):
         if checkpoint.inputs.classes != tuple(classes):
             raise UserError(
                 f"ckpt={checkpoint.path} has the classes {', '.join(checkpoint.inputs.classes)}, the data have "

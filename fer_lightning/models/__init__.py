@@ -39,7 +39,8 @@ def build_model(name: str, image_size: int, n_classes: int = len(EMOTIONS), **op
         known = ", ".join(sorted(MODELS))
         raise UserError(f"model={name}: unknown network.{did_you_mean(name, MODELS)} Choose from {known}.")
     options |= {"image_size": image_size}
-    if "n_classes" in inspect.signature(MODELS[name]).parameters:
+    parameters = inspect.signature(MODELS[name]).parameters.values()
+    if any(parameter.name == "n_classes" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         options |= {"n_classes": n_classes}
     elif n_classes != len(EMOTIONS):  # a network that was written for FER-2013 alone
         raise UserError(f"model={name} has no parameter n_classes, so it cannot have {n_classes} classes. Add one.")

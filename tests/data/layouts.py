@@ -124,7 +124,7 @@ def class_folders(draw: st.DrawFn, root: Path, kind: str) -> Truth:
     wrong = draw(st.sampled_from((None,) * 7 + faults))
     doubled = draw(st.sampled_from((False, False, False, True)))
     settings, classes = draw(st.sampled_from(CLASSES))
-    prefix = draw(st.sampled_from(prefixes)).replace("happy", classes[0])
+    prefix = draw(st.sampled_from(prefixes)).replace("happy", next(name for name in classes if name.isalpha()))
     truth = Truth(
         root,
         sound=not (
@@ -229,7 +229,8 @@ def csvs(draw: st.DrawFn, root: Path, kind: str) -> Truth:
     delimiter = draw(st.sampled_from((",", ",", ";", "\t")))
     index, floats = draw(st.booleans()), draw(st.booleans())
     settings, classes = draw(st.sampled_from(CLASSES))
-    numbered = "rename" not in settings and settings.get("classes") != "folders" and draw(st.booleans())
+    may_be_numbered = "rename" not in settings and settings.get("classes") != "folders" and "9" not in classes
+    numbered = may_be_numbered and draw(st.booleans())
     truth = Truth(
         root,
         description={"names": names, "words": words, "wrong": wrong, "with_usage": with_usage, **settings},

@@ -515,8 +515,8 @@ def test_all_faults_are_reported_together_and_ten_of_them_listed(tmp_path: Path)
     assert lines[11:] == [
         "  and 13 more",
         "Fix them, or set data.skip_bad=true to drop them.",
-        "'7' is no class. If it is meant as one, see data.classes; data.rename={7: null} leaves such images out, "
-        "{7: angry} merges them.",
+        "'7' is no class. If it is one, see data.classes (--classes); data.rename={7: null} (--rename 7=) leaves "
+        "such images out.",
     ]
     assert other_notes(load_faces(path, skip_bad=True)) == ["data.skip_bad dropped 23 x unknown emotion."]
 
@@ -542,8 +542,8 @@ def test_faults_are_counted_by_kind(tmp_path: Path) -> None:
         f"  train/happy/Training_1.jpg: not an image of type {FORMAT_NAMES}",
         f"  train/sad/Training_2.jpg: not an image of type {FORMAT_NAMES}",
         "Fix them, or set data.skip_bad=true to drop them.",
-        "'contempt' is no class. If it is meant as one, see data.classes; data.rename={contempt: null} leaves such "
-        "images out, {contempt: angry} merges them.",
+        "'contempt' is no class. If it is one, see data.classes (--classes); data.rename={contempt: null} "
+        "(--rename contempt=) leaves such images out.",
     ]
     faces = load_faces(folder, skip_bad=True)
     assert set(faces.ids) == {face.path for face in FACES}

@@ -303,7 +303,7 @@ def test_numbers_as_class_folders_are_read_only_below_the_prefixes_of_fer2013(tm
         replace(f, path=f.path.replace(EMOTIONS[f.label], str(f.label))) for f in without_prefixes(FACES)
     ]
     message = error_of(write_folder(tmp_path / "b", plain_numbers))
-    assert "Numbers are not guessed at: name the folders 0_angry, for example, or list the classes" in message
+    assert "Numbers are not guessed at: name the folders 0_angry, for example, list the classes" in message
     write_folder(tmp_path / "a", [replace(FACES[0], path="train/3/mine.jpg")])
     assert error_of(tmp_path / "a").startswith("train/3/mine.jpg: numbers are not guessed at")
 
@@ -376,7 +376,7 @@ def test_all_images_are_tested_if_no_split_is_named(tmp_path: Path) -> None:
     assert (whole.usage == TEST).all()
     assert whole.notes == (
         "No split is named, so all 112 images are tested, which is only fair to a network that was trained on none "
-        "of them.",
+        "of them. To a network that was, give the data.classes and data.rename of its training.",
     )
     assert whole.fingerprint == fingerprint(whole.images, whole.labels, whole.usage)
     cut = load(folder)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fake_fer2013 import encode
 from PIL import Image
 from project import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 import fer_lightning
 from fer_lightning.__main__ import main as command
@@ -68,7 +70,13 @@ def test_eight_classes_are_trained_drawn_exported_and_predicted(
     figures = {path.name for path in (trained_on_eight / "figures").iterdir()}
     assert {"predictions_test.png", "confusion_val.png", "grad_cam_test.png"} <= figures
     events = EventAccumulator(str(trained_on_eight)).Reload()
-    assert {"recall/contempt", "precision/_x_1_ ___b_"} & set(events.Tags()["scalars"]) == {"recall/contempt"}
+    scalars = events.Tags()["scalars"]
+    assert {"recall/contempt", "precision/$x_1$ & <b>"} <= set(scalars)
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    (recalls,) = [chart.multiline.tag for chart in layout.category[0].chart if "recall" in chart.title]
+    assert [[tag for tag in scalars if re.match(pattern, tag)] for pattern in recalls] == [
+        [f"recall/{name}"] for name in classes
+    ]
     ckpt = str(trained_on_eight / "checkpoints/best.ckpt")
     assert read_checkpoint(ckpt).inputs.classes == tuple(classes)
 
@@ -139,6 +147,9 @@ def test_three_classes_of_merged_folders_teach_and_continue(capsys: pytest.Captu
     assert f"distill.ckpt={ckpt} does not know the class angry" in capsys.readouterr().err
     run("data.path=eight", "data.rename={contempt: null}", f"ckpt={ckpt}", "name=c", code=1)
     assert f"ckpt={ckpt} has the classes negative, happy, neutral, the data have angry" in capsys.readouterr().err
+    assert (
+        main(job, ["resume=runs/default/a", "trainer.max_epochs=2", "data.classes=[happy,neutral,negative]"]) == 1
+    )
     run("data.path=eight", "data.rename={contempt: null}", "monitor=recall/negative", "name=c", code=1)
     assert "monitor=recall/negative is not a metric." in capsys.readouterr().err
     assert not Path("runs/default/c").exists()
