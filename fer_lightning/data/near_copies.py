@@ -103,13 +103,27 @@ def copied_elsewhere(faces: Faces, usages: Sequence[int], near: Rows) -> Mask:
     Returns:
         bool (N,), False for every image outside `usages`.
     """
-    first, inside = first_copies(faces), np.isin(faces.usage, usages)
-    outside = np.zeros(len(faces), bool)
-    outside[first[~inside]] = True  # at the first of all images with the same pixels
-    has_copy = outside.copy()
-    has_copy[near[outside[near[:, 1]], 0]] = True
-    has_copy[near[outside[near[:, 0]], 1]] = True
-    found: Mask = inside & has_copy[first]
+    inside = np.isin(faces.usage, usages)
+    return inside & copied_among(~inside, first_copies(faces), near)
+
+
+def copied_among(chosen: Mask, first: Rows, near: Rows) -> Mask:
+    """Return which images have an exact or near copy among the chosen ones; these are exact copies of themselves.
+
+    Args:
+        chosen: bool (N,).
+        first: int64 (N,), the `first_copies`.
+        near: int64 (P, 2), the `near_copies`.
+
+    Returns:
+        bool (N,).
+    """
+    is_chosen = np.zeros(len(chosen), bool)
+    is_chosen[first[chosen]] = True  # pairs consist of first copies
+    copied = is_chosen.copy()
+    copied[near[is_chosen[near[:, 1]], 0]] = True
+    copied[near[is_chosen[near[:, 0]], 1]] = True
+    found: Mask = copied[first]
     return found
 
 

@@ -14,7 +14,6 @@ from fake_fer2013 import FakeFace, fake_faces, write_folder, write_zip
 from project import ROOT
 
 from fer_lightning.__main__ import COMMANDS, main
-from fer_lightning.audit.audit import MAX_NEAR_BITS, NEAR_BITS
 from fer_lightning.audit.findings import DEFAULT_KINDS, KINDS
 from fer_lightning.data.faces import TRAIN
 from fer_lightning.data.fer2013 import load_faces
@@ -123,8 +122,9 @@ def test_python_m_shows_an_error_without_a_traceback() -> None:
         (["audit", "--reprot=x"], "fer-lightning audit: unknown argument '--reprot=x'. Did you mean --report? See"),
         (["audit", "--rep", "x"], "fer-lightning audit: unknown argument '--rep'."),
         (["audit", "a", "b"], "fer-lightning audit: unknown argument 'b'. See fer-lightning audit --help."),
-        (["audit", "--near", "few"], "argument --near: invalid int value: 'few'. See fer-lightning audit --help."),
-        (["audit", "--near"], "argument --near: expected one argument."),
+        (["demo", "--port", "few"], "argument --port: invalid int value: 'few'. See fer-lightning demo --help."),
+        (["audit", "--csv"], "argument --csv: expected one argument."),
+        (["audit", "--near", "4"], "fer-lightning audit: unknown argument '--near'."),
         (["audit", "--mislabels", "--probabilities", "x"], "not allowed with argument --mislabels."),
         (["audit", "--kinds", "leaks,copy_"], "unknown kind 'copy_'. Choose from leaks, "),
     ],
@@ -150,17 +150,17 @@ def test_audit_help_names_kinds_and_defaults(capsys: pytest.CaptureFixture[str])
     for kind in KINDS:
         assert kind in text
     assert f"default: {','.join(DEFAULT_KINDS)}" in text.replace("- ", "")
-    assert f"0 to {MAX_NEAR_BITS} (default: {NEAR_BITS}," in text
 
 
 def test_audit_writes_the_requested_files(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["audit", str(data), "--report", "a.html", "--json", "to/a.json", "--exclude", "a.txt"]
+    outputs = ["--report", "a.html", "--json", "to/a.json", "--csv", "a.csv", "--exclude", "a.txt"]
+    command = ["audit", str(data), *outputs]
     for _ in range(2):  # a second run replaces the files of the first
         assert main(command) == 0
         out, err = capsys.readouterr()
         assert err == ""
         assert f"FER-2013 from {data}\n57 images, 56 distinct" in out
-        assert out.endswith("written: a.html\nwritten: to/a.json\nwritten: a.txt\n")
+        assert out.endswith("written: a.html\nwritten: to/a.json\nwritten: a.csv\nwritten: a.txt\n")
         findings = json.loads(Path("to/a.json").read_text())["findings"]
         assert {key: finding["images"] for key, finding in findings.items() if finding["images"]} == {
             "copies": 1,
@@ -170,7 +170,9 @@ def test_audit_writes_the_requested_files(data: Path, capsys: pytest.CaptureFixt
         assert sorted(load_faces(data, exclude="a.txt").ids) == sorted(
             set(load_faces(data).ids) - set(findings["conflicts"]["ids"])
         )
-        assert sorted(path.name for path in Path().rglob("*") if path.is_file()) == ["a.html", "a.json", "a.txt"]
+        assert len(Path("a.csv").read_text().splitlines()) == 58
+        written = sorted(path.name for path in Path().rglob("*") if path.is_file())
+        assert written == ["a.csv", "a.html", "a.json", "a.txt"]
 
 
 def test_kinds_choose_what_is_excluded(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
