@@ -17,6 +17,8 @@ from fer_lightning.__main__ import COMMANDS, main
 from fer_lightning.audit.findings import DEFAULT_KINDS, KINDS
 from fer_lightning.data.faces import TRAIN
 from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.errors import UserError
+from fer_lightning.inference import photos
 
 
 def with_copy() -> list[FakeFace]:
@@ -214,6 +216,45 @@ def test_user_supplied_probabilities(data: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(Path("a.json").read_text())["findings"]["mislabels"]["ids"] == [faces.ids[5]]
     assert "suspect labels, from predictions with 98% accuracy" in capsys.readouterr().out
     assert "p.txt cannot be read" in error_of(capsys, "audit", str(data), "--probabilities", "p.txt")
+
+
+def test_suggested_labels_can_be_trained_with(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faces = load_faces(data)
+    row = int(np.flatnonzero(faces.usage == TRAIN)[5])
+    probabilities = np.eye(7)[faces.labels]
+    probabilities[row] = np.roll(probabilities[row], 1)
+    np.savez("p.npz", ids=np.array(faces.ids), probabilities=probabilities)
+    assert main(["audit", str(data), "--probabilities", "p.npz", "--relabel", "labels.csv"]) == 0
+    assert capsys.readouterr().out.endswith("written: labels.csv\n")
+    after = load_faces(data, relabel="labels.csv")
+    assert np.flatnonzero(after.labels != faces.labels).tolist() == [row]
+    assert after.labels[row] == (faces.labels[row] + 1) % 7
+    assert "--relabel needs predictions" in error_of(capsys, "audit", str(data), "--relabel", "b.csv")
+    assert not Path("b.csv").exists()
+
+
+def test_images_without_a_face_are_searched_for_on_request(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(photos, "require_detector", lambda: None)
+    monkeypatch.setattr(photos, "find_faces", lambda photo: [(0, 0, 64, 64)])  # in the first image only
+    assert main(["audit", str(data), "--faces", "--json", "a.json"]) == 0
+    assert "images in which the face detector finds nothing" in capsys.readouterr().out
+    findings = json.loads(Path("a.json").read_text())["findings"]
+    assert findings["faceless"]["ids"] == list(load_faces(data).ids[1:])
+
+
+def test_a_missing_face_detector_is_reported_before_the_audit(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> None:
+        raise UserError("Detecting faces needs dlib")
+
+    monkeypatch.setattr(photos, "require_detector", missing)
+    assert error_of(capsys, "audit", str(data), "--faces", "--csv", "a.csv").startswith(
+        "Detecting faces needs dlib"
+    )
+    assert not Path("a.csv").exists()
 
 
 def test_too_few_images_for_out_of_fold_predictions(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
