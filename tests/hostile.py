@@ -104,6 +104,12 @@ def _exclude(content: bytes, folder: Path) -> None:
     _checked(load_faces(folder / "given.zip", exclude=folder / "list.txt", cache_dir=folder / "cache"))
 
 
+def _relabel(content: bytes, folder: Path) -> None:
+    (folder / "labels.csv").write_bytes(content)
+    write_zip(folder / "given.zip", _faces())
+    _checked(load_faces(folder / "given.zip", relabel=folder / "labels.csv", cache_dir=folder / "cache"))
+
+
 def _cache(content: bytes, folder: Path) -> None:
     """Replace one file of an entry, selected by the first byte, with correct checksums as in a forgery."""
     faces = _drawn()
@@ -209,6 +215,11 @@ def _lists() -> list[bytes]:
     return ["\n".join(["# left out", *names[:3]]).encode(), "\r\n".join(names[2:5]).encode("utf-8-sig")]
 
 
+def _label_lists() -> list[bytes]:
+    names = [face.path for face in _faces()]
+    return [f"# by hand\nid,label\n{names[0]},sad\n".encode(), f'"{names[1]}", Happiness\r\n'.encode("utf-8-sig")]
+
+
 def _cache_files() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         face_cache.load_or_build("key", _drawn, folder)
@@ -292,6 +303,7 @@ READERS = {
     "image": Reader(pictures, _image),
     "photo": Reader(pictures, lambda content, folder: read_photo(io.BytesIO(content))),
     "exclude": Reader(_lists, _exclude),
+    "relabel": Reader(_label_lists, _relabel),
     "cache": Reader(_cache_files, _cache),
     "probabilities": Reader(_npz, _probabilities),
     "checkpoint": Reader(lambda: [checkpoint()], _checkpoint),

@@ -172,7 +172,7 @@ def test_circular_links_and_deep_nesting_are_refused(tmp_path, monkeypatch):
 
 
 def test_endless_or_unreadable_exclusion_list_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("fer_lightning.data.fer2013._MAX_LIST", 1000)
+    monkeypatch.setattr("fer_lightning.data.lists._MAX_LIST", 1000)
     write_folder(tmp_path / "a", fake_faces((1, 1, 1)))
     with pytest.raises(UserError, match="too large"):
         load_faces(tmp_path / "a", exclude="/dev/zero")

@@ -1,14 +1,15 @@
 """Findings of an audit, and the training images to exclude because of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 
-from fer_lightning.audit.audit import ALMOST_CONSTANT_STD, Audit, Rows
+from fer_lightning.audit.audit import Audit, Mask, Rows
+from fer_lightning.audit.quality import BLURRED, BRIGHT, DARK
 from fer_lightning.data.faces import TRAIN, Faces
+from fer_lightning.data.near_copies import MIN_CONTRAST, MIN_CORRELATION, copied_among
 from fer_lightning.errors import UserError, did_you_mean
 
 # Kinds that `exclusions` can list. An image counts under the first kind that applies.
@@ -17,7 +18,10 @@ KINDS = {
     "conflicts": "pixels that also occur under another label",
     "copies": "pixels that also occur earlier in the same split",
     "constant": "all pixels equal",
-    "near": "near duplicates of a held-out image, or of an earlier one of the same split",
+    "near": "near copies of a held-out image, or of an earlier one of the same split",
+    "dark": "hardly any pixel that is not dark",
+    "bright": "very bright, often without a face",
+    "blurred": "out of focus or enlarged",
     "mislabels": "suspect labels",
 }
 DEFAULT_KINDS = ("leaks", "conflicts", "copies", "constant")
@@ -44,20 +48,24 @@ def findings(audit: Audit) -> list[Finding]:
     """Return all findings, including empty ones, in the order of the reports."""
     faces, exact, near = audit.faces, audit.exact, audit.near
 
-    def duplicates(key: str, title: str, meaning: str, has: npt.NDArray[np.bool_], group: Rows) -> Finding:
+    def duplicates(key: str, title: str, meaning: str, has: Mask, group: Rows) -> Finding:
         return Finding(key, title, meaning, np.flatnonzero(has), _groups(group, np.isin(group, group[has])))
 
-    def across(group: Rows, key: str, title: str, meaning: str) -> list[Finding]:
-        """Find images with a duplicate in an earlier split; near duplicates only where there is no equal image."""
+    def across(copied: Callable[[Mask], Mask], group: Rows, key: str, title: str, meaning: str) -> list[Finding]:
+        """Find the images of a split that `copied` returns for the images of an earlier one."""
         found = []
         for early, late in combinations(range(3), 2):
             names = {"late": faces.split_names[late], "early": faces.split_names[early]}
-            has = (faces.usage == late) & np.isin(group, group[faces.usage == early])
-            if group is not exact:
-                has &= ~np.isin(exact, exact[faces.usage == early])
+            has = (faces.usage == late) & copied(faces.usage == early)
             texts = key.format(**names), title.format(**names), meaning.format(**names)
             found.append(duplicates(*texts, has, group))
         return found
+
+    def equal(images: Mask) -> Mask:
+        return np.isin(exact, exact[images])
+
+    def alike(images: Mask) -> Mask:
+        return copied_among(images, exact, audit.near_pairs) & ~equal(images)
 
     results = [
         duplicates(
@@ -69,6 +77,7 @@ def findings(audit: Audit) -> list[Finding]:
             exact,
         ),
         *across(
+            equal,
             exact,
             "{late}_in_{early}",
             "  {late} images also in {early}",
@@ -83,19 +92,26 @@ def findings(audit: Audit) -> list[Finding]:
         ),
         duplicates(
             "near",
-            f"near duplicates, up to {audit.near_bits} of 64 bits apart",
-            f"The perceptual hashes of two images, or of one image and the mirrored other, differ in at most "
-            f"{audit.near_bits} of 64 bits. Most such pairs show the same photo at another size, crop, contrast or "
-            "compression. A group is a chain of pairs, so images at its ends may differ more. Equal images are "
-            "shown once.",
+            "near copies",
+            "The same photo at another size, crop, contrast or compression, mirrored, or with a watermark: once "
+            f"one image is moved onto the other, their details correlate by at least {MIN_CORRELATION:g}. A group "
+            "is a chain of pairs, so images at its ends may differ more. Equal images are shown once.",
             np.isin(near, near[near != exact]),
             near,
         ),
         *across(
+            alike,
             near,
             "{late}_near_{early}",
             "  {late} images with a near but no equal one in {early}",
             "Leaks from {early} to {late} that a comparison of pixels misses.",
+        ),
+        duplicates(
+            "near_conflicts",
+            "near copies with different labels",
+            "The same photo under several labels: one of them is wrong, or the expression is ambiguous.",
+            _in_conflict(faces, near) & np.isin(near, near[near != exact]),
+            near,
         ),
         Finding(
             "constant",
@@ -105,11 +121,41 @@ def findings(audit: Audit) -> list[Finding]:
         ),
         Finding(
             "almost_constant",
-            f"almost constant images (std below {ALMOST_CONSTANT_STD:g} of 255)",
+            f"almost constant images (std below {MIN_CONTRAST:g} of 255)",
             "Very low contrast: probably no face.",
             np.flatnonzero(audit.almost_constant),
         ),
+        Finding(
+            "dark",
+            f"dark images (95% of the pixels below {DARK} of 255)",
+            "Nothing in these images is bright: their faces are hard to make out. Constant images are not included "
+            "here and in the next two kinds.",
+            np.flatnonzero(audit.dark),
+        ),
+        Finding(
+            "bright",
+            f"bright images (mean above {BRIGHT} of 255)",
+            "In FER-2013, three quarters of these are text or symbols in place of an image that was no longer "
+            "available; the others are drawings, or faces without shading.",
+            np.flatnonzero(audit.bright),
+        ),
+        Finding(
+            "blurred",
+            f"blurred images (std of the Laplacian below {BLURRED:g} of the std)",
+            "Little detail for their contrast: out of focus, enlarged, or in soft light.",
+            np.flatnonzero(audit.blurred),
+        ),
     ]
+    if audit.faceless is not None:
+        results.append(
+            Finding(
+                "faceless",
+                "images in which the face detector finds nothing",
+                "Of 112 such images of FER-2013 that were looked at, 110 show a face, many of them turned aside, "
+                "tilted, half hidden or cut off. So this is a list to look through, not one to exclude.",
+                np.flatnonzero(audit.faceless),
+            )
+        )
     if audit.suggested is not None and audit.probabilities is not None:
         accuracy = (audit.probabilities.argmax(axis=1) == faces.labels).mean()
         results.append(
@@ -137,7 +183,7 @@ def _suspect_rows(audit: Audit) -> Rows:
     return rows[np.argsort(-margin, kind="stable")]
 
 
-def _groups(group: Rows, chosen: npt.NDArray[np.bool_]) -> list[Rows]:
+def _groups(group: Rows, chosen: Mask) -> list[Rows]:
     """Return the chosen rows of each group, groups in order of their first row."""
     rows = np.flatnonzero(chosen)
     rows = rows[np.argsort(group[rows], kind="stable")]
@@ -145,11 +191,11 @@ def _groups(group: Rows, chosen: npt.NDArray[np.bool_]) -> list[Rows]:
     return np.split(rows, starts) if len(rows) else []
 
 
-def _in_conflict(faces: Faces, group: Rows) -> npt.NDArray[np.bool_]:
+def _in_conflict(faces: Faces, group: Rows) -> Mask:
     """Return a mask of the images whose group has more than one label, (N,)."""
     has = np.zeros((len(faces), len(faces.classes)), dtype=bool)
     has[group, faces.labels] = True
-    conflict: npt.NDArray[np.bool_] = (has.sum(axis=1) > 1)[group]
+    conflict: Mask = (has.sum(axis=1) > 1)[group]
     return conflict
 
 
@@ -175,21 +221,21 @@ def exclusions(audit: Audit, kinds: Sequence[str] = DEFAULT_KINDS) -> dict[str, 
     if "mislabels" in kinds and audit.suggested is None:
         raise UserError("mislabels needs predictions: add --mislabels, or pass your own with --probabilities.")
 
-    def is_held_out(group: Rows) -> npt.NDArray[np.bool_]:
-        return np.isin(group, group[~training])
-
-    def comes_later(group: Rows) -> npt.NDArray[np.bool_]:
+    def comes_later(group: Rows) -> Mask:
         first = np.full(len(faces), len(faces))
         np.minimum.at(first, group[training], np.flatnonzero(training))
-        later: npt.NDArray[np.bool_] = np.arange(len(faces)) > first[group]
+        later: Mask = np.arange(len(faces)) > first[group]
         return later
 
     has = {
-        "leaks": is_held_out(audit.exact),
+        "leaks": np.isin(audit.exact, audit.exact[~training]),
         "conflicts": _in_conflict(faces, audit.exact),
         "copies": comes_later(audit.exact),
         "constant": audit.constant,
-        "near": is_held_out(audit.near) | comes_later(audit.near),
+        "near": copied_among(~training, audit.exact, audit.near_pairs) | comes_later(audit.near),
+        "dark": audit.dark,
+        "bright": audit.bright,
+        "blurred": audit.blurred,
     }
     if audit.suggested is not None:
         has["mislabels"] = audit.suggested != faces.labels

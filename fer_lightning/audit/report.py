@@ -1,6 +1,8 @@
-"""Format an audit as text, as JSON and as a list of images to exclude."""
+"""Format an audit as text, JSON and CSV, and as lists of images to exclude or relabel."""
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import numpy as np
 from fer_lightning.audit.audit import Audit, Rows
 from fer_lightning.audit.findings import KINDS, Finding, count_classes, findings
 from fer_lightning.data.faces import TRAIN, Faces
+from fer_lightning.data.near_copies import MIN_CORRELATION
 from fer_lightning.data.reading import PUBLISHED_COUNTS
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
@@ -81,9 +84,64 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "distinct": audit.n_distinct,
         "counts": counts,
         "published_counts": published if faces.dataset == "FER-2013" and faces.classes == EMOTIONS else None,
-        "near_bits": audit.near_bits,
+        "near_correlation": MIN_CORRELATION,
         "findings": {finding.key: entry_of(finding) for finding in findings(audit)},
     }
+
+
+def to_csv(audit: Audit) -> bytes:
+    """Return a table with one line per image, as UTF-8; bytes of an id that are not UTF-8 stay as they are.
+
+    Columns: id; split; label; findings, their keys separated by semicolons; copies and near_copies, the id of the
+    first image of the group of equal and of near copies, if there are others; suggested_label, if there is one.
+    """
+    faces = audit.faces
+    keys: list[list[str]] = [[] for _ in faces.ids]
+    for finding in findings(audit):
+        for row in finding.rows:
+            keys[row].append(finding.key)
+    suggested = faces.labels if audit.suggested is None else audit.suggested
+
+    def first_ids(group: Rows) -> list[str]:
+        shared = np.bincount(group, minlength=len(group))[group] > 1
+        return [faces.ids[row] if several else "" for row, several in zip(group.tolist(), shared, strict=True)]
+
+    rows = zip(
+        faces.ids,
+        (faces.split_names[usage] for usage in faces.usage),
+        (faces.classes[label] for label in faces.labels),
+        map(";".join, keys),
+        first_ids(audit.exact),
+        first_ids(audit.near),
+        (faces.classes[new] if new != old else "" for new, old in zip(suggested, faces.labels, strict=True)),
+        strict=True,
+    )
+    header = ("id", "split", "label", "findings", "copies", "near_copies", "suggested_label")
+    return _csv([header, *rows]).encode("utf-8", "surrogateescape")
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def relabel_list(audit: Audit) -> str:
+    """Format a file for data.relabel with the suggested labels of the training images.
+
+    Held-out splits keep their labels, so that accuracies stay comparable.
+
+    Raises:
+        UserError: the audit has no suggested labels, or an id does not fit in a line of text.
+    """
+    if audit.suggested is None:
+        raise UserError("--relabel needs predictions: add --mislabels, or pass your own with --probabilities.")
+    faces = audit.faces
+    rows = np.flatnonzero((audit.suggested != faces.labels) & (faces.usage == TRAIN))
+    split = faces.split_names[TRAIN]
+    note = f"# {faces.dataset} {faces.fingerprint}: suggested labels of {len(rows)} images of {split}"
+    lines = [(_fitting(faces.ids[row]), faces.classes[audit.suggested[row]]) for row in rows.tolist()]
+    return f"{note}, by fer-lightning audit\n{_csv([('id', 'label'), *lines])}"
 
 
 def exclusion_list(faces: Faces, listed: Mapping[str, Rows]) -> str:
@@ -101,14 +159,15 @@ def exclusion_list(faces: Faces, listed: Mapping[str, Rows]) -> str:
     lines = [f"# {faces.dataset} {faces.fingerprint}: images of {split} to exclude, by fer-lightning audit"]
     for kind, rows in listed.items():
         lines.append(f"# {kind}: {KINDS[kind]} ({len(rows)} images{' not listed above' if len(lines) > 1 else ''})")
-        for row in rows:
-            name = faces.ids[row]
-            if name.startswith("#") or name.strip() != name or name.splitlines() != [name] or not _is_utf8(name):
-                raise UserError(
-                    f"image {name!r}: its id does not fit in a list of one id per line. Rename the file."
-                )
-            lines.append(name)
+        lines.extend(_fitting(faces.ids[row]) for row in rows)
     return "\n".join(lines) + "\n"
+
+
+def _fitting(name: str) -> str:
+    """Return an id; raise UserError if it does not fit in a list of one id per line."""
+    if name.startswith("#") or name.strip() != name or name.splitlines() != [name] or not _is_utf8(name):
+        raise UserError(f"image {name!r}: its id does not fit in a list of one id per line. Rename the file.")
+    return name
 
 
 def _is_utf8(text: str) -> bool:

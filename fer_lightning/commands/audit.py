@@ -1,8 +1,8 @@
 """Check a dataset for duplicates, leaks between splits and wrong labels.
 
 The dataset is a copy of FER-2013 or a folder of class folders. The report lists image counts by split and class,
-exact and near duplicates within and across splits, identical images with different labels, constant images and, on
-request, suspicious labels. Nothing is downloaded or changed.
+exact and near copies within and across splits, copies with different labels, constant, dark, bright and blurred
+images and, on request, images without a detectable face and suspicious labels. Nothing is downloaded or changed.
 """
 
 import argparse
@@ -15,6 +15,9 @@ from fer_lightning.commands import add_class_arguments, log, write_file
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from fer_lightning.data.faces import Faces
 
 
@@ -26,6 +29,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="HTML", help="write a page with examples of each finding")
     parser.add_argument("--json", type=Path, metavar="JSON", help="write all findings with all their images")
     parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="CSV",
+        help="write one line per image: id, split, label, findings, the groups of its copies, suggested label",
+    )
+    parser.add_argument(
         "--exclude",
         type=Path,
         metavar="TXT",
@@ -36,15 +45,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="leaks,conflicts,copies,constant",
         help="kinds of training images that --exclude lists, separated by commas: leaks (same pixels as a held-out "
         "image), conflicts (all images with the same pixels but different labels), copies (same pixels as an "
-        "earlier training image), constant (all pixels equal), near (near-duplicate leaks and copies), mislabels "
-        "(default: %(default)s)",
+        "earlier training image), constant (all pixels equal), near (near copies of a held-out or an earlier "
+        "training image), dark, bright, blurred, mislabels (default: %(default)s)",
     )
     parser.add_argument(
-        "--near",
-        type=int,
-        metavar="BITS",
-        help="largest difference between the 64-bit perceptual hashes of near duplicates, 0 to 12 (default: 4, "
-        "where nearly all pairs show the same photo; at 8, a quarter show different faces)",
+        "--faces",
+        action="store_true",
+        help='look for images in which the face detector finds nothing; needs pip install -e ".[photo]", and one '
+        "to two minutes for FER-2013",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -61,22 +69,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "probabilities (N, classes) in the order of --classes, by default angry, disgust, fear, happy, sad, "
         "surprise, neutral",
     )
+    parser.add_argument(
+        "--relabel",
+        type=Path,
+        metavar="CSV",
+        help="with --mislabels or --probabilities: write the suggested labels of training images, for "
+        "data.relabel=CSV of train.py; look through them first",
+    )
     add_class_arguments(parser, "fer2013")
 
 
 def run(args: argparse.Namespace) -> int:
     """Audit the dataset, print the findings and write the requested files."""
-    from fer_lightning.audit.audit import NEAR_BITS, audit, suspect_labels
+    from fer_lightning.audit.audit import audit, suspect_labels
     from fer_lightning.audit.findings import check_kinds, exclusions
     from fer_lightning.audit.mislabels import out_of_fold_probabilities, read_probabilities
     from fer_lightning.audit.page import audit_page
-    from fer_lightning.audit.report import exclusion_list, format_audit, to_json
+    from fer_lightning.audit.report import exclusion_list, format_audit, relabel_list, to_csv, to_json
     from fer_lightning.files import write_atomically, write_json
 
     kinds = args.kinds.split(",")
     check_kinds(kinds)
+    if args.faces:
+        from fer_lightning.inference.photos import require_detector
+
+        require_detector()
     faces = _load(args)
-    result = audit(faces, NEAR_BITS if args.near is None else args.near)
+    result = audit(faces)
+    if args.faces:
+        result = replace(result, faceless=_faceless(faces))
     if args.mislabels:
         n_classes = len(faces.classes)
         found = out_of_fold_probabilities(faces.images, faces.labels, result.near, n_classes, log)
@@ -84,14 +105,27 @@ def run(args: argparse.Namespace) -> int:
     elif args.probabilities:
         result = suspect_labels(result, read_probabilities(args.probabilities, faces.ids, len(faces.classes)))
     excluded = exclusions(result, kinds)
+    relabelled = relabel_list(result) if args.relabel else ""
     print(format_audit(result))
     if args.report:
         write_file(args.report, write_atomically, audit_page(result))
     if args.json:
         write_file(args.json, write_json, to_json(result))
+    if args.csv:
+        write_file(args.csv, write_atomically, to_csv(result))
     if args.exclude:
         write_file(args.exclude, write_atomically, exclusion_list(faces, excluded))
+    if args.relabel:
+        write_file(args.relabel, write_atomically, relabelled)
     return 0
+
+
+def _faceless(faces: "Faces") -> "npt.NDArray[np.bool_]":
+    from fer_lightning.audit.quality import has_no_face
+    from fer_lightning.inference.photos import find_faces
+
+    log("looking for faces")
+    return has_no_face(faces.images, find_faces)
 
 
 def _load(args: argparse.Namespace) -> "Faces":

@@ -38,19 +38,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write a picture of each face; return 1 if a file could not be read."""
+    from fer_lightning.data.classes import class_index
     from fer_lightning.data.images import is_truncated
     from fer_lightning.drawing.style import write_png
-    from fer_lightning.emotions import canonical
     from fer_lightning.inference.photos import TRUNCATED_NOTE, crop_face, face_boxes, read_photo
     from fer_lightning.text import format_table, printable
 
     clf = load_network(args)
-    requested = None
-    if args.emotion is not None:
-        names = list(map(canonical, clf.classes))
-        if canonical(args.emotion) not in names:
-            raise UserError(f"--emotion={args.emotion}: expected one of {', '.join(clf.classes)}.")
-        requested = names.index(canonical(args.emotion))
+    requested = None if args.emotion is None else class_index(args.emotion, clf.classes)
+    if args.emotion is not None and requested is None:
+        raise UserError(f"--emotion={args.emotion}: expected one of {', '.join(clf.classes)}.")
     rows: list[list[str]] = []
     taken: set[str] = set()
     failed = False

@@ -205,6 +205,13 @@ def columns_of(shared: Sequence[str], classes: Sequence[str]) -> list[int]:
     return [classes.index(match[name]) for name in shared]
 
 
+def class_index(name: str, classes: Sequence[str]) -> int | None:
+    """Return the position of a class that may be spelt differently or have another name; None if it is unknown."""
+    meanings = _meanings(classes)
+    found = meanings.get(spelling(name), meanings.get(canonical(name)))
+    return None if found is None else classes.index(found)
+
+
 def restrict(faces: Faces, classes: Sequence[str]) -> Faces:
     """Return the images of some classes, labelled by their position in `classes`, with a note on those left out.
 

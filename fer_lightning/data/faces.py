@@ -66,6 +66,12 @@ def pixel_keys(faces: Faces) -> list[bytes]:
     return [blake2b(image.tobytes(), digest_size=16).digest() for image in faces.images]
 
 
+def first_copies(faces: Faces) -> npt.NDArray[np.int64]:
+    """Return the row of the first image with the same pixels as each image, int64 (N,)."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(key, row) for row, key in enumerate(pixel_keys(faces))], np.int64)
+
+
 def seen_elsewhere(faces: Faces, usages: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Return which images of the splits `usages` have the same pixels as an image of another split.
 

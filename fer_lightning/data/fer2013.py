@@ -8,27 +8,20 @@ Forms: the Kaggle zip (as downloaded or extracted; ``train/happy/Training_1.jpg`
 ``icml_face_data.csv``, one CSV for each split, and any folder of class folders; each also in a zip or tar.
 """
 
-import os
-from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from fer_lightning.data import cache
+from fer_lightning.data import cache, lists
 from fer_lightning.data.classes import ClassSet, class_set, class_set_of
 from fer_lightning.data.cut import cut_missing_splits
 from fer_lightning.data.faces import TEST, UNNAMED, Faces, fingerprint
-from fer_lightning.data.gathering import MAX_LISTED
 from fer_lightning.data.images import FORMATS
 from fer_lightning.data.lookup import find
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
-
-_MAX_LIST = 2**26  # characters in a list of ids; a list of all of FER-2013 has 1.3 million
-_MAX_NAME = 300  # characters of an id to show or to compare
 
 
 def load_faces(
@@ -37,6 +30,7 @@ def load_faces(
     download: bool = True,
     skip_bad: bool = False,
     exclude: str | Path | None = None,
+    relabel: str | Path | None = None,
     classes: str | Sequence[str | int] | ClassSet = "fer2013",
     rename: Mapping[str, str | None] | None = None,
     seed: int = 0,
@@ -53,6 +47,8 @@ def load_faces(
         download: download from Kaggle if no data are found.
         skip_bad: drop unreadable images and rows, with a note, instead of raising an error.
         exclude: a text file with one id per line (# starts a comment); these images are dropped.
+        relabel: a CSV with an id and the name of a class per line (# starts a comment, a header is optional); these
+            images get that label.
         classes: the classes and their order: fer2013, ferplus or rafdb, whose published numbers are known;
             "folders", with every folder or label as a class; or a list of names in the order of their numbers from
             0. An emotion may have any of its usual names, such as happiness. A name that is no class is an error.
@@ -73,8 +69,10 @@ def load_faces(
     faces = _read(path, download, known, skip_bad, cache_dir)
     if faces.dataset == "folder":
         faces = cut_missing_splits(faces, seed, known)
+    if relabel is not None:  # before images are dropped, so that both files may list the same ones
+        faces = lists.relabel(faces, Path(relabel))
     if exclude is not None:
-        faces = _drop_excluded(faces, Path(exclude))
+        faces = lists.drop_excluded(faces, Path(exclude))
     return faces
 
 
@@ -161,55 +159,3 @@ def _read(
     key = source.key + (f"-skip-{len(FORMATS)}" if skip_bad else "")
     faces = cache.load_or_build(key, lambda: source.read(skip_bad), cache_dir)
     return replace(faces, source=str(source.path), notes=(*source.notes, *faces.notes))
-
-
-def _drop_excluded(faces: Faces, path: Path) -> Faces:
-    """Drop the images listed in a text file, one id per line."""
-    try:
-        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
-            text = file.read(_MAX_LIST + 1)
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        raise UserError(
-            f"data.exclude={path} cannot be read ({error}). Give a UTF-8 text file with one image id per line."
-        ) from error
-    if len(text) > _MAX_LIST:
-        raise UserError(f"data.exclude={path} is too large. Give a text file with one image id per line.")
-    lines = text.splitlines()
-    excluded = {line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")}
-    unknown = sorted(excluded.difference(faces.ids))
-    if unknown:
-        near = _nearest_ids(unknown[:MAX_LISTED], faces.ids)
-        entries = []
-        for name in near:
-            hint = f" - did you mean {' or '.join(near[name])}?" if near[name] else ""
-            entries.append(f"  {name[:_MAX_NAME]}{hint}")
-        if len(unknown) > MAX_LISTED:
-            entries.append(f"  and {len(unknown) - MAX_LISTED:,} more")
-        raise UserError("\n".join([f"data.exclude={path}: unknown image ids ({len(unknown):,}):", *entries]))
-    keep = np.array([name not in excluded for name in faces.ids], dtype=bool)
-    if not keep.any():
-        raise UserError(f"data.exclude={path} excludes every image. Shorten the list.")
-    images, labels, usage = faces.images[keep], faces.labels[keep], faces.usage[keep]
-    return replace(
-        faces,
-        images=images,
-        labels=labels,
-        usage=usage,
-        ids=tuple(name for name in faces.ids if name not in excluded),
-        fingerprint=fingerprint(images, labels, usage),
-        notes=(*faces.notes, f"data.exclude dropped {len(excluded):,} images."),
-    )
-
-
-def _nearest_ids(names: Sequence[str], ids: Sequence[str]) -> dict[str, list[str]]:
-    """Return up to three similar ids for each unknown name."""
-    # difflib takes seconds per name for 35,887 ids, so it only ranks the neighbours in the order of the ids and of
-    # the reversed ids.
-    candidates: dict[str, set[str]] = {name: set() for name in names}
-    for step in (1, -1):
-        ordered = sorted(text[::step] for text in ids)
-        for name in names:
-            at = bisect_left(ordered, name[::step])
-            candidates[name].update(text[::step] for text in ordered[max(0, at - 50) : at + 50])
-    # Cut long names: they are near to nothing, and difflib would take forever.
-    return {name: get_close_matches(name[:_MAX_NAME], sorted(candidates[name])) for name in names}

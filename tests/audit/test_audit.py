@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from fake_fer2013 import encode, fake_faces, write_fer2013_csv, write_folder
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from fer_lightning.audit.audit import NEAR_BITS, Audit, audit, near_pairs, perceptual_hash, suspect_labels
+from fer_lightning.audit.audit import Audit, audit, suspect_labels
 from fer_lightning.audit.findings import KINDS, count_classes, exclusions, findings
 from fer_lightning.audit.page import audit_page
-from fer_lightning.audit.report import exclusion_list, format_audit, to_json
+from fer_lightning.audit.quality import BRIGHT, DARK, has_no_face, is_blurred, is_bright, is_dark
+from fer_lightning.audit.report import exclusion_list, format_audit, relabel_list, to_csv, to_json
 from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, TEST, TRAIN, VAL, Faces, fingerprint
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.data.synthetic import synthetic_faces
@@ -90,62 +91,17 @@ def test_conflicting_labels_include_the_whole_group() -> None:
     assert groups_of(result, "conflicts") == [[0, 3, 5]]
 
 
-def test_constant_and_almost_constant_images_are_not_near_duplicates() -> None:
+def test_constant_and_almost_constant_images_are_not_near_copies() -> None:
     rng = np.random.default_rng(0)
     noise = [(128 + rng.integers(-2, 3, (48, 48))).astype(np.uint8) for _ in range(3)]
-    result = audit(faces_of([DRAWN[0], BLACK, *noise, BLACK + 200, *noise[:1]]), near_bits=12)
+    result = audit(faces_of([DRAWN[0], BLACK, *noise, BLACK + 200, *noise[:1]]))
     assert rows_of(result) == {"copies": [6], "constant": [1, 5], "almost_constant": [2, 3, 4, 6]}
 
 
 # Near
 
-CHANGES = {
-    "brighter_by_1": lambda x: np.clip(x, 0, 254) + np.uint8(1),
-    "darker_by_a_tenth": lambda x: (x * 0.9).astype(np.uint8),
-    "jpeg": lambda x: jpeg(x, 50),
-    "noise": lambda x: np.clip(x + np.random.default_rng(0).normal(0, 3, x.shape), 0, 255).astype(np.uint8),
-    "resized": lambda x: np.asarray(Image.fromarray(x).resize((96, 96), 2).resize((48, 48), 2)),
-    "mirrored": lambda x: x[:, ::-1],
-    "mirrored_jpeg": lambda x: jpeg(x[:, ::-1], 50),
-}
 
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_changed_copy_is_near_its_original_only(change: str) -> None:
-    changed = np.stack([CHANGES[change](image) for image in DRAWN])
-    assert not (changed == DRAWN).all(axis=(1, 2)).any()
-    pairs = near_pairs(np.concatenate([DRAWN, changed]), NEAR_BITS)
-    assert pairs.tolist() == [[i, i + len(DRAWN)] for i in range(len(DRAWN))]
-
-
-def test_near_pairs_are_all_pairs_up_to_the_distance() -> None:
-    rng = np.random.default_rng(0)
-    base = np.repeat(DRAWN[:30], 20, axis=0)  # 600 images, more than one block
-    images = np.clip(base + rng.normal(0, 40, base.shape), 0, 255).astype(np.uint8)
-    hashes, mirrored = perceptual_hash(images), perceptual_hash(images[:, :, ::-1])
-    for max_bits in (0, 7, 12):
-        unmirrored = [
-            [i, j]
-            for i in range(len(images))
-            for j in i + 1 + np.flatnonzero((hashes[i] != hashes[i + 1 :]).sum(axis=1) <= max_bits)
-        ]
-        near_mirrored = {
-            (i, j)
-            for i in range(len(images))
-            for j in (i + 1 + np.flatnonzero((hashes[i] != mirrored[i + 1 :]).sum(axis=1) <= max_bits)).tolist()
-        }
-        pairs = {tuple(pair) for pair in near_pairs(images, max_bits).tolist()}
-        assert pairs == {(int(i), int(j)) for i, j in unmirrored} | near_mirrored
-    assert 1000 < len(pairs) < 600 * 599 / 4
-
-
-def test_hash_is_balanced_and_invariant_to_brightness_and_contrast() -> None:
-    assert (perceptual_hash(DRAWN).sum(axis=1) == 32).all()
-    np.testing.assert_array_equal(perceptual_hash(DRAWN // 2 + 100), perceptual_hash(DRAWN // 2))
-    np.testing.assert_array_equal(perceptual_hash(DRAWN // 4 * 2), perceptual_hash(DRAWN // 4))
-
-
-def test_chain_of_near_duplicates_is_one_group_with_their_copies() -> None:
+def test_chain_of_near_copies_is_one_group_with_their_equals() -> None:
     a, b = DRAWN[:2]
     near_a = np.clip(a, 0, 254) + np.uint8(1)
     images = [b, near_a, a, jpeg(a, 60), a, near_a[:, ::-1], b]
@@ -159,10 +115,72 @@ def test_chain_of_near_duplicates_is_one_group_with_their_copies() -> None:
     assert rows["PrivateTest_near_Training"] == [2, 4]
 
 
-@pytest.mark.parametrize("bits", [-1, 13])
-def test_near_bits_out_of_range(bits: int) -> None:
-    with pytest.raises(UserError, match=f"--near {bits}: expected 0 to 12 bits"):
-        audit(faces_of(DRAWN), bits)
+def test_near_copies_with_different_labels() -> None:
+    a, b, c = DRAWN[:3]
+    images = [a, jpeg(a, 60), b, jpeg(b, 60), c, c]
+    result = audit(faces_of(images, labels=[HAPPY, SAD, SAD, SAD, HAPPY, SAD]))
+    rows = rows_of(result)
+    assert (rows["near"], rows["near_conflicts"], rows["conflicts"]) == ([0, 1, 2, 3], [0, 1], [4, 5])
+    assert groups_of(result, "near_conflicts") == [[0, 1]]
+
+
+# Quality
+
+
+def test_dark_and_bright_images() -> None:
+    x = DRAWN[0].astype(float)
+    dark = (x / x.max() * 79).astype(np.uint8)
+    with_a_light = dark.copy()
+    with_a_light[:2, :48] = 255  # 4% of the pixels
+    with_two = with_a_light.copy()
+    with_two[2, :] = 255  # 6%
+    bright = (226 + x / x.max() * 29).astype(np.uint8)
+    images = np.stack([DRAWN[0], dark, with_a_light, with_two, bright])
+    assert is_dark(images).tolist() == [False, True, True, False, False]
+    assert is_bright(images).tolist() == [False, False, False, False, True]
+    level = np.full((2, 48, 48), DARK, np.uint8)
+    level[1] -= 1
+    assert is_dark(level).tolist() == [False, True]
+    level[:] = BRIGHT
+    level[1, 0, 0] += 1
+    assert is_bright(level).tolist() == [False, True]
+
+
+def test_blurred_images() -> None:
+    blurred = [np.asarray(Image.fromarray(x).filter(ImageFilter.GaussianBlur(2.5))) for x in DRAWN]
+    assert not is_blurred(DRAWN).any()
+    assert is_blurred(np.stack(blurred)).mean() > 0.9
+    assert is_blurred(BLACK[None]).tolist() == [False]
+    # The Laplacian of x² is -2 everywhere and has no deviation at all.
+    assert is_blurred(np.tile((np.arange(48) ** 2 / 10).astype(np.uint8), (1, 48, 1))).tolist() == [True]
+
+
+def test_constant_images_are_no_other_finding() -> None:
+    assert rows_of(audit(faces_of([BLACK, BLACK + 255]))) == {"constant": [0, 1]}
+
+
+def test_images_without_a_detected_face() -> None:
+    photos = []
+
+    def find_faces(photo: Image.Image) -> list[tuple[int, int, int, int]]:
+        photos.append(np.asarray(photo))
+        if len(photos) == 2:
+            return [(64, 0, 64, 64), (448, 448, 64, 64)]  # the second of 2 images, and an empty cell
+        return [(0, 0, 40, 60), (66, 10, 60, 50), (70, 130, 50, 60)]  # cells (0, 0), (0, 1) and (2, 1)
+
+    none = has_no_face(np.concatenate([DRAWN, DRAWN[:10]]), find_faces)
+    assert np.flatnonzero(~none).tolist() == [0, 1, 17, 65]
+    assert [photo.shape for photo in photos] == [(512, 512)] * 2
+    np.testing.assert_array_equal(photos[0][8:56, 64 + 8 : 64 + 56], DRAWN[1])
+    np.testing.assert_array_equal(photos[0][2 * 64 + 8 : 2 * 64 + 56, 8:56], DRAWN[16])
+    assert (photos[0][:8] == 128).all()
+    assert (photos[1][:, 128:] == 128).all()  # of 66 images, two are left for the second photo
+
+
+def test_faceless_images_are_reported_if_they_were_searched_for() -> None:
+    result = audit(faces_of(DRAWN[:3]))
+    assert "faceless" not in [finding.key for finding in findings(result)]
+    assert rows_of(replace(result, faceless=np.array([False, True, True]))) == {"faceless": [1, 2]}
 
 
 # Exclusions
@@ -186,6 +204,14 @@ def test_exclusions_list_training_images_once_under_the_first_kind() -> None:
         "copies": [5, 6, 11],
         "near": [1, 2, 10],
     }
+
+
+def test_exclusions_of_images_that_are_hard_to_recognise() -> None:
+    dark = (DRAWN[0] // 4).astype(np.uint8)
+    bright = (226 + DRAWN[1] // 10).astype(np.uint8)
+    result = audit(faces_of([dark, bright, dark, DRAWN[2]], usage=[TRAIN, TRAIN, TEST, TRAIN]))
+    listed = exclusions(result, ["dark", "bright", "blurred"])
+    assert {kind: rows.tolist() for kind, rows in listed.items()} == {"dark": [0], "bright": [1], "blurred": []}
 
 
 def test_exclusions_of_suspect_labels() -> None:
@@ -253,7 +279,51 @@ def test_id_that_does_not_fit_a_line_is_rejected(name: str) -> None:
         exclusion_list(faces, exclusions(audit(faces)))
 
 
+def test_relabel_list_has_the_suggested_labels_of_training_images() -> None:
+    probabilities = np.full((12, 7), 0.02)
+    probabilities[:, HAPPY] = 0.88
+    probabilities[[3, 8]] = np.eye(7)[ANGRY]
+    result = audit(planted())
+    with pytest.raises(UserError, match="--relabel needs predictions: add --mislabels"):
+        relabel_list(result)
+    result = suspect_labels(result, probabilities)
+    assert relabel_list(result).splitlines() == [
+        f"# FER-2013 {result.faces.fingerprint}: suggested labels of 2 images of Training, by fer-lightning audit",
+        "id,label",
+        "1,happy",
+        "11,happy",
+    ]
+    held_out = replace(result, faces=replace(result.faces, usage=np.full(12, TEST, np.uint8)))
+    assert relabel_list(held_out).splitlines()[1:] == ["id,label"]
+
+
 # Reports
+
+
+def test_csv_has_one_line_per_image() -> None:
+    a, b, c = DRAWN[:3]
+    faces = faces_of(
+        [a, a, jpeg(a, 60), b, c],
+        labels=[HAPPY, SAD, HAPPY, HAPPY, SAD],
+        usage=[TRAIN, TEST, VAL, TRAIN, TRAIN],
+        ids=["a,1.jpg", 'b"2".jpg', "c\udcff.jpg", "d.jpg", "e.jpg"],
+    )
+    header = "id,split,label,findings,copies,near_copies,suggested_label"
+    content = to_csv(audit(faces))
+    assert content.decode("utf-8", "surrogateescape").splitlines() == [
+        header,
+        '"a,1.jpg",Training,happy,conflicts;near;near_conflicts,"a,1.jpg","a,1.jpg",',
+        '"b""2"".jpg",PrivateTest,sad,'
+        "copies;PrivateTest_in_Training;conflicts;near;PrivateTest_near_PublicTest;near_conflicts,"
+        '"a,1.jpg","a,1.jpg",',
+        'c\udcff.jpg,PublicTest,happy,near;PublicTest_near_Training;near_conflicts,,"a,1.jpg",',
+        "d.jpg,Training,happy,,,,",
+        "e.jpg,Training,sad,,,,",
+    ]
+    probabilities = np.eye(7)[faces.labels]
+    probabilities[3] = np.eye(7)[SAD]
+    lines = to_csv(suspect_labels(audit(faces), probabilities)).decode("utf-8", "surrogateescape").splitlines()
+    assert lines[4] == "d.jpg,Training,happy,mislabels,,,sad"
 
 
 def test_tables_fit_80_columns_and_state_every_total() -> None:
@@ -332,14 +402,24 @@ def test_known_problems_of_fer2013(real_data: str, tmp_path: Path) -> None:
     assert len(by_key["PrivateTest_in_PublicTest"].rows) == 44
     assert len(by_key["conflicts"].groups or ()) == 57
     assert len(by_key["constant"].rows) == 12
-    # The perceptual hash may differ by a bit between machines.
-    assert len(by_key["near"].groups or ()) == pytest.approx(573, abs=5)
-    assert max(map(len, by_key["near"].groups or ())) < 30  # no chains across different faces
+    # A correlation close to the limit may fall on the other side of it on another machine.
+    assert len(by_key["near"].groups or ()) == pytest.approx(2722, abs=8)
+    for key, images in (
+        ("PublicTest_near_Training", 608),
+        ("PrivateTest_near_Training", 607),
+        ("PrivateTest_near_PublicTest", 164),
+        ("near_conflicts", 1714),
+    ):
+        assert len(by_key[key].rows) == pytest.approx(images, abs=10)
+    assert [len(by_key[key].rows) for key in ("dark", "bright", "blurred")] == [62, 37, 29]
+    assert max(map(len, by_key["near"].groups or ())) < 40  # the largest is a single photo: no chains of faces
 
     (tmp_path / "exclude.txt").write_text(exclusion_list(result.faces, exclusions(result, tuple(KINDS)[:5])))
     left = load_faces(real_data, download=False, exclude=tmp_path / "exclude.txt")
     assert [(left.usage == usage).sum() for usage in (VAL, TEST)] == [3589, 3589]
     assert left.split_names == FER2013_SPLITS
     after = rows_of(audit(left))
-    assert not [key for key in after if "Training" in key]
+    assert not [key for key in after if "_in_Training" in key]
+    # The search misses about 4% of the pairs, and others of them among fewer images.
+    assert max(len(after[f"{split}_near_Training"]) for split in FER2013_SPLITS[1:]) < 40
     assert not (left.usage[after["constant"]] == TRAIN).any()

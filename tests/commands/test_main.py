@@ -14,10 +14,11 @@ from fake_fer2013 import FakeFace, fake_faces, write_folder, write_zip
 from project import ROOT
 
 from fer_lightning.__main__ import COMMANDS, main
-from fer_lightning.audit.audit import MAX_NEAR_BITS, NEAR_BITS
 from fer_lightning.audit.findings import DEFAULT_KINDS, KINDS
 from fer_lightning.data.faces import TRAIN
 from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.errors import UserError
+from fer_lightning.inference import photos
 
 
 def with_copy() -> list[FakeFace]:
@@ -123,8 +124,9 @@ def test_python_m_shows_an_error_without_a_traceback() -> None:
         (["audit", "--reprot=x"], "fer-lightning audit: unknown argument '--reprot=x'. Did you mean --report? See"),
         (["audit", "--rep", "x"], "fer-lightning audit: unknown argument '--rep'."),
         (["audit", "a", "b"], "fer-lightning audit: unknown argument 'b'. See fer-lightning audit --help."),
-        (["audit", "--near", "few"], "argument --near: invalid int value: 'few'. See fer-lightning audit --help."),
-        (["audit", "--near"], "argument --near: expected one argument."),
+        (["demo", "--port", "few"], "argument --port: invalid int value: 'few'. See fer-lightning demo --help."),
+        (["audit", "--csv"], "argument --csv: expected one argument."),
+        (["audit", "--near", "4"], "fer-lightning audit: unknown argument '--near'."),
         (["audit", "--mislabels", "--probabilities", "x"], "not allowed with argument --mislabels."),
         (["audit", "--kinds", "leaks,copy_"], "unknown kind 'copy_'. Choose from leaks, "),
     ],
@@ -150,17 +152,17 @@ def test_audit_help_names_kinds_and_defaults(capsys: pytest.CaptureFixture[str])
     for kind in KINDS:
         assert kind in text
     assert f"default: {','.join(DEFAULT_KINDS)}" in text.replace("- ", "")
-    assert f"0 to {MAX_NEAR_BITS} (default: {NEAR_BITS}," in text
 
 
 def test_audit_writes_the_requested_files(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["audit", str(data), "--report", "a.html", "--json", "to/a.json", "--exclude", "a.txt"]
+    outputs = ["--report", "a.html", "--json", "to/a.json", "--csv", "a.csv", "--exclude", "a.txt"]
+    command = ["audit", str(data), *outputs]
     for _ in range(2):  # a second run replaces the files of the first
         assert main(command) == 0
         out, err = capsys.readouterr()
         assert err == ""
         assert f"FER-2013 from {data}\n57 images, 56 distinct" in out
-        assert out.endswith("written: a.html\nwritten: to/a.json\nwritten: a.txt\n")
+        assert out.endswith("written: a.html\nwritten: to/a.json\nwritten: a.csv\nwritten: a.txt\n")
         findings = json.loads(Path("to/a.json").read_text())["findings"]
         assert {key: finding["images"] for key, finding in findings.items() if finding["images"]} == {
             "copies": 1,
@@ -170,7 +172,9 @@ def test_audit_writes_the_requested_files(data: Path, capsys: pytest.CaptureFixt
         assert sorted(load_faces(data, exclude="a.txt").ids) == sorted(
             set(load_faces(data).ids) - set(findings["conflicts"]["ids"])
         )
-        assert sorted(path.name for path in Path().rglob("*") if path.is_file()) == ["a.html", "a.json", "a.txt"]
+        assert len(Path("a.csv").read_text().splitlines()) == 58
+        written = sorted(path.name for path in Path().rglob("*") if path.is_file())
+        assert written == ["a.csv", "a.html", "a.json", "a.txt"]
 
 
 def test_kinds_choose_what_is_excluded(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,6 +216,45 @@ def test_user_supplied_probabilities(data: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(Path("a.json").read_text())["findings"]["mislabels"]["ids"] == [faces.ids[5]]
     assert "suspect labels, from predictions with 98% accuracy" in capsys.readouterr().out
     assert "p.txt cannot be read" in error_of(capsys, "audit", str(data), "--probabilities", "p.txt")
+
+
+def test_suggested_labels_can_be_trained_with(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faces = load_faces(data)
+    row = int(np.flatnonzero(faces.usage == TRAIN)[5])
+    probabilities = np.eye(7)[faces.labels]
+    probabilities[row] = np.roll(probabilities[row], 1)
+    np.savez("p.npz", ids=np.array(faces.ids), probabilities=probabilities)
+    assert main(["audit", str(data), "--probabilities", "p.npz", "--relabel", "labels.csv"]) == 0
+    assert capsys.readouterr().out.endswith("written: labels.csv\n")
+    after = load_faces(data, relabel="labels.csv")
+    assert np.flatnonzero(after.labels != faces.labels).tolist() == [row]
+    assert after.labels[row] == (faces.labels[row] + 1) % 7
+    assert "--relabel needs predictions" in error_of(capsys, "audit", str(data), "--relabel", "b.csv")
+    assert not Path("b.csv").exists()
+
+
+def test_images_without_a_face_are_searched_for_on_request(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(photos, "require_detector", lambda: None)
+    monkeypatch.setattr(photos, "find_faces", lambda photo: [(0, 0, 64, 64)])  # in the first image only
+    assert main(["audit", str(data), "--faces", "--json", "a.json"]) == 0
+    assert "images in which the face detector finds nothing" in capsys.readouterr().out
+    findings = json.loads(Path("a.json").read_text())["findings"]
+    assert findings["faceless"]["ids"] == list(load_faces(data).ids[1:])
+
+
+def test_a_missing_face_detector_is_reported_before_the_audit(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> None:
+        raise UserError("Detecting faces needs dlib")
+
+    monkeypatch.setattr(photos, "require_detector", missing)
+    assert error_of(capsys, "audit", str(data), "--faces", "--csv", "a.csv").startswith(
+        "Detecting faces needs dlib"
+    )
+    assert not Path("a.csv").exists()
 
 
 def test_too_few_images_for_out_of_fold_predictions(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

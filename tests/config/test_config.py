@@ -131,6 +131,7 @@ def test_settings_of_the_data_source_work_with_and_without_source_in_the_key(key
         "download": True,
         "skip_bad": False,
         "exclude": "a.txt",
+        "relabel": None,
         "classes": "fer2013",
         "rename": None,
         "seed": 3,

@@ -224,6 +224,7 @@ def test_the_home_folder_is_expanded_in_every_path(home):
     [(cfg, _)] = composed(
         "data.path=~/x.zip",
         "data.exclude=~/x.txt",
+        "data.relabel=~/x.csv",
         "ckpt=[~/a.ckpt,~/b.ckpt,best]",
         "distill.ckpt=~/c.ckpt",
         "trainer.default_root_dir=~/d",
@@ -231,6 +232,7 @@ def test_the_home_folder_is_expanded_in_every_path(home):
     )
     assert cfg.data.source["path"] == f"{home}/x.zip"
     assert cfg.data.source["exclude"] == f"{home}/x.txt"
+    assert cfg.data.source["relabel"] == f"{home}/x.csv"
     assert cfg.ckpt == [f"{home}/a.ckpt", f"{home}/b.ckpt", "best"]
     assert cfg.distill.ckpt == f"{home}/c.ckpt"
     assert cfg.trainer["default_root_dir"] == f"{home}/d"

@@ -28,6 +28,7 @@ from fake_fer2013 import (
 from PIL import Image
 
 from fer_lightning.data import lookup
+from fer_lightning.data.classes import class_index
 from fer_lightning.data.faces import (
     FER2013_SPLITS,
     GENERIC_SPLITS,
@@ -841,6 +842,96 @@ def test_excluding_everything_or_by_a_missing_list_is_an_error(tmp_path: Path) -
     assert "cannot be read" in error_of(path, exclude=tmp_path / "no.txt")
     (tmp_path / "all.txt").write_text("\n".join(face.path for face in FACES))
     assert "excludes every image" in error_of(path, exclude=tmp_path / "all.txt")
+
+
+# Other labels
+
+
+def relabelled(tmp_path: Path, text: str) -> tuple[Path, Path]:
+    """Write the data and a CSV of labels; {0}, {1}, ... in the text are the ids of the images."""
+    (tmp_path / "labels.csv").write_text(text.format(*(face.path for face in FACES)))
+    return write_zip(tmp_path / "a.zip", FACES), tmp_path / "labels.csv"
+
+
+def test_listed_images_get_their_new_labels(tmp_path: Path) -> None:
+    old = [face.label for face in FACES]
+    text = f'# checked by hand\n\nid,label\n{{3}}, Sad \n"{{50}}",happiness\n{{7}},{EMOTIONS[old[7]]}\n'
+    path, listed = relabelled(tmp_path, text)
+    faces = load_faces(path, relabel=listed)
+    new = [*old[:3], EMOTIONS.index("sad"), *old[4:50], EMOTIONS.index("happy"), *old[51:]]
+    assert old[3] != new[3]
+    assert old[50] != new[50]
+    assert faces.labels.tolist() == new
+    assert faces.notes[-1] == "data.relabel changed 2 of 3 listed labels."
+    before = load_faces(path)
+    assert before.labels.tolist() == old
+    assert faces.fingerprint == fingerprint(before.images, np.array(new), before.usage) != before.fingerprint
+    assert faces.labels.dtype == np.int64
+
+
+def test_an_image_may_be_relabelled_and_excluded(tmp_path: Path) -> None:
+    path, listed = relabelled(tmp_path, "{3},sad\n{4},sad\n")
+    (tmp_path / "exclude.txt").write_text(FACES[3].path)
+    faces = load_faces(path, relabel=listed, exclude=tmp_path / "exclude.txt")
+    assert (len(faces), faces.labels[3]) == (55, EMOTIONS.index("sad"))
+
+
+def test_relabelling_changes_no_split_that_is_cut_here(tmp_path: Path) -> None:
+    for i, face in enumerate(FACES * 2):
+        file = tmp_path / "data" / EMOTIONS[face.label] / f"{i}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(face.jpeg)
+    before = load_faces(tmp_path / "data")
+    (tmp_path / "a.csv").write_text("".join(f'"{name}",fear\n' for name in before.ids[::2]))
+    after = load_faces(tmp_path / "data", relabel=tmp_path / "a.csv")
+    np.testing.assert_array_equal(after.usage, before.usage)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{1},happpy\n", ": unknown class happpy. Did you mean happy? Choose from angry, disgust, fear, happy, "),
+        ("{1},3\n{2},x\n{3},happy\n", ": unknown class 3, x. Choose from angry, "),
+        ("{1},happy\n{2},sad\n{1},sad\n", ": {1} is listed as happy and as sad. Keep one line."),
+        ("{1}\n", ": expected an image id and a class name, separated by a comma, got '{1}'."),
+        ("{1},happy,sad\n", ": expected an image id and a class name, separated by a comma, got '{1},happy,sad'."),
+        ('{1},happy\n"{2}" x,sad\n', " is not a CSV (',' expected after '\"'). Quote ids that contain commas or"),
+        ("{1},happy\nid,label\n", ": unknown class label."),  # a header must come first
+        ("\0,happy\n", ": unknown image ids (1):"),
+    ],
+)
+def test_unusable_lists_of_labels_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path, listed = relabelled(tmp_path, text)
+    assert error_of(path, relabel=listed).startswith(
+        f"data.relabel={listed}" + message.format(*(face.path for face in FACES))
+    )
+
+
+def test_the_same_label_under_two_names_is_no_contradiction(tmp_path: Path) -> None:
+    path, listed = relabelled(tmp_path, "{1},sad\n{1},Sadness\n")
+    assert load_faces(path, relabel=listed).labels[1] == EMOTIONS.index("sad")
+
+
+def test_unknown_image_to_relabel_names_the_nearest(tmp_path: Path) -> None:
+    wanted = FACES[10].path
+    path, listed = relabelled(tmp_path, f"{{10}},sad\n{wanted[:-5]}x.jpg,sad\nxyz,sad\n")
+    first, *lines = error_of(path, relabel=listed).splitlines()
+    assert first == f"data.relabel={listed}: unknown image ids (2):"
+    assert any(line.startswith(f"  {wanted[:-5]}x.jpg - did you mean {wanted}") for line in lines)
+    assert "  xyz" in lines
+    assert error_of(path, relabel=tmp_path / "no.csv").startswith(
+        f"data.relabel={tmp_path / 'no.csv'} cannot be read ([Errno 2]"
+    )
+
+
+def test_classes_are_found_by_name_among_any_set() -> None:
+    assert [class_index(name, EMOTIONS) for name in ("sad", "SAD", "sadness", "0_sad", "happpy", "")] == [
+        *[EMOTIONS.index("sad")] * 4,
+        None,
+        None,
+    ]
+    classes = ("Contempt", "sad", "7")
+    assert [class_index(name, classes) for name in ("contempt", "sadness", "7", "happy")] == [0, 1, 2, None]
 
 
 # The real data

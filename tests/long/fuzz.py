@@ -23,7 +23,19 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-READERS = ("csv", "zip", "image", "photo", "exclude", "cache", "probabilities", "checkpoint", "pickle", "config")
+READERS = (
+    "csv",
+    "zip",
+    "image",
+    "photo",
+    "exclude",
+    "relabel",
+    "cache",
+    "probabilities",
+    "checkpoint",
+    "pickle",
+    "config",
+)
 TIMEOUT = 20  # seconds for one input
 MEMORY_MIB = 4096  # resident
 MAX_BYTES = 32768  # of one input
