@@ -95,6 +95,9 @@ def test_results_json_keeps_its_structure_and_numbers():
     assert after["command"] == before["command"].replace("name=old", "name=new")
     assert after["versions"].pop("fer-lightning") == fer_lightning.__version__  # version 0.1.0 did not record it
     assert after.pop("classes") == list(EMOTIONS)  # nor these
+    for scores in (after, *after["splits"].values(), *after["last_epoch"].values()):
+        assert scores.pop("accuracy_strict") is not None
+        assert 0 < scores.pop("n_strict") <= scores["n_leak_free"]
     for results in (before, after):  # these depend on the command, machine and time
         results |= {"command": None, "git_commit": None, "hardware": None, "versions": list(results["versions"])}
     assert form(after) == form(before)

@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from math import isqrt
 from pathlib import Path
 from typing import TypeVar
@@ -55,6 +56,7 @@ _MAX_SHIFT = 3.0  # pixels at 24x24, at the centre and additionally by scaling a
 _BLOCK = 128  # pairs aligned at once: their arrays fit into the cache of a core
 
 
+@lru_cache(maxsize=1)  # requested once for each split of a dataset
 def near_copies(faces: Faces, cache_dir: str | Path | None = None) -> Rows:
     """Return the `near_pairs` of a dataset, from the cache if possible.
 

@@ -12,7 +12,14 @@ from torchmetrics.functional.classification import multiclass_average_precision,
 from fer_lightning.data.faces import TEST, VAL, Faces
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.corruptions import CORRUPTIONS, corrupt
-from fer_lightning.evaluation.scores import Predictions, confident_mistakes, score_classes, score_splits, select
+from fer_lightning.evaluation.scores import (
+    Predictions,
+    confident_mistakes,
+    score_classes,
+    score_splits,
+    select,
+    select_strict,
+)
 from fer_lightning.evaluation.statistics import calibration, fit_temperature, mcnemar, wilson_interval
 from fer_lightning.files import Json
 from fer_lightning.inference.classifier import Classifier
@@ -118,7 +125,7 @@ def to_json(evaluation: Evaluation) -> Json:
     split = faces.split_names[TEST]
     splits = score_splits(evaluation.predictions, faces)
     for scores in splits.values():
-        for key in ("accuracy", "accuracy_leak_free"):
+        for key in ("accuracy", "accuracy_leak_free", "accuracy_strict"):
             n = scores[key.replace("accuracy", "n")]
             scores[f"{key}_95"] = wilson_interval(round(scores[key] * n), n) if n else None
     per_class = score_classes(logits, labels, faces.classes)
@@ -203,7 +210,7 @@ def _comparison(evaluation: Evaluation) -> Json | None:
 
 
 def compare(predictions: Predictions, others: Predictions, faces: Faces) -> Json:
-    """Run McNemar's test of two networks on the test split ("all") and on its leak-free part ("leak_free").
+    """Run McNemar's test of two networks on the test split ("all") and on its parts ("leak_free" and "strict").
 
     Args:
         predictions: the first network's predictions on every image of the split.
@@ -211,14 +218,15 @@ def compare(predictions: Predictions, others: Predictions, faces: Faces) -> Json
         faces: the dataset that the predictions' `index` refers to.
 
     Returns:
-        {"all" | "leak_free": {"n", "both_right", "only_this_right", "only_other_right", "p"}}; "p" is the two-sided
-        mid-p value, see `mcnemar`.
+        {"all" | "leak_free" | "strict": {"n", "both_right", "only_this_right", "only_other_right", "p"}}; "p" is the
+        two-sided mid-p value, see `mcnemar`.
     """
     logits, labels, clean = select(predictions, faces, (TEST,))
     other_logits, _, _ = select(others, faces, (TEST,))
     ours, theirs = logits.argmax(dim=1) == labels, other_logits.argmax(dim=1) == labels
     report: Json = {}
-    for name, rows in (("all", torch.ones_like(clean)), ("leak_free", clean)):
+    strict = select_strict(predictions, faces, (TEST,))
+    for name, rows in (("all", torch.ones_like(clean)), ("leak_free", clean), ("strict", strict)):
         only_ours, only_theirs = int((ours & ~theirs & rows).sum()), int((theirs & ~ours & rows).sum())
         report[name] = {
             "n": int(rows.sum()),

@@ -36,9 +36,10 @@ def evaluation_page(evaluation: Evaluation, report: Json) -> str:
         *(f'<p class="note">{escape(note)}</p>' for note in report["notes"]),
         f"<p>Accuracy on {split}: <b>{percent(report['accuracy'])}</b> of {report['n']:,} images; 95% confidence "
         f"interval {percent(low)} to {percent(high)}.</p>",
-        table(["split", "n", "accuracy [95%]", "n", "leak-free [95%]"], _escaped(split_rows(report))),
-        '<p class="faint">Leak-free images are those whose pixels occur in no other split. The 95% intervals are '
-        "Wilson score intervals (Wilson 1927).</p>",
+        table(["split", "n", "accuracy [95%]"], _escaped(split_rows(report))),
+        '<p class="faint">Leak-free images are those whose pixels occur in no other split; of strict ones, no near '
+        "copy (the same photo cropped, compressed or mirrored) occurs there either. The 95% intervals are Wilson "
+        "score intervals (Wilson 1927).</p>",
         *_comparison(report),
         *_classes(evaluation, report),
         *_calibration(report),

@@ -25,7 +25,7 @@ def format_evaluation(report: Json) -> str:
                 *(f"note: {note}" for note in report["notes"]),
             ]
         ),
-        format_table(["split", "n", "accuracy [95%]", "n", "leak-free [95%]"], split_rows(report)),
+        format_table(["split", "n", "accuracy [95%]"], split_rows(report)),
         format_table([report["split"], "n", "precision", "recall", "F1", "average precision"], classes),
         describe_calibration(report["calibration"]),
         format_table([f"{report['split']}, strength", *"12345", "mean"], robust),
@@ -36,18 +36,16 @@ def format_evaluation(report: Json) -> str:
     return "\n\n".join(parts)
 
 
+# Part of a split -> the suffix of its keys in the scores.
+PARTS = {"all": "", "leak-free": "_leak_free", "strict": "_strict"}
+
+
 def split_rows(report: Json) -> list[list[str]]:
-    """Return the name of each split with n and accuracy, of the whole split and of its leak-free part."""
+    """Return a row for each part of each split, with n and accuracy."""
     return [
-        [
-            name,
-            *(
-                cell
-                for part in ("", "_leak_free")
-                for cell in (str(scores[f"n{part}"]), _with_interval(scores, f"accuracy{part}"))
-            ),
-        ]
+        [name if part == "all" else f"  {part}", str(scores[f"n{key}"]), _with_interval(scores, f"accuracy{key}")]
         for name, scores in report["splits"].items()
+        for part, key in PARTS.items()
     ]
 
 
@@ -64,12 +62,12 @@ def describe_calibration(calibration: Json) -> str:
 
 
 def comparison_table(report: Json) -> tuple[list[str], list[list[str]]]:
-    """Return the header and rows of a comparison on the split and on its leak-free part.
+    """Return the header and rows of a comparison on the split and on its leak-free and strict parts.
 
     Columns are both accuracies, the images that only one network gets right, and p.
     """
     rows = []
-    for key, name in (("all", report["split"]), ("leak_free", "leak-free")):
+    for key, name in (("all", report["split"]), ("leak_free", "leak-free"), ("strict", "strict")):
         row = report["comparison"][key]
         ours, theirs = row["only_this_right"], row["only_other_right"]
         accuracies = [
@@ -96,7 +94,7 @@ def format_results(results: Json) -> str:
     name = results["split"]
     if results["last_epoch"]:
         splits[f"{name} (last)"] = results["last_epoch"][name]
-    tables = [_scores_table("split (weights)", splits)]
+    tables = [_scores_table("split (weights)", splits), _counts_table(results["splits"])]
     if members:
         labels = _distinct([member["ckpt"] for member in members])
         own = {label: member["splits"][name] for label, member in zip(labels, members, strict=True)}
@@ -127,18 +125,23 @@ def format_results(results: Json) -> str:
 
 def _scores_table(first: str, rows: Mapping[str, Json]) -> str:
     return format_table(
-        [first, "n", "accuracy", "leak-free (n)", "macro-F1", "loss"],
+        [first, "accuracy", "leak-free", "strict", "macro-F1", "loss"],
         [
             [
                 name,
-                str(scores["n"]),
-                percent(scores["accuracy"]),
-                f"{percent(scores['accuracy_leak_free'])} ({scores['n_leak_free']})",
+                *(percent(scores[f"accuracy{key}"]) for key in PARTS.values()),
                 decimal(scores["macro_f1"]),
                 decimal(scores["loss"]),
             ]
             for name, scores in rows.items()
         ],
+    )
+
+
+def _counts_table(splits: Mapping[str, Json]) -> str:
+    return format_table(
+        ["number of images", *PARTS],
+        [[name, *(str(scores[f"n{key}"]) for key in PARTS.values())] for name, scores in splits.items()],
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
 from fer_lightning.data.faces import TEST, VAL, Faces, seen_elsewhere
+from fer_lightning.data.near_copies import copied_elsewhere, near_copies
 from fer_lightning.files import Json
 from fer_lightning.models.tta import log_mean_probabilities
 
@@ -79,23 +80,27 @@ def score_classes(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dic
 def score_splits(predictions: Predictions, faces: Faces) -> dict[str, Json]:
     """Score each held-out split and both together, each with and without leaked images.
 
-    An image is leak-free if its pixels occur in no split other than the tested one.
+    An image is leak-free if its pixels occur in no split other than the tested one, and strict if near copies of it
+    do not occur there either; see data.near_copies.
 
     Args:
         predictions: predictions on every image of the splits VAL and TEST.
         faces: the dataset that `predictions.index` refers to.
 
     Returns:
-        split name -> the keys of `score`, "accuracy_leak_free" and "n_leak_free".
+        split name -> the keys of `score`, "accuracy_leak_free", "n_leak_free", "accuracy_strict" and "n_strict".
     """
     scores = {}
     for usages in ((VAL,), (TEST,), (VAL, TEST)):
         logits, labels, clean = select(predictions, faces, usages)
-        leak_free = score(logits[clean], labels[clean])
+        strict = select_strict(predictions, faces, usages)
+        leak_free, of_strict = score(logits[clean], labels[clean]), score(logits[strict], labels[strict])
         scores["+".join(faces.split_names[usage] for usage in usages)] = {
             **score(logits, labels),
             "accuracy_leak_free": leak_free["accuracy"],
             "n_leak_free": leak_free["n"],
+            "accuracy_strict": of_strict["accuracy"],
+            "n_strict": of_strict["n"],
         }
     return scores
 
@@ -107,6 +112,13 @@ def select(predictions: Predictions, faces: Faces, usages: Sequence[int]) -> tup
     clean = ~seen_elsewhere(faces, usages)[rows[chosen]]
     keep = torch.from_numpy(chosen)
     return predictions.logits[keep], predictions.labels[keep], torch.from_numpy(clean)
+
+
+def select_strict(predictions: Predictions, faces: Faces, usages: Sequence[int]) -> Tensor:
+    """Return which of the images of `select` have neither an exact nor a near copy in another split: bool (n,)."""
+    rows: npt.NDArray[np.int64] = predictions.index.numpy()
+    chosen = rows[np.isin(faces.usage[rows], usages)]
+    return torch.from_numpy(~copied_elsewhere(faces, usages, near_copies(faces))[chosen])
 
 
 def confident_mistakes(

@@ -36,7 +36,7 @@ class RunRecord:
     """The content of a run's results.json.
 
     Accuracies are fractions; values that are not known yet are None. The scores of a split are {"n", "accuracy",
-    "macro_f1", "loss", "accuracy_leak_free", "n_leak_free"}.
+    "macro_f1", "loss", "accuracy_leak_free", "n_leak_free", "accuracy_strict", "n_strict"}.
     """
 
     status: str = "interrupted"  # finished, interrupted, failed or pruned
@@ -55,6 +55,8 @@ class RunRecord:
     loss: float | None = None
     accuracy_leak_free: float | None = None
     n_leak_free: int | None = None
+    accuracy_strict: float | None = None
+    n_strict: int | None = None
     tta: str
     per_class: dict[str, Json] | None = None  # class -> precision, recall, f1, n
     splits: dict[str, Json] | None = None  # split -> scores
@@ -82,6 +84,7 @@ class RunRecord:
         self.n, self.accuracy, self.macro_f1 = headline["n"], headline["accuracy"], headline["macro_f1"]
         self.loss = headline["loss"]
         self.accuracy_leak_free, self.n_leak_free = headline["accuracy_leak_free"], headline["n_leak_free"]
+        self.accuracy_strict, self.n_strict = headline["accuracy_strict"], headline["n_strict"]
 
     def to_json(self) -> Json:
         """Return the content of results.json, in the order of the fields."""

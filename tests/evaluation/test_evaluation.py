@@ -163,6 +163,8 @@ def test_scores_of_known_predictions(faces, report):
     assert report["accuracy_95"] == wilson_interval(13, 14)
     assert (report["n_leak_free"], report["accuracy_leak_free"]) == (13, 12 / 13)
     assert report["accuracy_leak_free_95"] == wilson_interval(12, 13)
+    assert (report["n_strict"], report["accuracy_strict"]) == (13, 12 / 13)
+    assert report["accuracy_strict_95"] == wilson_interval(12, 13)
     assert report["splits"]["PublicTest"]["accuracy"] == 1
     assert report["per_class"][label]["recall"] == 0.5
     assert report["per_class"]["neutral"] == pytest.approx(
@@ -218,7 +220,7 @@ def test_comparison_counts_pairs(evaluation, report, faces):
         (right & ~corner_right).sum(),
     )
     assert row["p"] == mcnemar(row["only_this_right"], row["only_other_right"])
-    assert report["comparison"]["leak_free"]["n"] == 13
+    assert report["comparison"]["leak_free"]["n"] == report["comparison"]["strict"]["n"] == 13
 
 
 def test_text_fits_80_columns(report):

@@ -39,7 +39,7 @@ SETTINGS = (
     "trainer.log_every_n_steps=1",
     "callbacks.watch._target_=watching.Watch",
 )
-SCORES = ("n", "accuracy", "macro_f1", "accuracy_leak_free", "n_leak_free")
+SCORES = ("n", "accuracy", "macro_f1", "accuracy_leak_free", "n_leak_free", "accuracy_strict", "n_strict")
 
 
 @dataclass(frozen=True)
