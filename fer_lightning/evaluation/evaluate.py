@@ -218,8 +218,8 @@ def compare(predictions: Predictions, others: Predictions, faces: Faces) -> Json
         faces: the dataset that the predictions' `index` refers to.
 
     Returns:
-        {"all" | "leak_free" | "strict": {"n", "both_right", "only_this_right", "only_other_right", "p"}}; "p" is the
-        two-sided mid-p value, see `mcnemar`.
+        {"all" | "leak_free" | "strict": {"n", "both_right", "only_this_right", "only_other_right", "p"}}; "p" is
+        the two-sided mid-p value, see `mcnemar`.
     """
     logits, labels, clean = select(predictions, faces, (TEST,))
     other_logits, _, _ = select(others, faces, (TEST,))
