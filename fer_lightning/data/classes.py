@@ -312,15 +312,9 @@ def _base(classes: str | Sequence[str | int]) -> tuple[tuple[str, ...], int]:
 
 def _with_renamed(plain: ClassSet, rename: Mapping[str, str | None]) -> ClassSet:
     """Apply data.rename to a class set."""
-    targets: dict[str, str] = {}  # class of the set, or other name -> class
-    for old, new in _checked_pairs(rename):
-        name = plain.meaning(old) or plain.numbers.get(old, old)
-        other = plain.meaning(new) or plain.numbers.get(new, new)
-        targets[name] = new if other == name else other  # {happy: joy} is a new name, not an alias
+    targets = _targets(plain, rename)
     others = [name for name in targets if name not in plain.names]
     new_names = [name for name in targets.values() if name]
-    if chained := [name for name in new_names if targets.get(name, name) != name]:
-        raise UserError(f"data.rename: {chained[0]!r} is renamed itself. Give the final name for each.")
     names = tuple(dict.fromkeys(name for name in (*(targets.get(n, n) for n in plain.names), *new_names) if name))
     if plain.names:
         check_names(names, "data.rename")
@@ -343,6 +337,18 @@ def _with_renamed(plain: ClassSet, rename: Mapping[str, str | None]) -> ClassSet
         renamed=tuple(others),
         key=f"-{_digest((plain.key, names, sorted(targets.items())))}",
     )
+
+
+def _targets(plain: ClassSet, rename: Mapping[str, str | None]) -> dict[str, str]:
+    """Return what data.rename maps: a class of the set, or another name -> the class that it means."""
+    targets = {}
+    for old, new in _checked_pairs(rename):
+        name = plain.meaning(old) or plain.numbers.get(old, old)
+        other = plain.meaning(new) or plain.numbers.get(new, new)
+        targets[name] = new if other == name else other  # {happy: joy} is a new name, not an alias
+    if chained := [name for name in targets.values() if targets.get(name, name) != name]:
+        raise UserError(f"data.rename: {chained[0]!r} is renamed itself. Give the final name for each.")
+    return targets
 
 
 def _checked_pairs(rename: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
