@@ -432,13 +432,16 @@ def test_a_checkpoint_cannot_run_code_and_invalid_ones_are_refused(trained, tmp_
     whole = Path("runs/default/a/checkpoints/best.ckpt").read_bytes()
     content = torch.load("runs/default/a/checkpoints/best.ckpt", weights_only=True)  # needs no pickled classes
     assert content["fer_lightning"]["classes"] == list(EMOTIONS)
+
+    def with_classes(classes):
+        return {**content, "fer_lightning": {**content["fer_lightning"], "classes": classes}}
+
     cases = {
         "bomb.ckpt": (Bomb(), "could run code"),
         "other.ckpt": ({"state_dict": {}}, "not written by this project"),
-        "order.ckpt": (
-            {**content, "fer_lightning": {**content["fer_lightning"], "classes": sorted(EMOTIONS)}},
-            "was trained on the classes",
-        ),
+        "twice.ckpt": (with_classes(["angry", "Angry"]), "'angry' and 'Angry' are the same class"),
+        "many.ckpt": (with_classes([str(number) for number in range(101)]), "expected 2 to 100 classes, got 101"),
+        "numbers.ckpt": (with_classes([1, 2]), "classes: expected strings"),
     }
     for name, (bad, message) in cases.items():
         torch.save(bad, tmp_path / name)
@@ -449,6 +452,10 @@ def test_a_checkpoint_cannot_run_code_and_invalid_ones_are_refused(trained, tmp_
         with pytest.raises(UserError, match=name):
             read_checkpoint(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
+    torch.save(
+        with_classes(sorted(EMOTIONS)), tmp_path / "order.ckpt"
+    )  # of a network with the classes in that order
+    assert main(job, [*SMALL, "stages=[test]", f"ckpt={tmp_path / 'order.ckpt'}", "name=b"]) == 1
 
 
 # Every option in conf/, so that new files are tested automatically. Experiments and sweeps have tests below.
