@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_lightning.audit.audit import Audit
-from fer_lightning.audit.findings import Finding, count_classes, findings
-from fer_lightning.audit.report import compare_counts
+from fer_lightning.audit.findings import Finding, findings
+from fer_lightning.audit.report import compare_counts, count_rows
 from fer_lightning.drawing.html import escape, figure, page, table
 
 _EXAMPLES = 36  # groups or single images per finding
@@ -18,11 +18,7 @@ _COPIES = 4  # captions per distinct image
 def audit_page(audit: Audit) -> str:
     """Render an audit as a self-contained HTML document, with up to 36 examples of each non-empty finding."""
     faces = audit.faces
-    by_class = count_classes(faces).T
-    counts = [
-        [escape(name), *(f"{count:,}" for count in row)]
-        for name, row in zip((*faces.classes, "images"), [*by_class, by_class.sum(axis=0)], strict=True)
-    ]
+    counts = [[escape(name), *(f"{count:,}" for count in row)] for name, row in count_rows(faces)]
     results = findings(audit)
     overview = [
         [_link(finding), f"{len(finding.rows):,}", "" if finding.groups is None else f"{len(finding.groups):,}"]

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fer_lightning.data.near_copies import measure
+
 Images = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
@@ -26,12 +28,12 @@ _CELLS = 8  # images in a row and in a column of a photo: the detector finds fac
 
 def is_dark(images: Images) -> Mask:
     """Return which images (N, H, W) have 95% of their pixels below DARK, bool (N,)."""
-    return _test(images, lambda x: (x < DARK).mean(axis=(1, 2)) >= 0.95)
+    return measure(images, lambda x: (x < DARK).mean(axis=(1, 2)) >= 0.95)
 
 
 def is_bright(images: Images) -> Mask:
     """Return which images (N, H, W) have a mean above BRIGHT, bool (N,)."""
-    return _test(images, lambda x: x.mean(axis=(1, 2)) > BRIGHT)
+    return measure(images, lambda x: x.mean(axis=(1, 2)) > BRIGHT)
 
 
 def is_blurred(images: Images) -> Mask:
@@ -43,13 +45,7 @@ def is_blurred(images: Images) -> Mask:
         blurred: Mask = laplacian.std(axis=(1, 2)) < BLURRED * x.std(axis=(1, 2))
         return blurred
 
-    return _test(images, test)
-
-
-def _test(images: Images, test: Callable[[npt.NDArray[np.float32]], Mask]) -> Mask:
-    """Apply a test to blocks of images as floats, because all of them at once would take too much memory."""
-    blocks = (images[i : i + 1024].astype(np.float32) for i in range(0, len(images), 1024))
-    return np.concatenate([np.zeros(0, bool), *map(test, blocks)])
+    return measure(images, test)
 
 
 def has_no_face(images: Images, find_faces: Callable[[Image.Image], list[tuple[int, int, int, int]]]) -> Mask:

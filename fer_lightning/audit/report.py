@@ -20,11 +20,7 @@ from fer_lightning.text import format_table
 def format_audit(audit: Audit) -> str:
     """Format an audit for the terminal; tables are at most 80 columns wide."""
     faces = audit.faces
-    by_class = count_classes(faces).T
-    counts = [
-        [name, *map(str, row)]
-        for name, row in zip((*faces.classes, "images"), [*by_class, by_class.sum(axis=0)], strict=True)
-    ]
+    counts = [[name, *map(str, row)] for name, row in count_rows(faces)]
     rows = [
         [finding.title, f"{len(finding.rows)}", "" if finding.groups is None else f"{len(finding.groups)}"]
         for finding in findings(audit)
@@ -42,6 +38,12 @@ def format_audit(audit: Audit) -> str:
             format_table(["finding", "images", "groups"], rows),
         ]
     )
+
+
+def count_rows(faces: Faces) -> list[tuple[str, list[int]]]:
+    """Return the name of each class with its number of images in each split, and a row of the totals last."""
+    counts = count_classes(faces)
+    return [*zip(faces.classes, counts.T.tolist(), strict=True), ("images", counts.sum(axis=1).tolist())]
 
 
 def compare_counts(faces: Faces) -> str:

@@ -115,7 +115,9 @@ def add_class_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     )
     parser.add_argument(
         "--rename",
-        action=_Rename,
+        action="append",
+        default=[],
+        type=_renamed,
         metavar="OLD=NEW",
         help="class or folder that means another class, as data.rename in training; OLD= leaves its images out; "
         "may be repeated",
@@ -127,20 +129,11 @@ def _classes(text: str) -> str | list[str]:
     return names if len(names) > 1 or text.startswith("[") else text
 
 
-class _Rename(argparse.Action):
-    """Collect ``--rename OLD=NEW`` in a dict."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        old, equals, new = values.partition("=")
-        if not equals or not old.strip():
-            parser.error(f"argument --rename: expected OLD=NEW, got {values!r}")
-        namespace.rename = {**(namespace.rename or {}), old: new.strip() or None}
+def _renamed(text: str) -> tuple[str, str | None]:
+    old, equals, new = text.partition("=")
+    if not equals or not old.strip():
+        raise argparse.ArgumentTypeError(f"expected OLD=NEW, got {text!r}")
+    return old, new.strip() or None
 
 
 def log(line: str) -> None:

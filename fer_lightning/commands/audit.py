@@ -132,7 +132,9 @@ def _load(args: argparse.Namespace) -> "Faces":
     """Load the faces; list unreadable images in a note, because an audit must not stop at the first one."""
     from fer_lightning.data.fer2013 import load_faces
 
-    load = partial(load_faces, args.path, download=False, classes=args.classes or "fer2013", rename=args.rename)
+    load = partial(
+        load_faces, args.path, download=False, classes=args.classes or "fer2013", rename=dict(args.rename)
+    )
     try:
         return load()
     except UserError as error:

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         networks=[network.classes for network in networks],
         trained_on=[network.data_fingerprint for network in networks],
         classes=args.classes,
-        rename=args.rename,
+        rename=dict(args.rename),
         skip_bad=args.skip_bad,
     )
     shared = shared_classes([network.classes for network in networks], faces.classes)

@@ -127,7 +127,7 @@ def _load_faces(args: argparse.Namespace, classes: Sequence[str]) -> "Faces":
 
     known = args.classes or ("fer2013" if classes == EMOTIONS else class_set_of([classes]))
     try:
-        faces = load_faces(args.data, download=False, classes=known, rename=args.rename)
+        faces = load_faces(args.data, download=False, classes=known, rename=dict(args.rename))
     except FacesNotFound:
         if args.int8:
             raise

@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from fer_lightning.data.faces import Faces, fingerprint
+from fer_lightning.data.faces import Faces, select_rows
 from fer_lightning.emotions import EMOTIONS, canonical, spelling
 from fer_lightning.errors import UserError, did_you_mean
 
@@ -207,9 +207,8 @@ def columns_of(shared: Sequence[str], classes: Sequence[str]) -> list[int]:
 
 def class_index(name: str, classes: Sequence[str]) -> int | None:
     """Return the position of a class that may be spelt differently or have another name; None if it is unknown."""
-    meanings = _meanings(classes)
-    found = meanings.get(spelling(name), meanings.get(canonical(name)))
-    return None if found is None else classes.index(found)
+    match = _match([name], classes)
+    return classes.index(match[name]) if name in match else None
 
 
 def restrict(faces: Faces, classes: Sequence[str]) -> Faces:
@@ -222,23 +221,13 @@ def restrict(faces: Faces, classes: Sequence[str]) -> Faces:
     label_of = np.full(len(faces.classes), -1, np.int64)
     label_of[columns_of(classes, faces.classes)] = np.arange(len(classes))
     labels = label_of[faces.labels]
-    keep = labels >= 0
     counts = np.bincount(faces.labels, minlength=len(faces.classes)).tolist()
     dropped = [
         f"{n:,} of {name}" for name, n, at in zip(faces.classes, counts, label_of, strict=True) if at < 0 and n
     ]
     note = f"Images of classes that are not compared were left out: {', '.join(dropped)}."
-    images, usage = faces.images[keep], faces.usage[keep]
-    return replace(
-        faces,
-        images=images,
-        labels=labels[keep],
-        usage=usage,
-        ids=tuple(name for name, kept in zip(faces.ids, keep, strict=True) if kept),
-        classes=tuple(classes),
-        fingerprint=fingerprint(images, labels[keep], usage),
-        notes=(*faces.notes, note) if dropped else faces.notes,
-    )
+    notes = (*faces.notes, note) if dropped else faces.notes
+    return select_rows(replace(faces, labels=labels), labels >= 0, classes=tuple(classes), notes=notes)
 
 
 def check_names(names: Sequence[str], where: str) -> None:

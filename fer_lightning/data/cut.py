@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from hashlib import blake2b
 from random import Random
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_lightning.data.classes import ClassSet
-from fer_lightning.data.faces import TEST, TRAIN, UNNAMED, VAL, Faces, fingerprint
+from fer_lightning.data.faces import TEST, TRAIN, UNNAMED, VAL, Faces, revise
 from fer_lightning.data.layout import groups_of
 from fer_lightning.errors import UserError
 
@@ -67,15 +66,10 @@ def cut_missing_splits(faces: Faces, seed: int, classes: ClassSet) -> Faces:
     counts = {faces.split_names[split]: int((cut == split).sum()) for split in missing}
     names = " and ".join(f"{name} ({count:,} images)" for name, count in counts.items() if count)
     if not names:
-        return replace(faces, usage=usage, fingerprint=fingerprint(faces.images, faces.labels, usage))
+        return revise(faces, usage=usage)
     share = "whole persons or clips" if groups else "a tenth of each class"
     note = f"No official split: {names} cut from train, {share}, seed {seed}."
-    return replace(
-        faces,
-        usage=usage,
-        fingerprint=fingerprint(faces.images, faces.labels, usage),
-        notes=(*faces.notes, note),
-    )
+    return revise(faces, usage=usage, notes=(*faces.notes, note))
 
 
 def _groups(faces: Faces, rows: npt.NDArray[np.int64], classes: ClassSet) -> dict[int, list[str]]:

@@ -1,9 +1,10 @@
 """Labelled faces as arrays, the common output of all data sources."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,24 @@ def fingerprint(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], us
     return digest.hexdigest()
 
 
+def revise(faces: Faces, **changes: Any) -> Faces:
+    """Return the faces with some attributes changed, and the fingerprint that belongs to them."""
+    revised = replace(faces, **changes)
+    return replace(revised, fingerprint=fingerprint(revised.images, revised.labels, revised.usage))
+
+
+def select_rows(faces: Faces, keep: npt.NDArray[np.bool_], **changes: Any) -> Faces:
+    """Return the faces that a mask (N,) keeps, with other attributes changed."""
+    return revise(
+        faces,
+        images=faces.images[keep],
+        labels=faces.labels[keep],
+        usage=faces.usage[keep],
+        ids=tuple(name for name, kept in zip(faces.ids, keep, strict=True) if kept),
+        **changes,
+    )
+
+
 @lru_cache(maxsize=1)  # requested once for each split of a dataset
 def pixel_keys(faces: Faces) -> list[bytes]:
     """Return one key per image; equal keys mean equal pixels."""
@@ -84,7 +103,6 @@ def seen_elsewhere(faces: Faces, usages: Sequence[int]) -> npt.NDArray[np.bool_]
     Returns:
         bool (N,), False for every image outside `usages`.
     """
-    inside = np.isin(faces.usage, usages)
-    keys = pixel_keys(faces)
-    outside = {key for key, is_in in zip(keys, inside, strict=True) if not is_in}
-    return np.array([is_in and key in outside for key, is_in in zip(keys, inside, strict=True)], dtype=bool)
+    inside, first = np.isin(faces.usage, usages), first_copies(faces)
+    seen: npt.NDArray[np.bool_] = inside & np.isin(first, first[~inside])
+    return seen

@@ -17,7 +17,7 @@ import numpy as np
 from fer_lightning.data import cache, lists
 from fer_lightning.data.classes import ClassSet, class_set, class_set_of
 from fer_lightning.data.cut import cut_missing_splits
-from fer_lightning.data.faces import TEST, UNNAMED, Faces, fingerprint
+from fer_lightning.data.faces import TEST, UNNAMED, Faces, revise
 from fer_lightning.data.images import FORMATS
 from fer_lightning.data.lookup import find
 from fer_lightning.emotions import EMOTIONS
@@ -120,12 +120,7 @@ def load_held_out(
         f"No split is named, so all {len(faces):,} images are tested, which is only fair to a network that was "
         "trained on none of them. To a network that was, give the data.classes and data.rename of its training."
     )
-    return replace(
-        faces,
-        usage=usage,
-        fingerprint=fingerprint(faces.images, faces.labels, usage),
-        notes=(*faces.notes, note),
-    )
+    return revise(faces, usage=usage, notes=(*faces.notes, note))
 
 
 def _read_for(

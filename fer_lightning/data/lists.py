@@ -4,14 +4,13 @@ import csv
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
 from fer_lightning.data.classes import class_index
-from fer_lightning.data.faces import Faces, fingerprint
+from fer_lightning.data.faces import Faces, revise, select_rows
 from fer_lightning.data.gathering import MAX_LISTED
 from fer_lightning.errors import UserError, did_you_mean
 
@@ -32,16 +31,7 @@ def drop_excluded(faces: Faces, path: Path) -> Faces:
     keep = np.array([name not in excluded for name in faces.ids], dtype=bool)
     if not keep.any():
         raise UserError(f"{setting} excludes every image. Shorten the list.")
-    images, labels, usage = faces.images[keep], faces.labels[keep], faces.usage[keep]
-    return replace(
-        faces,
-        images=images,
-        labels=labels,
-        usage=usage,
-        ids=tuple(name for name in faces.ids if name not in excluded),
-        fingerprint=fingerprint(images, labels, usage),
-        notes=(*faces.notes, f"data.exclude dropped {len(excluded):,} images."),
-    )
+    return select_rows(faces, keep, notes=(*faces.notes, f"data.exclude dropped {len(excluded):,} images."))
 
 
 def relabel(faces: Faces, path: Path) -> Faces:
@@ -72,12 +62,8 @@ def relabel(faces: Faces, path: Path) -> Faces:
         if name in new:
             labels[row] = indices[new[name]]
     changed = int((labels != faces.labels).sum())
-    return replace(
-        faces,
-        labels=labels,
-        fingerprint=fingerprint(faces.images, labels, faces.usage),
-        notes=(*faces.notes, f"data.relabel changed {changed:,} of {len(new):,} listed labels."),
-    )
+    note = f"data.relabel changed {changed:,} of {len(new):,} listed labels."
+    return revise(faces, labels=labels, notes=(*faces.notes, note))
 
 
 def _read_rows(setting: str, path: Path) -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Number = TypeVar("Number", bound=np.generic)
 
 FORMAT = 1  # increase when the rule, the search or the cached file changes
 # Chosen by looking at pairs on both sides: above, nearly all show the same photo; below, more and more of them show
@@ -129,10 +130,25 @@ def copied_among(chosen: Mask, first: Rows, near: Rows) -> Mask:
     return found
 
 
+def measure(
+    images: npt.NDArray[np.uint8], function: Callable[[Floats], npt.NDArray[Number]]
+) -> npt.NDArray[Number]:
+    """Apply a function to blocks of images as floats, because all of them at once would take too much memory.
+
+    Args:
+        images: uint8 (N, H, W).
+        function: float32 (B, H, W) -> (B,).
+
+    Returns:
+        The results, (N,).
+    """
+    starts = range(0, max(1, len(images)), 1024)
+    return np.concatenate([function(images[i : i + 1024].astype(np.float32)) for i in starts])
+
+
 def contrast(images: npt.NDArray[np.uint8]) -> Floats:
     """Return the standard deviation of the grey levels of images (N, H, W): float32 (N,), 0 for constant images."""
-    blocks = (images[i : i + 1024].astype(np.float32) for i in range(0, len(images), 1024))
-    return np.concatenate([np.zeros(0, np.float32), *(block.std(axis=(1, 2)) for block in blocks)])
+    return measure(images, lambda x: x.std(axis=(1, 2)))
 
 
 def near_pairs(images: npt.NDArray[np.uint8], first: Rows | None = None) -> Rows:
