@@ -239,9 +239,9 @@ def captured_loop(cfg: Settings, steps: int, k: int) -> Json:
     rows = next(order).clone()  # overwritten before each replay
 
     def k_steps() -> None:
-        images, labels = loader.store.gather(rows)
-        images = loader.prepare(images, rows, 0).contiguous(memory_format=layout)
-        for batch in zip(images.split(n), labels.split(n), strict=True):  # type: ignore[no-untyped-call]
+        gathered = loader.store.gather(rows)
+        images = loader.prepare(gathered["images"], rows, 0).contiguous(memory_format=layout)
+        for batch in zip(images.split(n), gathered["labels"].split(n), strict=True):  # type: ignore[no-untyped-call]
             _train(net, optimizer, *batch, precision)
 
     replay = _capture(k_steps) if device == "cuda" else k_steps

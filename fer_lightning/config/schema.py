@@ -130,10 +130,18 @@ def keys(kind: type = Settings, prefix: str = "") -> Iterator[tuple[str, Any, An
 TYPES: dict[str, Any] = {key: kind for key, kind, _, _ in keys()}
 
 # Settings whose values are paths: text whatever they look like, with ~ for the home folder.
-PATHS = ("ckpt", "distill.ckpt", "resume", "data.source.path", "data.source.exclude", "data.source.relabel")
+PATHS = (
+    "ckpt",
+    "distill.ckpt",
+    "resume",
+    "data.source.path",
+    "data.source.exclude",
+    "data.source.relabel",
+    "data.source.ferplus",
+)
 
 # Types of settings of the data source that their defaults in conf/ do not show.
-SOURCE_TYPES: dict[str, Any] = {"data.source.classes": str | list[Any], "data.source.rename": dict | None}
+SOURCE_TYPES: dict[str, Any] = {"data.source.classes": str | list[Any] | None, "data.source.rename": dict | None}
 RENAME = "data.source.rename."  # every key below it is the name of a class
 
 

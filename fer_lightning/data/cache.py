@@ -23,7 +23,7 @@ import numpy.typing as npt
 from fer_lightning.data.faces import UNNAMED, Faces
 from fer_lightning.files import sha256
 
-FORMAT = 4  # increase when the files of an entry change, or what the reader makes of the same data
+FORMAT = 5  # increase when the files of an entry change, or what the reader makes of the same data
 _TEMPORARY = ".writing-"
 _STALE_HOURS = 24  # a temporary folder this old was left behind by a killed process
 
@@ -77,8 +77,8 @@ def _load(entry: Path) -> Faces:
     meta = _load_meta(entry / "meta.json")
     sums, notes = meta["sha256"], tuple(map(str, meta["notes"]))
     first, second, third = map(str, meta["split_names"])
-    texts: dict[str, str] = {name: meta[name] for name in _TEXTS}
     arrays = {name: _load_array(entry, name, sums.get(name)) for name in _ARRAYS}
+    votes = _load_array(entry, "votes", sums["votes"]) if "votes" in sums else None
     if arrays["ids"].dtype != np.uint8 or arrays["ids"].ndim != 1:
         raise _DamagedError("ids.npy does not hold text")
     faces = Faces(
@@ -89,7 +89,10 @@ def _load(entry: Path) -> Faces:
         split_names=(first, second, third),
         classes=tuple(map(str, meta["classes"])),
         notes=notes,
-        **texts,
+        votes=votes,
+        dataset=meta["dataset"],
+        source=meta["source"],
+        fingerprint=meta["fingerprint"],
     )
     if not _is_sound(faces):
         raise _DamagedError("its arrays are inconsistent")
@@ -121,6 +124,8 @@ def _is_sound(faces: Faces) -> bool:
     """Return whether the arrays of an entry are valid Faces; a forged entry can have matching checksums."""
     n = len(faces.ids)
     wanted = {"images": ("uint8", (n, 48, 48)), "labels": ("int64", (n,)), "usage": ("uint8", (n,))}
+    if faces.votes is not None:
+        wanted["votes"] = ("uint8", (n, 10))
     arrays = {name: getattr(faces, name) for name in wanted}
     return (
         n > 0
@@ -160,6 +165,8 @@ def _store(entry: Path, faces: Faces) -> Faces:
             "usage": faces.usage,
             "ids": _pack(faces.ids),
         }
+        if faces.votes is not None:
+            arrays["votes"] = faces.votes
         for name, array in arrays.items():
             np.save(written / f"{name}.npy", array, allow_pickle=False)
         meta = {

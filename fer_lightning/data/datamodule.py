@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -15,7 +17,9 @@ from fer_lightning.data.faces import MAX_IMAGE_SIZE, TEST, TRAIN, VAL, Faces
 from fer_lightning.data.philox import permutation
 from fer_lightning.errors import UserError
 
-Batch = dict[str, Tensor]  # "images", "labels" int64 (B,) and "index" int64 (B,), the rows of Faces
+# "images", "labels" int64 (B,) and "index" int64 (B,), the rows of Faces; with soft labels also "targets" float32
+# (B, C), the probabilities to train on
+Batch = dict[str, Tensor]
 
 SPLITS = ("official", "kaggle_folder")
 
@@ -30,7 +34,7 @@ Prepare = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class FaceStore:
-    """Images and labels of a dataset, from which batches are gathered onto a device.
+    """Images, labels and targets of a dataset, from which batches are gathered onto a device.
 
     A GPU keeps a copy of the dataset in its own memory, so that batches need no copy from the host. On other
     devices, or if the dataset would take too much GPU memory, it stays where it is, possibly a memory-mapped file.
@@ -43,23 +47,33 @@ class FaceStore:
     def __init__(self, faces: Faces, device: torch.device) -> None:
         self.faces = faces
         self.device = device
+        self._parts: list[npt.NDArray[Any]] = [faces.images, faces.labels]
+        if faces.targets is not None:
+            self._parts.append(faces.targets)
         self._resident: list[Tensor] | None = None
-        if hardware.has_room(device, faces.images.nbytes):
-            self._resident = [torch.tensor(part).to(device) for part in (faces.images, faces.labels)]
+        if hardware.has_room(device, sum(part.nbytes for part in self._parts)):
+            self._resident = [torch.tensor(part).to(device) for part in self._parts]
 
     @property
     def home(self) -> torch.device:
         """The device that holds the images, on which `gather` expects its rows."""
         return torch.device("cpu") if self._resident is None else self.device
 
-    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images and labels on the device: int64 (B,) -> uint8 (B, 1, 48, 48), int64 (B,)."""
+    def gather(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return a batch on the device before its images are prepared.
+
+        Args:
+            rows: int64 (B,).
+
+        Returns:
+            "images" uint8 (B, 1, 48, 48), "labels" int64 (B,), and "targets" float32 (B, C) if the dataset has any.
+        """
         if self._resident is not None:
-            images, labels = (part[rows] for part in self._resident)
+            parts = [part[rows] for part in self._resident]
         else:
-            parts = (self.faces.images, self.faces.labels)
-            images, labels = (torch.from_numpy(part[rows.numpy()]).to(self.device) for part in parts)
-        return images.unsqueeze(1), labels
+            parts = [torch.from_numpy(part[rows.numpy()]).to(self.device) for part in self._parts]
+        batch = dict(zip(("images", "labels", "targets"), parts, strict=False))
+        return batch | {"images": batch["images"].unsqueeze(1)}
 
 
 class EpochBatches(Sampler[Tensor]):
@@ -159,12 +173,12 @@ class FaceLoader:
 
     def _prepare_group(self, batches: list[Tensor]) -> Iterator[Batch]:
         rows = torch.cat(batches)
-        images, labels = self.store.gather(rows)
+        gathered = self.store.gather(rows)
         index = rows.to(self.store.device)
-        parts = (self.prepare(images, index, self.sampler.epoch), labels, index)
+        parts = gathered | {"images": self.prepare(gathered["images"], index, self.sampler.epoch), "index": index}
         sizes = [len(batch) for batch in batches]
-        for tensors in zip(*(torch.split(part, sizes) for part in parts), strict=True):
-            yield dict(zip(("images", "labels", "index"), tensors, strict=True))
+        for tensors in zip(*(torch.split(part, sizes) for part in parts.values()), strict=True):
+            yield dict(zip(parts, tensors, strict=True))
 
 
 class FaceDataModule(LightningDataModule):

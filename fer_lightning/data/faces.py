@@ -30,12 +30,15 @@ class Faces:
         labels: int64 (N,), indices into `classes`.
         usage: uint8 (N,), TRAIN, VAL or TEST.
         ids: N unique names: the path inside the archive or folder, or "fer2013.csv:LINE".
-        dataset: "FER-2013", "folder" or "synthetic".
+        dataset: "FER-2013", "FER+", "folder" or "synthetic".
         source: where the faces come from, for display.
-        fingerprint: 16 hex digits over images, labels and usage.
+        fingerprint: 16 hex digits over images, labels, usage and targets.
         split_names: names of TRAIN, VAL and TEST.
         classes: names of the classes, which are those of FER-2013 by default.
         notes: what the user should know about the data: images converted or dropped, counts that differ.
+        targets: float32 (N, C), the probability of each class to train on instead of `labels`; None for the labels.
+        votes: uint8 (N, 10), what people said about each image; only between reading and load_faces, see
+            data.ferplus.
     """
 
     images: npt.NDArray[np.uint8]
@@ -48,15 +51,22 @@ class Faces:
     split_names: tuple[str, str, str] = FER2013_SPLITS
     classes: tuple[str, ...] = EMOTIONS
     notes: tuple[str, ...] = field(default=())
+    targets: npt.NDArray[np.float32] | None = None
+    votes: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def fingerprint(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], usage: npt.NDArray[np.uint8]) -> str:
-    """Return 16 hex digits that change with any pixel, label or split, and with the order."""
+def fingerprint(
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    usage: npt.NDArray[np.uint8],
+    targets: npt.NDArray[np.float32] | None = None,
+) -> str:
+    """Return 16 hex digits that change with any pixel, label, split or target, and with the order."""
     digest = blake2b(digest_size=8)
-    for array in (images, labels, usage):
+    for array in (images, labels, usage, *(() if targets is None else (targets,))):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
@@ -64,7 +74,7 @@ def fingerprint(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], us
 def revise(faces: Faces, **changes: Any) -> Faces:
     """Return the faces with some attributes changed, and the fingerprint that belongs to them."""
     revised = replace(faces, **changes)
-    return replace(revised, fingerprint=fingerprint(revised.images, revised.labels, revised.usage))
+    return replace(revised, fingerprint=fingerprint(revised.images, revised.labels, revised.usage, revised.targets))
 
 
 def select_rows(faces: Faces, keep: npt.NDArray[np.bool_], **changes: Any) -> Faces:
@@ -75,6 +85,7 @@ def select_rows(faces: Faces, keep: npt.NDArray[np.bool_], **changes: Any) -> Fa
         labels=faces.labels[keep],
         usage=faces.usage[keep],
         ids=tuple(name for name, kept in zip(faces.ids, keep, strict=True) if kept),
+        targets=None if faces.targets is None else faces.targets[keep],
         **changes,
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fer_lightning.data import cache, lists
+from fer_lightning.data import ferplus as votes
 from fer_lightning.data.classes import ClassSet, class_set, class_set_of
 from fer_lightning.data.cut import cut_missing_splits
 from fer_lightning.data.faces import TEST, UNNAMED, Faces, revise
@@ -31,7 +32,10 @@ def load_faces(
     skip_bad: bool = False,
     exclude: str | Path | None = None,
     relabel: str | Path | None = None,
-    classes: str | Sequence[str | int] | ClassSet = "fer2013",
+    labels: str = "fer2013",
+    targets: str = "majority",
+    ferplus: str | Path | None = None,
+    classes: str | Sequence[str | int] | ClassSet | None = None,
     rename: Mapping[str, str | None] | None = None,
     seed: int = 0,
     cache_dir: str | Path | None = None,
@@ -49,9 +53,14 @@ def load_faces(
         exclude: a text file with one id per line (# starts a comment); these images are dropped.
         relabel: a CSV with an id and the name of a class per line (# starts a comment, a header is optional); these
             images get that label.
+        labels: "fer2013", the labels in the data; or "ferplus", the better ones that ten people voted for, which
+            needs the images of FER-2013: see ``ferplus.label_by_votes``.
+        targets: what to train on with FER+: "majority", the label; or "votes", the shares of the votes.
+        ferplus: file or folder with FER+'s votes, fer2013new.csv; None to look beside the data and to download it.
         classes: the classes and their order: fer2013, ferplus or rafdb, whose published numbers are known;
             "folders", with every folder or label as a class; or a list of names in the order of their numbers from
-            0. An emotion may have any of its usual names, such as happiness. A name that is no class is an error.
+            0. None for those of `labels`. An emotion may have any of its usual names, such as happiness. A name
+            that is no class is an error.
         rename: name of a class, folder or label -> the class that it means instead; None leaves its images out.
         seed: seed of the splits that are cut here; the official splits do not depend on it.
         cache_dir: folder for decoded images; None for ``cache.default_dir()``.
@@ -65,8 +74,13 @@ def load_faces(
         FacesNotFound: no path was given, no data were found, and ``download`` is False.
         UserError: the data are damaged or not in a known form; all faults of a source are listed together.
     """
-    known = class_set(classes, rename)
-    faces = _read(path, download, known, skip_bad, cache_dir)
+    votes.check_settings(labels, targets, ferplus)
+    known = class_set(labels if classes is None else classes, rename)
+    if labels == "ferplus":
+        faces = _read(path, download, class_set(), skip_bad, cache_dir)
+        faces = votes.label_by_votes(faces, known, targets, ferplus, download, cache_dir)
+    else:
+        faces = _labelled(_read(path, download, known, skip_bad, cache_dir))
     if faces.dataset == "folder":
         faces = cut_missing_splits(faces, seed, known)
     if relabel is not None:  # before images are dropped, so that both files may list the same ones
@@ -81,6 +95,8 @@ def load_held_out(
     *,
     networks: Sequence[Sequence[str]] = (EMOTIONS,),
     trained_on: Collection[str | None] = (),
+    labels: str = "fer2013",
+    ferplus: str | Path | None = None,
     classes: str | Sequence[str | int] | None = None,
     rename: Mapping[str, str | None] | None = None,
     skip_bad: bool = False,
@@ -95,6 +111,8 @@ def load_held_out(
         path: see ``load_faces``; nothing is downloaded.
         networks: the classes of each network.
         trained_on: fingerprints of the datasets that the networks were trained on.
+        labels: see ``load_faces``.
+        ferplus: see ``load_faces``; nothing is downloaded.
         classes: see ``load_faces``; None for the networks' classes and any other emotion that occurs.
         rename: see ``load_faces``.
         skip_bad: see ``load_faces``.
@@ -104,7 +122,13 @@ def load_held_out(
         FacesNotFound: no path was given, and no data were found.
         UserError: see ``load_faces``.
     """
-    faces, known = _read_for(networks, path, classes, rename, skip_bad, cache_dir)
+    votes.check_settings(labels, "majority", ferplus)
+    if labels == "ferplus":
+        known = class_set(class_set_of(networks) if classes is None else classes, rename)
+        faces = _read(path, False, class_set(), skip_bad, cache_dir)
+        faces = votes.label_by_votes(faces, known, "majority", ferplus, False, cache_dir)
+    else:
+        faces, known = _read_for(networks, path, classes, rename, skip_bad, cache_dir)
     if faces.dataset != "folder":
         return faces
     try:
@@ -135,11 +159,21 @@ def _read_for(
     if classes is None and not rename and set(map(tuple, networks)) == {EMOTIONS}:
         known = class_set()
         try:  # the same as in training, so from the same entry of the cache
-            return _read(path, False, known, False, cache_dir), known
+            return _labelled(_read(path, False, known, False, cache_dir)), known
         except UserError:  # perhaps only another emotion
             pass
     known = class_set(class_set_of(networks) if classes is None else classes, rename)
-    return _read(path, False, known, skip_bad, cache_dir), known
+    return _labelled(_read(path, False, known, skip_bad, cache_dir)), known
+
+
+def _labelled(faces: Faces) -> Faces:
+    """Return the faces; raise UserError if they have votes instead of labels."""
+    if faces.votes is not None:
+        raise UserError(
+            f"{faces.source} has the votes of FER+, not the labels of FER-2013. Set data.labels=ferplus "
+            "(--labels ferplus)."
+        )
+    return faces
 
 
 def _read(

@@ -26,6 +26,7 @@ class Gathered:
     truncated: list[str] = field(default_factory=list)  # JPEGs that lack their last bytes
     unknown: list[str] = field(default_factory=list)  # names and labels that are no class
     left_out: int = 0  # images of classes that are not used
+    votes: list[list[int]] = field(default_factory=list)  # of each image, if the data have them
 
     def add(self, name: str, label: str, usage: int, pixels: bytes) -> None:
         """Add an image: its id, class, split and 2,304 grey values."""

@@ -255,11 +255,18 @@ class Form:
         paths: the files, in the order in which they are read.
         layout: what the names say about them, if they are images in class folders; None for CSVs.
         notes: what the user should know about the choice of files.
+        voted: the paths are FER+'s lists of votes and the images in the same folders.
     """
 
     paths: tuple[str, ...]
     layout: Layout | None = None
     notes: tuple[str, ...] = ()
+    voted: bool = False
+
+    @property
+    def has_images(self) -> bool:
+        """Whether some of the files are images."""
+        return self.layout is not None or self.voted
 
 
 def _datasets(named: Mapping[str, Named]) -> list[str]:

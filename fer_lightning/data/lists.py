@@ -58,12 +58,15 @@ def relabel(faces: Faces, path: Path) -> Faces:
             )
     _refuse_unknown(setting, new, faces.ids)
     labels = faces.labels.copy()
+    targets = None if faces.targets is None else faces.targets.copy()
     for row, name in enumerate(faces.ids):
         if name in new:
             labels[row] = indices[new[name]]
+            if targets is not None:
+                targets[row] = np.eye(len(faces.classes))[labels[row]]
     changed = int((labels != faces.labels).sum())
     note = f"data.relabel changed {changed:,} of {len(new):,} listed labels."
-    return revise(faces, labels=labels, notes=(*faces.notes, note))
+    return revise(faces, labels=labels, targets=targets, notes=(*faces.notes, note))
 
 
 def _read_rows(setting: str, path: Path) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from fer_lightning.data.archives import DAMAGED_MEMBER, Archive, archive_kind
 from fer_lightning.data.classes import ClassSet
 from fer_lightning.data.csvs import Table, peek
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
+from fer_lightning.data.ferplus import is_vote_list
 from fer_lightning.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from fer_lightning.data.layout import Form, Layout
 from fer_lightning.data.reading import read_faces
@@ -191,7 +192,7 @@ def _check_unread(store: Store, paths: Sequence[str], read: frozenset[int]) -> N
 
 def _from_folder(folder: Folder, form: Form, classes: ClassSet) -> Source:
     # The form's notes are about files that the key does not cover, so they must not be cached.
-    key = folder.key(form.paths, by_content=form.layout is None) + classes.key
+    key = folder.key(form.paths, by_content=not form.has_images) + classes.key
     return Source(folder.path, key, lambda skip_bad: read_faces(folder, form, classes, skip_bad), form.notes)
 
 
@@ -200,7 +201,7 @@ def _from_archive(path: Path, claims: frozenset[str], classes: ClassSet) -> Sour
         with Archive(path, claims) as archive:
             if (form := _choose_form(archive, classes)) is None:
                 raise UserError(f"{path} {_describe_contents(archive, classes)}")
-            archive.check_unpacked(form.paths, None if form.layout is None else MAX_IMAGE_BYTES)
+            archive.check_unpacked(form.paths, MAX_IMAGE_BYTES if form.has_images else None)
             faces = read_faces(archive, form, classes, skip_bad)
             return replace(faces, notes=form.notes + faces.notes)
 
@@ -239,6 +240,10 @@ def _forms(layout: Layout, tables: Mapping[str, Table]) -> list[Form]:
     forms = [Form(paths) for paths in whole if paths]
     if layout.paths:  # before any other CSV, which may be a list of these images
         forms.append(Form(tuple(layout.paths), layout))
+    elif voted := [path for path, table in tables.items() if is_vote_list(table)]:
+        folders = {parent(path) for path in voted}
+        images = (path for path in layout.store.sizes if parent(path) in folders and suffix(path) in IMAGE_SUFFIXES)
+        forms.append(Form((*sorted(voted), *sorted(images)), voted=True))
     if others := tuple(path for path in faces if not any(path in paths for paths in whole)):
         forms.append(Form(others))
     return forms

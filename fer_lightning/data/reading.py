@@ -1,5 +1,6 @@
 """Read CSVs and images into arrays in one pass, and report all their faults together."""
 
+import csv
 import io
 import warnings
 from collections import Counter
@@ -11,14 +12,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from fer_lightning.data.archives import DAMAGED_MEMBER
-from fer_lightning.data.classes import FOLDERS, LEFT_OUT, ClassSet
+from fer_lightning.data.classes import FOLDERS, LEFT_OUT, ClassSet, class_set
 from fer_lightning.data.csvs import read_csvs
 from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, SIZE, TRAIN, UNNAMED, VAL, Faces, fingerprint
+from fer_lightning.data.ferplus import EMOTIONS as VOTED_EMOTIONS
+from fer_lightning.data.ferplus import parse_votes
 from fer_lightning.data.gathering import Gathered, RowError, format_faults
-from fer_lightning.data.images import MAX_IMAGE_BYTES, ImageError, decode, is_truncated
+from fer_lightning.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, ImageError, decode, is_truncated
 from fer_lightning.data.layout import Form, Layout, Named
-from fer_lightning.data.splits import fer2013_claim, usages
-from fer_lightning.data.stores import Store, abbreviate, leaf
+from fer_lightning.data.splits import fer2013_claim, path_claims, usages
+from fer_lightning.data.stores import Store, abbreviate, leaf, parent, suffix
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
@@ -48,7 +51,10 @@ def read_faces(store: Store, form: Form, classes: ClassSet, skip_bad: bool) -> F
     """
     gathered = Gathered()
     all_names = classes.is_open
-    if form.layout is None:
+    if form.voted:
+        classes, found = class_set("ferplus"), set[str]()
+        official, notes = _read_voted(store, form.paths, gathered)
+    elif form.layout is None:
         official, found, notes = read_csvs(store, form.paths, classes, gathered)
     else:
         classes, found = form.layout.classes, form.layout.folder_names()
@@ -77,6 +83,7 @@ def read_faces(store: Store, form: Form, classes: ClassSet, skip_bad: bool) -> F
         split_names=FER2013_SPLITS if official else GENERIC_SPLITS,
         classes=names,
         notes=tuple(notes),
+        votes=np.array(gathered.votes, np.uint8) if form.voted else None,
     )
 
 
@@ -190,6 +197,70 @@ def _read_images(layout: Layout, into: Gathered) -> tuple[bool, list[str]]:
         copy, original = next(iter(copies.items()))
         notes.append(f"{len(copies):,} images of doubled folders were read once: {copy} is a copy of {original}.")
     return official, notes
+
+
+def _read_voted(store: Store, paths: Sequence[str], into: Gathered) -> tuple[bool, list[str]]:
+    """Read the images that FER+'s own lists of votes name; return whether the lists name splits, and notes.
+
+    A line of ``FER2013Train/label.csv`` is the name of an image in the same folder, a box around the face, which is
+    the whole image and may be missing, and the votes.
+    """
+    list_of: dict[int, str] = {}
+    unread = {path for path in paths if suffix(path) in IMAGE_SUFFIXES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about damaged metadata, once per image
+        for path in (path for path in paths if path not in unread):
+            usage = _usage_of_list(store, path)
+            if (other := list_of.setdefault(usage, path)) != path:
+                raise UserError(f"{store.path} has {other} and {path} for one split. Give the path of one dataset.")
+            for line, row in _lines(store, path):
+                image = "/".join(filter(None, (parent(path), row[0].strip())))
+                try:
+                    if image not in unread:
+                        raise RowError(
+                            "missing image", f"{row[0][:40]!r} is not in the same folder, or listed twice"
+                        )
+                    votes = _votes(row)
+                    pixels = _decode(store, image, into)
+                except RowError as error:
+                    into.reject(error.kind, f"{path}, line {line}", str(error))
+                    continue
+                unread.remove(image)
+                into.add(
+                    image, VOTED_EMOTIONS[max(range(len(VOTED_EMOTIONS)), key=votes.__getitem__)], usage, pixels
+                )
+                into.votes.append(votes)
+    notes = [f"{len(unread):,} images without a line in label.csv were not read."] if unread else []
+    return UNNAMED not in list_of, notes
+
+
+def _usage_of_list(store: Store, path: str) -> int:
+    called = usages(path_claims(path))
+    if len(called) > 1:
+        raise UserError(
+            f"{path} in {store.path} is called {' and '.join(sorted(path_claims(path)))} by its folders."
+        )
+    return next(iter(called), UNNAMED)
+
+
+def _lines(store: Store, path: str) -> list[tuple[int, list[str]]]:
+    """Return the rows of a list of votes with their line numbers, without empty ones."""
+    try:
+        with store.open(path) as file:
+            text = file.read(MAX_IMAGE_BYTES).decode("utf-8-sig")
+        rows = csv.reader(text.splitlines(), strict=True)
+        return [(rows.line_num, row) for row in rows if row]
+    except (*DAMAGED_MEMBER, ValueError, csv.Error) as error:  # ValueError: not UTF-8
+        raise UserError(f"{path} in {store.path} cannot be read ({error}). Download it again.") from error
+
+
+def _votes(row: Sequence[str]) -> list[int]:
+    try:
+        return parse_votes(row[2:] if len(row) == 12 else row[1:])
+    except ValueError:
+        raise RowError(
+            "malformed row", f"expected a name, a box and ten votes, got {','.join(row)[:60]!r}"
+        ) from None
 
 
 def _label(layout: Layout, path: str, name: Named) -> str:

@@ -46,6 +46,7 @@ class RunRecord:
     command: str
     dataset: str
     data_fingerprint: str
+    labels: str  # fer2013 or ferplus, see data.labels
     classes: list[str]
     split: str  # the headline test split, whose scores are the fields below
     val_split: str | None  # the split that selected the tested weights
@@ -118,6 +119,7 @@ def new_record(
         command=shlex.join(["python", "train.py", *cfg.overrides]),
         dataset=data.faces.dataset,
         data_fingerprint=data.faces.fingerprint,
+        labels=cfg.data.source.get("labels", "fer2013"),
         classes=list(data.faces.classes),
         split=data.test_split,
         val_split=selection_splits(checkpoints) if checkpoints else data.val_split,

@@ -177,10 +177,11 @@ class EmotionClassifier(LightningModule):
         labels = batch["labels"]
         images = batch["images"].contiguous(memory_format=self.memory_format)
         logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        targets = batch.get("targets", labels)  # probabilities, if the data have them
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         if self.teacher is not None:
-            targets = self.teacher.soft_targets(images, batch["index"], self.current_epoch)
-            loss = self.teacher.loss(targets, logits, loss)
+            taught = self.teacher.soft_targets(images, batch["index"], self.current_epoch)
+            loss = self.teacher.loss(taught, logits, loss)
         self._steps.append((loss.detach(), logits.detach(), labels))
         if self.trainer.world_size > 1:
             # DDP averages the gradients of processes whose shares of a batch can differ by an image. Weighting each

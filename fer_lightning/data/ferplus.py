@@ -1,0 +1,382 @@
+"""FER+: the votes of ten people on the emotion in each image of FER-2013, and labels made from them.
+
+E. Barsoum, C. Zhang, C. Canton Ferrer and Z. Zhang, "Training Deep Networks for Facial Expression Recognition with
+Crowd-Sourced Label Distribution", ICMI 2016 (arXiv:1608.01041). The votes are in fer2013new.csv of
+github.com/microsoft/FERPlus (MIT licence), one row for each row of fer2013.csv, and are not part of this project.
+"""
+
+import csv
+import hashlib
+import os
+import re
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_lightning.data import cache
+from fer_lightning.data.classes import LEFT_OUT, PUBLISHED, ClassSet, class_index
+from fer_lightning.data.csvs import Table
+from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, UNNAMED, VAL, Faces, select_rows
+from fer_lightning.data.images import IMAGE_SUFFIXES
+from fer_lightning.data.stores import abbreviate, leaf, suffix
+from fer_lightning.emotions import canonical
+from fer_lightning.errors import UserError
+from fer_lightning.files import sha256, write_atomically
+
+FILE = "fer2013new.csv"
+URL = f"https://raw.githubusercontent.com/microsoft/FERPlus/master/{FILE}"
+SHA256 = "9206e20d62f56475939f516847d61753e4860caeac9718b560129541b776fc2c"
+
+EMOTIONS = PUBLISHED["ferplus"][0]
+COLUMNS = (*EMOTIONS, "unknown", "NF")  # what people could vote for; NF means that there is no face
+TARGETS = ("majority", "votes")
+ROWS = (28709, 3589, 3589)  # rows of fer2013.csv, and so of the votes, by split
+_BLOCK = 200  # consecutive rows in which labels and votes are compared; of FER-2013's own, 59% agree in the worst
+_KAGGLE_NAME = re.compile(rf"({'|'.join(FER2013_SPLITS).lower()})_(\d{{1,9}})\.\w+")
+_OWN_NAME = re.compile(r"(fer\d{7})\.\w+")
+
+Counts = npt.NDArray[np.uint8]  # (N, 10), the number of votes for each of COLUMNS
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """The rows of fer2013new.csv.
+
+    Attributes:
+        counts: uint8 (N, 10), the number of votes for each of COLUMNS.
+        usage: uint8 (N,), TRAIN, VAL or TEST.
+        names: FER+'s own names of the images, such as "fer0000000.png"; empty where nobody saw a face.
+    """
+
+    counts: Counts
+    usage: npt.NDArray[np.uint8]
+    names: Sequence[str]
+
+
+def check_settings(labels: str, targets: str, ferplus: str | Path | None) -> None:
+    """Raise UserError unless the settings data.labels, data.targets and data.ferplus agree."""
+    if labels not in ("fer2013", "ferplus"):
+        raise UserError(f"data.labels={labels}: expected fer2013 or ferplus.")
+    if targets not in TARGETS:
+        raise UserError(f"data.targets={targets}: expected {' or '.join(TARGETS)}.")
+    if labels == "fer2013" and (targets != "majority" or ferplus is not None):
+        setting = f"data.targets={targets}" if targets != "majority" else f"data.ferplus={ferplus}"
+        raise UserError(f"{setting} needs data.labels=ferplus: FER-2013's own labels have no votes.")
+
+
+def label_by_votes(
+    faces: Faces,
+    classes: ClassSet,
+    targets: str = "majority",
+    path: str | Path | None = None,
+    download: bool = True,
+    cache_dir: str | Path | None = None,
+) -> Faces:
+    """Replace the labels of FER-2013's images by those that the votes of FER+ give.
+
+    Single votes are ignored, as in the paper. An image is kept if more than half of the other votes are for one
+    emotion; it is left out if there is no such majority, or if it is for "unknown" or "no face".
+
+    Args:
+        faces: N images of FER-2013 in any form, with FER-2013's labels, or with `votes` of their own.
+        classes: the classes that the emotions mean.
+        targets: "majority"; or "votes", which adds `Faces.targets`, the shares of the votes for each class, and
+            keeps all images of TRAIN whose votes are for emotions by more than half. VAL and TEST are the same.
+        path: file or folder with the votes; None to look beside the data, and then to download (1.6 MB).
+        download: whether to download the votes if they are not found.
+        cache_dir: folder for the download; None for ``cache.default_dir()``.
+
+    Raises:
+        UserError: the votes are not found or damaged, or the images cannot be told from their names or their order.
+    """
+    if faces.votes is not None:
+        if path is not None:
+            raise UserError(f"data.ferplus={path}: {faces.source} has votes itself. Leave data.ferplus out.")
+        return _label(faces, faces.votes, np.ones(len(faces), bool), classes, targets)
+    votes = read_votes(find_votes(path, Path(faces.source), download, cache_dir))
+    rows = join(faces, votes)
+    return _label(faces, votes.counts[rows], rows >= 0, classes, targets)
+
+
+def majority(counts: Counts) -> Rows:
+    """Return the column of COLUMNS with more than half of the votes, single votes ignored; -1 without any.
+
+    Args:
+        counts: uint8 (N, 10).
+
+    Returns:
+        int64 (N,).
+    """
+    kept = _without_single(counts)
+    return np.where(2 * kept.max(axis=1) > kept.sum(axis=1), kept.argmax(axis=1), -1)
+
+
+def _without_single(counts: Counts) -> Rows:
+    return np.where(counts == 1, 0, counts).astype(np.int64)
+
+
+def _label(faces: Faces, counts: Counts, known: npt.NDArray[np.bool_], classes: ClassSet, targets: str) -> Faces:
+    """Label faces by votes (N, 10); `known`, bool (N,), says which have any."""
+    meanings = [_meaning(name, classes) for name in EMOTIONS]
+    classes.check_renamed(EMOTIONS)
+    names = classes.closed(meanings).names
+    class_of = [names.index(meaning) if meaning != LEFT_OUT else -1 for meaning in meanings]
+    top = np.where(known, majority(counts), -1)
+    labels = np.array([*class_of, -1, -1, -1])[top]  # -1 for unknown, NF and, as the last one, no majority
+    keep = labels >= 0
+
+    shares = None
+    if targets == "votes":
+        kept = _without_single(counts)
+        votes = np.zeros((len(faces), len(names)), np.float32)
+        for column, label in enumerate(class_of):
+            if label >= 0:
+                votes[:, label] += kept[:, column]
+        total = votes.sum(axis=1, keepdims=True)
+        if np.isin((TRAIN, VAL, TEST), faces.usage).all():  # otherwise held-out images are still cut from these
+            mostly = known & (2 * total[:, 0] > kept.sum(axis=1))
+            keep |= (faces.usage == TRAIN) & mostly
+        labels = np.where(labels < 0, votes.argmax(axis=1), labels)
+        shares = votes / np.maximum(total, 1)
+
+    lost = Counter(
+        "without votes" if not seen else "without a majority" if column < 0 else _loss(COLUMNS[column])
+        for seen, column in zip(known[~keep].tolist(), top[~keep].tolist(), strict=True)
+    )
+    left_out = f"; left out: {', '.join(f'{n:,} {why}' for why, n in sorted(lost.items()))}" if lost else ""
+    note = f"Labels of FER+ (data.targets={targets}) for {keep.sum():,} of {len(faces):,} images{left_out}."
+    if not keep.any():
+        raise UserError(f"{faces.source}: {note}")
+    return select_rows(
+        replace(faces, labels=labels, targets=shares, votes=None),
+        keep,
+        dataset="FER+" if faces.dataset == "FER-2013" else faces.dataset,
+        classes=names,
+        notes=(*faces.notes, note),
+    )
+
+
+def _loss(column: str) -> str:
+    return {"unknown": "unknown", "NF": "no face"}.get(column, f"{column} by data.rename")
+
+
+def _meaning(name: str, classes: ClassSet) -> str:
+    """Return the class that an emotion of FER+ means."""
+    meaning = classes.meaning(name)
+    if meaning is None and classes.is_open:
+        return name
+    if meaning is None:
+        raise UserError(
+            f"data.labels=ferplus: {name} is none of the classes {', '.join(classes.names)}. Leave data.classes "
+            f"out for the eight of FER+, or leave such images out: data.rename={{{name}: null}}."
+        )
+    return meaning
+
+
+def find_votes(path: str | Path | None, data: Path, download: bool, cache_dir: str | Path | None = None) -> Path:
+    """Return the path of the votes: as given, beside the data, or downloaded before or now.
+
+    Args:
+        path: the file, or a folder with it such as a clone of the FERPlus repository.
+        data: the archive, CSV or folder with the images.
+        download: whether to download.
+        cache_dir: see ``label_by_votes``.
+
+    Raises:
+        UserError: nothing is found, or the download failed or is not the published file.
+    """
+    if path is not None:
+        given = Path(os.path.expanduser(path))
+        given = given / FILE if given.is_dir() else given
+        if not given.is_file():
+            raise UserError(f"data.ferplus={path}: {given} does not exist. Give {FILE}, or the folder that has it.")
+        return given
+    for folder in (data, data.parent):
+        if (folder / FILE).is_file():
+            return folder / FILE
+    cached = (cache.default_dir() if cache_dir is None else Path(cache_dir)) / FILE
+    if cached.is_file() and sha256(cached) == SHA256:
+        return cached
+    if not download:
+        raise UserError(f"The votes of FER+ were not found, and are not downloaded here.\n{_REMEDIES}")
+    content = _download()
+    try:
+        write_atomically(cached, content)
+    except OSError as error:
+        raise UserError(f"{cached} cannot be written ({error}).\n{_REMEDIES}") from error
+    return cached
+
+
+_REMEDIES = (
+    f"Download {URL}\n"
+    "and put it beside the data, or give its path: data.ferplus=PATH to train.py, --ferplus PATH to fer-lightning."
+)
+
+
+def _download() -> bytes:
+    try:
+        with urllib.request.urlopen(URL, timeout=30) as response:
+            content: bytes = response.read(2**24)
+    except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+        raise UserError(
+            f"The votes of FER+ were not found, and their download failed ({error}).\n{_REMEDIES}"
+        ) from error
+    if (found := hashlib.sha256(content).hexdigest()) != SHA256:
+        raise UserError(f"{URL} is not the published file: its SHA-256 is {found}, not {SHA256}.\n{_REMEDIES}")
+    return content
+
+
+def read_votes(path: Path) -> Votes:
+    """Read fer2013new.csv.
+
+    Raises:
+        UserError: it cannot be read, or is not the published table: another header, number of rows, or votes.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8
+        raise UserError(f"{path} cannot be read ({error}).\n{_REMEDIES}") from error
+    expected = ("usage", "image name", *map(str.lower, COLUMNS))
+    if tuple(canonical(name) for name in header) != expected:
+        raise UserError(f"{path} has other columns than FER+ ({', '.join(header)[:200]}).\n{_REMEDIES}")
+    split_of = {name: split for split, name in enumerate(FER2013_SPLITS)}
+    counts, usage = np.zeros((len(rows), len(COLUMNS)), np.uint8), np.zeros(len(rows), np.uint8)
+    for at, row in enumerate(rows):
+        try:
+            counts[at] = parse_votes(row[2:])
+            usage[at] = split_of[row[0]]
+        except (ValueError, IndexError, KeyError) as error:
+            raise UserError(
+                f"{path}, line {at + 2}: expected a split, a name and {len(COLUMNS)} numbers of votes, got "
+                f"{','.join(row)[:100]!r}.\n{_REMEDIES}"
+            ) from error
+    if (found := tuple(np.bincount(usage, minlength=3).tolist())) != ROWS:
+        raise UserError(f"{path} has {found} rows by split, FER-2013 has {ROWS}.\n{_REMEDIES}")
+    return Votes(counts, usage, [row[1] for row in rows])
+
+
+def parse_votes(texts: Sequence[str]) -> list[int]:
+    """Return the votes for each of COLUMNS; raise ValueError unless these are 10 numbers, one of them above 0."""
+    counts = [int(text) for text in texts]
+    if len(counts) != len(COLUMNS) or not all(0 <= count <= 255 for count in counts) or not any(counts):
+        raise ValueError
+    return counts
+
+
+def is_vote_list(table: Table) -> bool:
+    """Return whether a CSV is one of FER+'s own lists, which have no header: an image, perhaps a box, and votes."""
+    names, numbers = table.columns[:-10], table.columns[-10:]
+    try:
+        parse_votes(numbers)
+    except ValueError:
+        return False
+    return len(names) in (1, 2) and suffix(names[0]) in IMAGE_SUFFIXES
+
+
+def join(faces: Faces, votes: Votes) -> Rows:
+    """Return the row of the votes that belongs to each image, int64 (N,); -1 for images without votes.
+
+    Rows of CSVs are joined in their order, and image files by their names: FER+'s own, or those of the Kaggle
+    folders, by a table that was made by comparing pixels with fer2013.csv.
+
+    Raises:
+        UserError: images have other names or are not in FER-2013's order, a split differs, or more than half of the
+            labels do.
+    """
+    is_image = [suffix(name) in IMAGE_SUFFIXES for name in faces.ids]
+    if not any(is_image):
+        rows, block = _join_in_order(faces, votes), _BLOCK
+    else:
+        rows, block = _join_by_name(faces, votes), len(faces)
+    _check_splits(faces, votes, rows)
+    _check_labels(faces, votes, rows, block)
+    return rows
+
+
+def _join_in_order(faces: Faces, votes: Votes) -> Rows:
+    rows = np.full(len(faces), -1)
+    for split in np.unique(faces.usage):
+        ours, theirs = np.flatnonzero(faces.usage == split), np.flatnonzero(votes.usage == split)
+        if split == UNNAMED:  # all of fer2013.csv, or the challenge's train.csv
+            whole = len(ours) == len(votes.usage)
+            theirs = np.flatnonzero((votes.usage == TRAIN) | whole)
+        if len(ours) != len(theirs):
+            name = "" if split == UNNAMED else f" of {faces.split_names[split]}"
+            raise UserError(
+                f"{faces.source} has {len(ours):,} rows{name}, FER-2013 has {len(theirs):,}. Votes belong to the "
+                "rows of a CSV by their order, so none may be missing. Give the original fer2013.csv."
+            )
+        rows[ours] = theirs
+    return rows
+
+
+def _join_by_name(faces: Faces, votes: Votes) -> Rows:
+    rows_of = _kaggle_rows() | {name.lower(): [row] for row, name in enumerate(votes.names) if name}
+    images: dict[str, list[int]] = {}
+    # The Kaggle folders have two names twice, in two classes each, which their order by class distinguishes.
+    for at in sorted(range(len(faces)), key=lambda at: (faces.classes[faces.labels[at]], faces.ids[at])):
+        name = leaf(faces.ids[at]).lower()
+        own, kaggle = _OWN_NAME.fullmatch(name), _KAGGLE_NAME.fullmatch(name)
+        key = f"{own[1]}.png" if own else f"{kaggle[1]}_{int(kaggle[2])}" if kaggle else ""
+        images.setdefault(key if key in rows_of else "", []).append(at)
+    if unknown := images.pop("", []):
+        raise UserError(
+            f"{faces.source} has {len(unknown):,} images that FER+ does not know by name: "
+            f"{abbreviate(faces.ids[at] for at in unknown)}. Its votes belong to the names of the Kaggle folders "
+            "(Training_3908.jpg) and to its own (fer0000000.png). Leave other images out, or give fer2013.csv."
+        )
+    rows = np.full(len(faces), -1)
+    for key, found in images.items():
+        if len(found) == len(rows_of[key]):  # otherwise it is not known which one of two is there
+            rows[found] = rows_of[key]
+    return rows
+
+
+def _kaggle_rows() -> dict[str, list[int]]:
+    """Return the rows of fer2013.csv of each name in the Kaggle folders, such as "training_3908".
+
+    A row is -1 if the votes call the image no face, or no equal image was found in fer2013.csv.
+    """
+    with files("fer_lightning.data").joinpath("kaggle_rows.npz").open("rb") as file, np.load(file) as table:
+        splits, numbers, rows = (table[name].tolist() for name in ("splits", "numbers", "rows"))
+    rows_of: dict[str, list[int]] = {}
+    for split, number, row in zip(splits, numbers, rows, strict=True):
+        rows_of.setdefault(f"{FER2013_SPLITS[split].lower()}_{number}", []).append(row if row < sum(ROWS) else -1)
+    return rows_of
+
+
+def _check_splits(faces: Faces, votes: Votes, rows: Rows) -> None:
+    """Raise UserError if the data call an image another split than FER+ does."""
+    wrong = np.flatnonzero((rows >= 0) & (faces.usage != UNNAMED) & (faces.usage != votes.usage[rows]))
+    if len(wrong):
+        at = wrong[0]
+        raise UserError(
+            f"{faces.source} and FER+ disagree on the splits of {len(wrong):,} images: {faces.ids[at]} is in "
+            f"{faces.split_names[faces.usage[at]]}, and of {FER2013_SPLITS[votes.usage[rows[at]]]} in FER+. "
+            "Nothing was guessed: give FER-2013 as it was published."
+        )
+
+
+def _check_labels(faces: Faces, votes: Votes, rows: Rows, block: int) -> None:
+    """Raise UserError if less than half of the labels in `block` consecutive images are those of the majority."""
+    top = np.where(rows >= 0, majority(votes.counts[rows]), -1)
+    column_of = np.array([class_index(name, EMOTIONS) for name in faces.classes])
+    ours = np.where((top >= 0) & (top < len(EMOTIONS)), column_of[faces.labels], -1)
+    for start in range(0, len(faces), block):
+        compared = ours[start : start + block] >= 0
+        same = (ours == top)[start : start + block][compared]
+        if 2 * same.sum() < len(same):
+            raise UserError(
+                f"{faces.source}: of {len(same):,} labels from {faces.ids[start]} on, only {same.sum():,} are "
+                "those of FER+, too few for the same images: the data are no longer in the order of fer2013.csv, "
+                "or their labels were changed. Give FER-2013 as it was published."
+            )
