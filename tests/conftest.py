@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,18 @@ def real_data():
     if not REAL_DATA:
         pytest.skip("FER2013_PATH is not set: tests on the real data are left out")
     return REAL_DATA
+
+
+@pytest.fixture
+def real_votes(real_data):
+    """Return the path of FER+'s votes beside the real FER-2013; skip the test if they are not there."""
+    from fer_lightning.data.votes import find_votes
+    from fer_lightning.errors import UserError
+
+    try:
+        return find_votes(None, Path(real_data), download=False)
+    except UserError:
+        pytest.skip("fer2013new.csv is not beside FER2013_PATH: tests on the real votes are left out")
 
 
 @pytest.fixture

@@ -95,6 +95,23 @@ def write_test_csv(path: Path, faces: Iterable[FakeFace]) -> Path:
     return _write_csv(path, "pixels", ([text(f)] for f in faces))
 
 
+def write_ferplus_folders(
+    root: Path, faces: Sequence[FakeFace], counts: Sequence[Sequence[int]], boxes: bool = False
+) -> Path:
+    """Write FER+'s own folders with the votes for each face, as its script does; in its repository, with boxes."""
+    lists: dict[str, list[list[object]]] = {}
+    for row, (face, votes) in enumerate(zip(faces, counts, strict=True)):
+        folder = root / ("FER2013Train", "FER2013Valid", "FER2013Test")[face.usage]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"fer{row:07d}.png").write_bytes(encode(face.pixels, "PNG"))
+        box = ["(0, 0, 48, 48)"] if boxes else []
+        lists.setdefault(folder.name, []).append([f"fer{row:07d}.png", *box, *votes])
+    for name, rows in lists.items():
+        with (root / name / "label.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    return root
+
+
 def text(face: FakeFace) -> str:
     """Return the pixels column of a face."""
     return " ".join(map(str, face.pixels.ravel()))

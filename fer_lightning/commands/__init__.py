@@ -105,7 +105,24 @@ def add_tta_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_class_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add the arguments that say which classes the data have; `default` describes those without ``--classes``."""
+    """Add the arguments that say which labels and classes the data have; see `label_settings`.
+
+    Args:
+        parser: parser of the command.
+        default: describes the classes without ``--classes``.
+    """
+    parser.add_argument(
+        "--labels",
+        default="fer2013",
+        choices=("fer2013", "ferplus"),
+        help="labels of FER-2013's images, as data.labels in training: its own, or those that FER+'s voters gave "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ferplus",
+        metavar="PATH",
+        help="fer2013new.csv, the votes for --labels ferplus (default: beside the data, then an earlier download)",
+    )
     parser.add_argument(
         "--classes",
         type=_classes,
@@ -122,6 +139,11 @@ def add_class_arguments(parser: argparse.ArgumentParser, default: str) -> None:
         help="class or folder that means another class, as data.rename in training; OLD= leaves its images out; "
         "may be repeated",
     )
+
+
+def label_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `add_class_arguments`, but for ``--classes``, for the functions of data.fer2013."""
+    return {"labels": args.labels, "ferplus": args.ferplus, "rename": dict(args.rename)}
 
 
 def _classes(text: str) -> str | list[str]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_lightning.commands import add_class_arguments, log, write_file
+from fer_lightning.commands import add_class_arguments, label_settings, log, write_file
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with --mislabels or --probabilities: write the suggested labels of training images, for "
         "data.relabel=CSV of train.py; look through them first",
     )
-    add_class_arguments(parser, "fer2013")
+    add_class_arguments(parser, "those of the labels")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,9 +132,7 @@ def _load(args: argparse.Namespace) -> "Faces":
     """Load the faces; list unreadable images in a note, because an audit must not stop at the first one."""
     from fer_lightning.data.fer2013 import load_faces
 
-    load = partial(
-        load_faces, args.path, download=False, classes=args.classes or "fer2013", rename=dict(args.rename)
-    )
+    load = partial(load_faces, args.path, download=False, classes=args.classes, **label_settings(args))
     try:
         return load()
     except UserError as error:

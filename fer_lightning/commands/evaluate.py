@@ -13,6 +13,7 @@ from fer_lightning.commands import (
     add_class_arguments,
     add_network_arguments,
     add_tta_argument,
+    label_settings,
     load_network,
     log,
     write_file,
@@ -61,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
         networks=[network.classes for network in networks],
         trained_on=[network.data_fingerprint for network in networks],
         classes=args.classes,
-        rename=dict(args.rename),
         skip_bad=args.skip_bad,
+        **label_settings(args),
     )
     shared = shared_classes([network.classes for network in networks], faces.classes)
     if any(names != shared for names in (faces.classes, *(network.classes for network in networks))):

@@ -12,7 +12,14 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_lightning.commands import add_class_arguments, add_network_arguments, load_network, log, write_file
+from fer_lightning.commands import (
+    add_class_arguments,
+    add_network_arguments,
+    label_settings,
+    load_network,
+    log,
+    write_file,
+)
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,9 +132,9 @@ def _load_faces(args: argparse.Namespace, classes: Sequence[str]) -> "Faces":
     from fer_lightning.data.synthetic import synthetic_faces
     from fer_lightning.emotions import EMOTIONS
 
-    known = args.classes or ("fer2013" if classes == EMOTIONS else class_set_of([classes]))
+    known = args.classes or (None if classes == EMOTIONS else class_set_of([classes]))
     try:
-        faces = load_faces(args.data, download=False, classes=known, rename=dict(args.rename))
+        faces = load_faces(args.data, download=False, classes=known, **label_settings(args))
     except FacesNotFound:
         if args.int8:
             raise

@@ -1,64 +1,37 @@
-"""FER+: the votes of ten people on the emotion in each image of FER-2013, and labels made from them.
+"""Labels and soft targets for FER-2013's images from the votes of FER+; see votes for these."""
 
-E. Barsoum, C. Zhang, C. Canton Ferrer and Z. Zhang, "Training Deep Networks for Facial Expression Recognition with
-Crowd-Sourced Label Distribution", ICMI 2016 (arXiv:1608.01041). The votes are in fer2013new.csv of
-github.com/microsoft/FERPlus (MIT licence), one row for each row of fer2013.csv, and are not part of this project.
-"""
-
-import csv
-import hashlib
-import os
 import re
-import urllib.request
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from http.client import HTTPException
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from fer_lightning.data import cache
-from fer_lightning.data.classes import LEFT_OUT, PUBLISHED, ClassSet, class_index
-from fer_lightning.data.csvs import Table
+from fer_lightning.data.classes import LEFT_OUT, ClassSet, class_index
 from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, UNNAMED, VAL, Faces, select_rows
 from fer_lightning.data.images import IMAGE_SUFFIXES
 from fer_lightning.data.stores import abbreviate, leaf, suffix
-from fer_lightning.emotions import canonical
+from fer_lightning.data.votes import (
+    COLUMNS,
+    EMOTIONS,
+    Counts,
+    Votes,
+    find_votes,
+    majority,
+    read_votes,
+    without_single,
+)
 from fer_lightning.errors import UserError
-from fer_lightning.files import sha256, write_atomically
 
-FILE = "fer2013new.csv"
-URL = f"https://raw.githubusercontent.com/microsoft/FERPlus/master/{FILE}"
-SHA256 = "9206e20d62f56475939f516847d61753e4860caeac9718b560129541b776fc2c"
-
-EMOTIONS = PUBLISHED["ferplus"][0]
-COLUMNS = (*EMOTIONS, "unknown", "NF")  # what people could vote for; NF means that there is no face
 TARGETS = ("majority", "votes")
-ROWS = (28709, 3589, 3589)  # rows of fer2013.csv, and so of the votes, by split
 _BLOCK = 200  # consecutive rows in which labels and votes are compared; of FER-2013's own, 59% agree in the worst
 _KAGGLE_NAME = re.compile(rf"({'|'.join(FER2013_SPLITS).lower()})_(\d{{1,9}})\.\w+")
+_NO_ROW = 2**16 - 1  # in the table of the Kaggle names
 _OWN_NAME = re.compile(r"(fer\d{7})\.\w+")
 
-Counts = npt.NDArray[np.uint8]  # (N, 10), the number of votes for each of COLUMNS
 Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Votes:
-    """The rows of fer2013new.csv.
-
-    Attributes:
-        counts: uint8 (N, 10), the number of votes for each of COLUMNS.
-        usage: uint8 (N,), TRAIN, VAL or TEST.
-        names: FER+'s own names of the images, such as "fer0000000.png"; empty where nobody saw a face.
-    """
-
-    counts: Counts
-    usage: npt.NDArray[np.uint8]
-    names: Sequence[str]
 
 
 def check_settings(labels: str, targets: str, ferplus: str | Path | None) -> None:
@@ -106,23 +79,6 @@ def label_by_votes(
     return _label(faces, votes.counts[rows], rows >= 0, classes, targets)
 
 
-def majority(counts: Counts) -> Rows:
-    """Return the column of COLUMNS with more than half of the votes, single votes ignored; -1 without any.
-
-    Args:
-        counts: uint8 (N, 10).
-
-    Returns:
-        int64 (N,).
-    """
-    kept = _without_single(counts)
-    return np.where(2 * kept.max(axis=1) > kept.sum(axis=1), kept.argmax(axis=1), -1)
-
-
-def _without_single(counts: Counts) -> Rows:
-    return np.where(counts == 1, 0, counts).astype(np.int64)
-
-
 def _label(faces: Faces, counts: Counts, known: npt.NDArray[np.bool_], classes: ClassSet, targets: str) -> Faces:
     """Label faces by votes (N, 10); `known`, bool (N,), says which have any."""
     meanings = [_meaning(name, classes) for name in EMOTIONS]
@@ -135,7 +91,7 @@ def _label(faces: Faces, counts: Counts, known: npt.NDArray[np.bool_], classes: 
 
     shares = None
     if targets == "votes":
-        kept = _without_single(counts)
+        kept = without_single(counts)
         votes = np.zeros((len(faces), len(names)), np.float32)
         for column, label in enumerate(class_of):
             if label >= 0:
@@ -181,107 +137,6 @@ def _meaning(name: str, classes: ClassSet) -> str:
     return meaning
 
 
-def find_votes(path: str | Path | None, data: Path, download: bool, cache_dir: str | Path | None = None) -> Path:
-    """Return the path of the votes: as given, beside the data, or downloaded before or now.
-
-    Args:
-        path: the file, or a folder with it such as a clone of the FERPlus repository.
-        data: the archive, CSV or folder with the images.
-        download: whether to download.
-        cache_dir: see ``label_by_votes``.
-
-    Raises:
-        UserError: nothing is found, or the download failed or is not the published file.
-    """
-    if path is not None:
-        given = Path(os.path.expanduser(path))
-        given = given / FILE if given.is_dir() else given
-        if not given.is_file():
-            raise UserError(f"data.ferplus={path}: {given} does not exist. Give {FILE}, or the folder that has it.")
-        return given
-    for folder in (data, data.parent):
-        if (folder / FILE).is_file():
-            return folder / FILE
-    cached = (cache.default_dir() if cache_dir is None else Path(cache_dir)) / FILE
-    if cached.is_file() and sha256(cached) == SHA256:
-        return cached
-    if not download:
-        raise UserError(f"The votes of FER+ were not found, and are not downloaded here.\n{_REMEDIES}")
-    content = _download()
-    try:
-        write_atomically(cached, content)
-    except OSError as error:
-        raise UserError(f"{cached} cannot be written ({error}).\n{_REMEDIES}") from error
-    return cached
-
-
-_REMEDIES = (
-    f"Download {URL}\n"
-    "and put it beside the data, or give its path: data.ferplus=PATH to train.py, --ferplus PATH to fer-lightning."
-)
-
-
-def _download() -> bytes:
-    try:
-        with urllib.request.urlopen(URL, timeout=30) as response:
-            content: bytes = response.read(2**24)
-    except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
-        raise UserError(
-            f"The votes of FER+ were not found, and their download failed ({error}).\n{_REMEDIES}"
-        ) from error
-    if (found := hashlib.sha256(content).hexdigest()) != SHA256:
-        raise UserError(f"{URL} is not the published file: its SHA-256 is {found}, not {SHA256}.\n{_REMEDIES}")
-    return content
-
-
-def read_votes(path: Path) -> Votes:
-    """Read fer2013new.csv.
-
-    Raises:
-        UserError: it cannot be read, or is not the published table: another header, number of rows, or votes.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8
-        raise UserError(f"{path} cannot be read ({error}).\n{_REMEDIES}") from error
-    expected = ("usage", "image name", *map(str.lower, COLUMNS))
-    if tuple(canonical(name) for name in header) != expected:
-        raise UserError(f"{path} has other columns than FER+ ({', '.join(header)[:200]}).\n{_REMEDIES}")
-    split_of = {name: split for split, name in enumerate(FER2013_SPLITS)}
-    counts, usage = np.zeros((len(rows), len(COLUMNS)), np.uint8), np.zeros(len(rows), np.uint8)
-    for at, row in enumerate(rows):
-        try:
-            counts[at] = parse_votes(row[2:])
-            usage[at] = split_of[row[0]]
-        except (ValueError, IndexError, KeyError) as error:
-            raise UserError(
-                f"{path}, line {at + 2}: expected a split, a name and {len(COLUMNS)} numbers of votes, got "
-                f"{','.join(row)[:100]!r}.\n{_REMEDIES}"
-            ) from error
-    if (found := tuple(np.bincount(usage, minlength=3).tolist())) != ROWS:
-        raise UserError(f"{path} has {found} rows by split, FER-2013 has {ROWS}.\n{_REMEDIES}")
-    return Votes(counts, usage, [row[1] for row in rows])
-
-
-def parse_votes(texts: Sequence[str]) -> list[int]:
-    """Return the votes for each of COLUMNS; raise ValueError unless these are 10 numbers, one of them above 0."""
-    counts = [int(text) for text in texts]
-    if len(counts) != len(COLUMNS) or not all(0 <= count <= 255 for count in counts) or not any(counts):
-        raise ValueError
-    return counts
-
-
-def is_vote_list(table: Table) -> bool:
-    """Return whether a CSV is one of FER+'s own lists, which have no header: an image, perhaps a box, and votes."""
-    names, numbers = table.columns[:-10], table.columns[-10:]
-    try:
-        parse_votes(numbers)
-    except ValueError:
-        return False
-    return len(names) in (1, 2) and suffix(names[0]) in IMAGE_SUFFIXES
-
-
 def join(faces: Faces, votes: Votes) -> Rows:
     """Return the row of the votes that belongs to each image, int64 (N,); -1 for images without votes.
 
@@ -320,7 +175,9 @@ def _join_in_order(faces: Faces, votes: Votes) -> Rows:
 
 
 def _join_by_name(faces: Faces, votes: Votes) -> Rows:
-    rows_of = _kaggle_rows() | {name.lower(): [row] for row, name in enumerate(votes.names) if name}
+    rows_of = _kaggle_rows()
+    for row, name in enumerate(votes.names):
+        rows_of.setdefault(name.lower(), [row])  # of the two rows that four names have, the first
     images: dict[str, list[int]] = {}
     # The Kaggle folders have two names twice, in two classes each, which their order by class distinguishes.
     for at in sorted(range(len(faces)), key=lambda at: (faces.classes[faces.labels[at]], faces.ids[at])):
@@ -350,7 +207,7 @@ def _kaggle_rows() -> dict[str, list[int]]:
         splits, numbers, rows = (table[name].tolist() for name in ("splits", "numbers", "rows"))
     rows_of: dict[str, list[int]] = {}
     for split, number, row in zip(splits, numbers, rows, strict=True):
-        rows_of.setdefault(f"{FER2013_SPLITS[split].lower()}_{number}", []).append(row if row < sum(ROWS) else -1)
+        rows_of.setdefault(f"{FER2013_SPLITS[split].lower()}_{number}", []).append(row if row != _NO_ROW else -1)
     return rows_of
 
 

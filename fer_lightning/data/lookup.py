@@ -11,7 +11,6 @@ from fer_lightning.data.archives import DAMAGED_MEMBER, Archive, archive_kind
 from fer_lightning.data.classes import ClassSet
 from fer_lightning.data.csvs import Table, peek
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
-from fer_lightning.data.ferplus import is_vote_list
 from fer_lightning.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from fer_lightning.data.layout import Form, Layout
 from fer_lightning.data.reading import read_faces
@@ -27,6 +26,7 @@ from fer_lightning.data.stores import (
     regular_file,
     suffix,
 )
+from fer_lightning.data.votes import is_vote_list
 from fer_lightning.errors import UserError
 from fer_lightning.files import sha256
 
@@ -240,10 +240,11 @@ def _forms(layout: Layout, tables: Mapping[str, Table]) -> list[Form]:
     forms = [Form(paths) for paths in whole if paths]
     if layout.paths:  # before any other CSV, which may be a list of these images
         forms.append(Form(tuple(layout.paths), layout))
-    elif voted := [path for path, table in tables.items() if is_vote_list(table)]:
+    elif voted := sorted(path for path, table in tables.items() if is_vote_list(table.columns)):
         folders = {parent(path) for path in voted}
-        images = (path for path in layout.store.sizes if parent(path) in folders and suffix(path) in IMAGE_SUFFIXES)
-        forms.append(Form((*sorted(voted), *sorted(images)), voted=True))
+        beside = sorted(path for path in layout.store.sizes if parent(path) in folders)
+        if images := [path for path in beside if suffix(path) in IMAGE_SUFFIXES]:
+            forms.append(Form((*voted, *images), voted=True))
     if others := tuple(path for path in faces if not any(path in paths for paths in whole)):
         forms.append(Form(others))
     return forms

@@ -15,13 +15,13 @@ from fer_lightning.data.archives import DAMAGED_MEMBER
 from fer_lightning.data.classes import FOLDERS, LEFT_OUT, ClassSet, class_set
 from fer_lightning.data.csvs import read_csvs
 from fer_lightning.data.faces import FER2013_SPLITS, GENERIC_SPLITS, SIZE, TRAIN, UNNAMED, VAL, Faces, fingerprint
-from fer_lightning.data.ferplus import EMOTIONS as VOTED_EMOTIONS
-from fer_lightning.data.ferplus import parse_votes
 from fer_lightning.data.gathering import Gathered, RowError, format_faults
 from fer_lightning.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, ImageError, decode, is_truncated
 from fer_lightning.data.layout import Form, Layout, Named
 from fer_lightning.data.splits import fer2013_claim, path_claims, usages
 from fer_lightning.data.stores import Store, abbreviate, leaf, parent, suffix
+from fer_lightning.data.votes import EMOTIONS as VOTED_EMOTIONS
+from fer_lightning.data.votes import parse_votes
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
@@ -206,31 +206,35 @@ def _read_voted(store: Store, paths: Sequence[str], into: Gathered) -> tuple[boo
     the whole image and may be missing, and the votes.
     """
     list_of: dict[int, str] = {}
-    unread = {path for path in paths if suffix(path) in IMAGE_SUFFIXES}
+    images = {path for path in paths if suffix(path) in IMAGE_SUFFIXES}
+    listed: set[str] = set()
+    repeated = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damaged metadata, once per image
-        for path in (path for path in paths if path not in unread):
+        for path in (path for path in paths if path not in images):
             usage = _usage_of_list(store, path)
             if (other := list_of.setdefault(usage, path)) != path:
                 raise UserError(f"{store.path} has {other} and {path} for one split. Give the path of one dataset.")
             for line, row in _lines(store, path):
                 image = "/".join(filter(None, (parent(path), row[0].strip())))
+                if image in listed:  # FER+ has two rows for four of its names, and so one image for both
+                    repeated += 1
+                    continue
+                listed.add(image)
                 try:
-                    if image not in unread:
-                        raise RowError(
-                            "missing image", f"{row[0][:40]!r} is not in the same folder, or listed twice"
-                        )
+                    if image not in images:
+                        raise RowError("missing image", f"{row[0][:40]!r} is not in the same folder")
                     votes = _votes(row)
-                    pixels = _decode(store, image, into)
+                    label = VOTED_EMOTIONS[int(np.argmax(votes[: len(VOTED_EMOTIONS)]))]
+                    into.add(image, label, usage, _decode(store, image, into))
+                    into.votes.append(votes)
                 except RowError as error:
                     into.reject(error.kind, f"{path}, line {line}", str(error))
-                    continue
-                unread.remove(image)
-                into.add(
-                    image, VOTED_EMOTIONS[max(range(len(VOTED_EMOTIONS)), key=votes.__getitem__)], usage, pixels
-                )
-                into.votes.append(votes)
-    notes = [f"{len(unread):,} images without a line in label.csv were not read."] if unread else []
+    notes = []
+    if repeated:
+        notes.append(f"{repeated:,} lines of the lists of votes name an image again; the first one was read.")
+    if unlisted := len(images - listed):
+        notes.append(f"{unlisted:,} images that are in no list of votes were not read.")
     return UNNAMED not in list_of, notes
 
 

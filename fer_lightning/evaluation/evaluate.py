@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_average_precision, multiclass_confusion_matrix
 
-from fer_lightning.data.faces import FER2013_SPLITS, TEST, VAL, Faces
+from fer_lightning.data.faces import TEST, VAL, Faces
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.corruptions import CORRUPTIONS, corrupt
 from fer_lightning.evaluation.scores import (
@@ -180,7 +180,10 @@ def _selection_notes(evaluation: Evaluation) -> list[str]:
     selected = [
         name for name in (evaluation.faces.split_names[VAL], evaluation.faces.split_names[TEST]) if name in known
     ]
-    if not selected or evaluation.faces.split_names != FER2013_SPLITS:  # elsewhere the same name is another split
+    if not selected or evaluation.faces.dataset not in (
+        "FER-2013",
+        "FER+",
+    ):  # elsewhere the same name is another split
         return []
     return [f"weights selected on {'+'.join(selected)} have optimistic scores on it"]
 

@@ -132,7 +132,10 @@ def test_settings_of_the_data_source_work_with_and_without_source_in_the_key(key
         "skip_bad": False,
         "exclude": "a.txt",
         "relabel": None,
-        "classes": "fer2013",
+        "labels": "fer2013",
+        "targets": "majority",
+        "ferplus": None,
+        "classes": None,
         "rename": None,
         "seed": 3,
     }
@@ -474,9 +477,9 @@ def test_a_run_with_own_configurations_needs_them_to_be_resumed(own, capsys):
     [
         ("data.classes=folders", "folders", None),
         ("data.classes=[Glück,not sure,3]", ["Glück", "not sure", 3], None),
-        ("data.rename={contempt: null, fear: negative}", "fer2013", {"contempt": None, "fear": "negative"}),
-        ("data.rename.contempt=null", "fer2013", {"contempt": None}),
-        ("+data.source.rename.fear=negative", "fer2013", {"fear": "negative"}),
+        ("data.rename={contempt: null, fear: negative}", None, {"contempt": None, "fear": "negative"}),
+        ("data.rename.contempt=null", None, {"contempt": None}),
+        ("+data.source.rename.fear=negative", None, {"fear": "negative"}),
     ],
 )
 def test_classes_are_set_by_name_list_and_mapping(setting, classes, rename):
@@ -487,7 +490,7 @@ def test_classes_are_set_by_name_list_and_mapping(setting, classes, rename):
 def test_wrong_keys_and_types_of_classes(capsys):
     for setting, message in (
         ("data.clases=folders", "data.clases does not exist. Did you mean data.classes?"),
-        ("data.classes=3", "data.classes=3: expected a string or a list, e.g. data.classes=fer2013."),
+        ("data.classes=3", "data.classes=3: expected a string, a list or null."),
         ("data.renam.fear=sad", "data.renam.fear does not exist."),
     ):
         assert main(lambda cfg, run_dir: None, [setting]) == 1

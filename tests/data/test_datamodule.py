@@ -1,5 +1,7 @@
 """Splits, order and batches, and augmentation of training batches only."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -180,6 +182,19 @@ def test_batches_from_a_resident_dataset_are_the_same(monkeypatch):
     residents = [getattr(some_data(), f"{stage}_dataloader")() for stage in ("train", "val", "test")]
     for loader, resident in zip(loaders, residents, strict=True):
         assert same(batches_of(loader, 1), batches_of(resident, 1))
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_batches_have_the_targets_of_their_images_if_the_data_have_any(resident, monkeypatch):
+    monkeypatch.setattr(hardware, "has_room", lambda device, n_bytes: resident)
+    faces = some_faces((50, 8, 6))
+    targets = np.random.default_rng(0).dirichlet(np.ones(7), len(faces)).astype(np.float32)
+    data = FaceDataModule(replace(faces, targets=targets), NoAugment(), batch_size=7, image_size=48)
+    batches = batches_of(data.train_dataloader(), 1)
+    assert sum(len(batch["targets"]) for batch in batches) == 50
+    for batch in batches:
+        np.testing.assert_array_equal(batch["targets"].numpy(), targets[batch["index"].numpy()])
+    assert "targets" not in next(iter(FaceDataModule(faces, NoAugment()).train_dataloader()))
 
 
 def test_a_dataset_may_take_a_quarter_of_a_gpus_free_memory(monkeypatch):

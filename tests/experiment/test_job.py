@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_fer2013 import fake_faces, write_zip
+from fake_fer2013 import fake_faces, write_ferplus_folders, write_zip
 from faults import results_of, run
 from project import ROOT, SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,6 +23,7 @@ from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.faces import TEST
 from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.data.votes import COLUMNS
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models.checkpoint import read_checkpoint
@@ -503,6 +504,10 @@ def test_every_experiment_runs_on_files_in_the_format_of_fer2013(experiment, tmp
     archive = tmp_path / "fer2013.zip"
     write_zip(archive, fake_faces())
     data = [] if experiment == "demo" else [f"data.path={archive}"]
+    if experiment == "ferplus":
+        faces = fake_faces()
+        votes = [[8 * (name == EMOTIONS[face.label]) for name in COLUMNS] for face in faces]
+        data = [f"data.path={write_ferplus_folders(tmp_path / 'ferplus', faces, votes)}"]
     few = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu"]
     if experiment in ("tiny", "best_cpu_distilled"):  # the teacher has an input of 48 px
         few.append("distill.ckpt=tiny")
@@ -513,6 +518,7 @@ def test_every_experiment_runs_on_files_in_the_format_of_fer2013(experiment, tmp
     assert main(job, [f"experiment={experiment}", "name=a", *data, *few]) == 0
     results = results_of(f"runs/{experiment}/a")
     assert results["status"] == "finished"
+    assert results["labels"] == ("ferplus" if experiment == "ferplus" else "fer2013")
     if experiment == "baseline":
         assert results["split"] == results["val_split"] == "PublicTest+PrivateTest"
         assert np.isfinite(results["loss"])

@@ -1,7 +1,9 @@
 """Networks and the module: metrics computed by hand, the learning rate of each step, and a fit that learns."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,6 +166,26 @@ def test_training_metrics_are_exact(faces):
     assert [n for _, n in record["losses"]] == [32, 32, 6]
     expected = sum(loss * n for loss, n in record["losses"]) / 70
     assert trainer.callback_metrics["loss/train"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_soft_targets_take_the_place_of_labels_in_the_training_loss_only(faces):
+    rng = np.random.default_rng(0)
+    targets = rng.dirichlet(np.ones(7), len(faces)).astype(np.float32)
+    batch_sizes = {"batch_size": 70, "eval_batch_size": 35, "image_size": 48}
+    torch.manual_seed(0)
+    module = classifier(lr=1e-12)
+    weights = {name: value.clone() for name, value in module.net.state_dict().items()}
+    trainer = fit(module, FaceDataModule(replace(faces, targets=targets), NoAugment(), **batch_sizes))
+    net = classifier().net
+    net.load_state_dict(weights)
+    images = torch.from_numpy(faces.images[:70]).unsqueeze(1) / 255 * 2 - 1
+    expected = -(torch.from_numpy(targets[:70]) * net.train()(images).log_softmax(dim=1)).sum(dim=1).mean()
+    assert trainer.callback_metrics["loss/train"].item() == pytest.approx(expected.item(), rel=1e-4)
+    plain = classifier(lr=1e-12)
+    plain.net.load_state_dict(weights)
+    of_labels = fit(plain, FaceDataModule(faces, NoAugment(), **batch_sizes)).callback_metrics
+    assert of_labels["loss/train"] != trainer.callback_metrics["loss/train"]
+    assert of_labels["loss/val"] == trainer.callback_metrics["loss/val"]
 
 
 def test_log_every_n_steps_1_logs_every_step(faces, tmp_path):
