@@ -227,7 +227,8 @@ def restrict(faces: Faces, classes: Sequence[str]) -> Faces:
     ]
     note = f"Images of classes that are not compared were left out: {', '.join(dropped)}."
     notes = (*faces.notes, note) if dropped else faces.notes
-    return select_rows(replace(faces, labels=labels), labels >= 0, classes=tuple(classes), notes=notes)
+    part = replace(faces, labels=labels, whole=faces.whole or faces)
+    return select_rows(part, labels >= 0, classes=tuple(classes), notes=notes)
 
 
 def check_names(names: Sequence[str], where: str) -> None:

@@ -39,6 +39,8 @@ class Faces:
         targets: float32 (N, C), the probability of each class to train on instead of `labels`; None for the labels.
         votes: uint8 (N, 10), what people said about each image; only between reading and load_faces, see
             data.ferplus.
+        whole: the dataset that these images are a part of; None if they are all of it. Copies are searched in it,
+            because a network may have been trained on an image that has no label here.
     """
 
     images: npt.NDArray[np.uint8]
@@ -53,6 +55,7 @@ class Faces:
     notes: tuple[str, ...] = field(default=())
     targets: npt.NDArray[np.float32] | None = None
     votes: npt.NDArray[np.uint8] | None = None
+    whole: "Faces | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,7 +93,16 @@ def select_rows(faces: Faces, keep: npt.NDArray[np.bool_], **changes: Any) -> Fa
     )
 
 
-@lru_cache(maxsize=1)  # requested once for each split of a dataset
+@lru_cache(maxsize=1)  # requested for each split of a dataset
+def rows_of_whole(faces: Faces) -> npt.NDArray[np.int64]:
+    """Return the row of each image in `faces.whole`, int64 (N,)."""
+    if faces.whole is None:
+        return np.arange(len(faces))
+    row_of = {name: row for row, name in enumerate(faces.whole.ids)}
+    return np.array([row_of[name] for name in faces.ids], np.int64)
+
+
+@lru_cache(maxsize=1)  # requested for each split of a dataset
 def pixel_keys(faces: Faces) -> list[bytes]:
     """Return one key per image; equal keys mean equal pixels."""
     return [blake2b(image.tobytes(), digest_size=16).digest() for image in faces.images]

@@ -111,10 +111,12 @@ def _label(faces: Faces, counts: Counts, known: npt.NDArray[np.bool_], classes: 
     note = f"Labels of FER+ (data.targets={targets}) for {keep.sum():,} of {len(faces):,} images{left_out}."
     if not keep.any():
         raise UserError(f"{faces.source}: {note}")
+    official = faces.dataset == "FER-2013"  # otherwise splits are still cut
+    whole = replace(faces, votes=None)
     return select_rows(
-        replace(faces, labels=labels, targets=shares, votes=None),
+        replace(whole, labels=labels, targets=shares, whole=whole if official else None),
         keep,
-        dataset="FER+" if faces.dataset == "FER-2013" else faces.dataset,
+        dataset="FER+" if official else faces.dataset,
         classes=names,
         notes=(*faces.notes, note),
     )

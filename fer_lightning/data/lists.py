@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from fer_lightning.data.classes import class_index
 from fer_lightning.data.faces import Faces, revise, select_rows
@@ -27,11 +28,17 @@ def drop_excluded(faces: Faces, path: Path) -> Faces:
     """
     setting = f"data.exclude={path}"
     excluded = {line.strip() for line in _read_lines(setting, path, "a UTF-8 text file with one image id per line")}
-    _refuse_unknown(setting, excluded, faces.ids)
-    keep = np.array([name not in excluded for name in faces.ids], dtype=bool)
+    _refuse_unknown(setting, excluded, (faces.whole or faces).ids)
+    keep = _not_in(excluded, faces)
     if not keep.any():
         raise UserError(f"{setting} excludes every image. Shorten the list.")
-    return select_rows(faces, keep, notes=(*faces.notes, f"data.exclude dropped {len(excluded):,} images."))
+    whole = faces.whole and select_rows(faces.whole, _not_in(excluded, faces.whole))
+    note = f"data.exclude dropped {len(faces) - keep.sum():,} images."
+    return select_rows(faces, keep, whole=whole, notes=(*faces.notes, note))
+
+
+def _not_in(excluded: set[str], faces: Faces) -> npt.NDArray[np.bool_]:
+    return np.array([name not in excluded for name in faces.ids], dtype=bool)
 
 
 def relabel(faces: Faces, path: Path) -> Faces:
@@ -56,7 +63,7 @@ def relabel(faces: Faces, path: Path) -> Faces:
             raise UserError(
                 f"{setting}: {name[:_MAX_NAME]} is listed as {new[name]} and as {label}. Keep one line."
             )
-    _refuse_unknown(setting, new, faces.ids)
+    _refuse_unknown(setting, new, (faces.whole or faces).ids)
     labels = faces.labels.copy()
     targets = None if faces.targets is None else faces.targets.copy()
     for row, name in enumerate(faces.ids):

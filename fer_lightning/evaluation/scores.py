@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
-from fer_lightning.data.faces import TEST, VAL, Faces, seen_elsewhere
+from fer_lightning.data.faces import TEST, VAL, Faces, rows_of_whole, seen_elsewhere
 from fer_lightning.data.near_copies import copied_elsewhere, near_copies
 from fer_lightning.files import Json
 from fer_lightning.models.tta import log_mean_probabilities
@@ -109,7 +109,7 @@ def select(predictions: Predictions, faces: Faces, usages: Sequence[int]) -> tup
     """Return the logits (n, C), labels (n,) and leak-free mask, bool (n,), of some splits."""
     rows: npt.NDArray[np.int64] = predictions.index.numpy()
     chosen = np.isin(faces.usage[rows], usages)
-    clean = ~seen_elsewhere(faces, usages)[rows[chosen]]
+    clean = ~seen_elsewhere(faces.whole or faces, usages)[rows_of_whole(faces)[rows[chosen]]]
     keep = torch.from_numpy(chosen)
     return predictions.logits[keep], predictions.labels[keep], torch.from_numpy(clean)
 
@@ -118,7 +118,9 @@ def select_strict(predictions: Predictions, faces: Faces, usages: Sequence[int])
     """Return which of the images of `select` have neither an exact nor a near copy in another split: bool (n,)."""
     rows: npt.NDArray[np.int64] = predictions.index.numpy()
     chosen = rows[np.isin(faces.usage[rows], usages)]
-    return torch.from_numpy(~copied_elsewhere(faces, usages, near_copies(faces))[chosen])
+    whole = faces.whole or faces
+    copied = copied_elsewhere(whole, usages, near_copies(whole))
+    return torch.from_numpy(~copied[rows_of_whole(faces)[chosen]])
 
 
 def confident_mistakes(

@@ -13,6 +13,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import torch
 from fake_fer2013 import (
     FakeFace,
     encode,
@@ -25,11 +26,13 @@ from fake_fer2013 import (
 )
 
 from fer_lightning.data import ferplus, votes
+from fer_lightning.data.classes import restrict
 from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, VAL, Faces
 from fer_lightning.data.fer2013 import load_faces, load_held_out
 from fer_lightning.data.votes import COLUMNS, EMOTIONS, Votes, find_votes, majority, read_votes
 from fer_lightning.emotions import EMOTIONS as FER2013
 from fer_lightning.errors import UserError
+from fer_lightning.evaluation.scores import Predictions, score_splits
 
 HEADER = [
     "Usage",
@@ -252,6 +255,44 @@ def test_relabelled_and_excluded_images_have_their_targets(tmp_path: Path) -> No
     assert changed.targets is not None
     assert changed.targets[0].tolist() == [0, 0, 0, 0, 0, 0, 0, 1]
     np.testing.assert_array_equal(changed.targets[1:], faces.targets[2:])
+
+
+def test_lists_of_images_may_name_those_without_a_majority(tmp_path: Path) -> None:
+    counts = [list(row) for row in COUNTS]
+    counts[0] = of_emotions(happy=5, sad=5)
+    write_votes(tmp_path / "fer2013new.csv", vote_rows(counts=counts))
+    path = write_fer2013_csv(tmp_path / "fer2013.csv", FACES)
+    (tmp_path / "exclude.txt").write_text("fer2013.csv:2\nfer2013.csv:3\n")
+    (tmp_path / "labels.csv").write_text("fer2013.csv:2,sad\nfer2013.csv:4,contempt\n")
+    faces = read(path, exclude=tmp_path / "exclude.txt", relabel=tmp_path / "labels.csv")
+    assert faces.ids[0] == "fer2013.csv:4"
+    assert faces.classes[faces.labels[0]] == "contempt"
+    assert "data.exclude dropped 1 images." in faces.notes
+    assert "data.relabel changed 1 of 2 listed labels." in faces.notes
+    (tmp_path / "exclude.txt").write_text("fer2013.csv:99\n")
+    with pytest.raises(UserError, match=r"unknown image ids \(1\):"):
+        read(path, exclude=tmp_path / "exclude.txt")
+
+
+@pytest.mark.parametrize("targets", ["majority", "votes"])
+def test_a_copy_without_a_majority_is_a_leak_too(targets: str, tmp_path: Path) -> None:
+    faces = [*FACES[:-2], replace(FACES[-2], pixels=FACES[0].pixels), replace(FACES[-1], pixels=FACES[1].pixels)]
+    counts = [list(row) for row in COUNTS]
+    counts[0] = of_emotions(unknown=10)
+    write_votes(tmp_path / "fer2013new.csv", vote_rows(counts=counts))
+    path = write_fer2013_csv(tmp_path / "fer2013.csv", faces)
+
+    def leak_free(loaded: Faces) -> tuple[int, int]:
+        rows = torch.from_numpy(np.flatnonzero(loaded.usage != TRAIN))
+        predictions = Predictions(rows, torch.rand(len(rows), 8), torch.from_numpy(loaded.labels)[rows])
+        scores = score_splits(predictions, loaded)["PrivateTest"]
+        return scores["n"], scores["n_leak_free"]
+
+    assert leak_free(read(path, targets=targets)) == (21, 19)
+    seven = restrict(read(path), FER2013)
+    assert leak_free(replace(seven, classes=EMOTIONS))[1] == leak_free(replace(seven, classes=EMOTIONS))[0] - 2
+    (tmp_path / "exclude.txt").write_text("fer2013.csv:2\nfer2013.csv:3\n")
+    assert leak_free(read(path, targets=targets, exclude=tmp_path / "exclude.txt")) == (21, 21)
 
 
 @pytest.mark.parametrize(
