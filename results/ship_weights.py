@@ -21,6 +21,7 @@ from fer_lightning.evaluation.scores import score_classes, score_splits, select
 from fer_lightning.exit import exit_code
 from fer_lightning.files import write_json
 from fer_lightning.inference.classifier import WEIGHTS, Classifier, load_checkpoint
+from fer_lightning.runs.folders import read_results
 
 CARD_TTA = ("none", "mirror", "shifts")  # test-time augmentations that the card has scores for
 
@@ -56,9 +57,9 @@ def ship(run_dir: Path, name: str, faces: Faces) -> dict[str, Any]:
     load_checkpoint(source, "cpu")  # raises a clear error if the checkpoint is invalid
     path = WEIGHTS / f"{name}.pt"
     torch.save(halved(torch.load(source, map_location="cpu", weights_only=True)), path)
-    results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-    kept = ("experiment", "command", "seed", "val_split", "best_epoch", "train_seconds", "hardware", "git_commit")
-    shipped = {key: results[key] for key in kept} | card(load_checkpoint(path, "cpu"), faces)
+    results = {"labels": "fer2013"} | json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    kept = ("experiment", "command", "seed", "labels", "val_split", "best_epoch", "train_seconds", "hardware")
+    shipped = {key: results[key] for key in (*kept, "git_commit")} | card(load_checkpoint(path, "cpu"), faces)
     write_json(path.with_suffix(".json"), shipped)
     return shipped
 
@@ -79,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _ship(args: argparse.Namespace) -> int:
     from fer_lightning.data.fer2013 import load_faces
 
-    shipped = ship(args.run_dir, args.name, load_faces(args.data, download=False))
+    labels = (read_results(args.run_dir) or {}).get("labels", "fer2013")
+    shipped = ship(args.run_dir, args.name, load_faces(args.data, download=False, labels=labels))
     for tta, splits in shipped["tta"].items():
         print(f"tta={tta}: " + ", ".join(f"{split} {scores['accuracy']:.2%}" for split, scores in splits.items()))
     print(", ".join(f"{name} {scores['recall']:.0%}" for name, scores in shipped["per_class"].items()))
