@@ -58,8 +58,11 @@ def ship(run_dir: Path, name: str, faces: Faces) -> dict[str, Any]:
     path = WEIGHTS / f"{name}.pt"
     torch.save(halved(torch.load(source, map_location="cpu", weights_only=True)), path)
     results = {"labels": "fer2013"} | json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-    kept = ("experiment", "command", "seed", "labels", "val_split", "best_epoch", "train_seconds", "hardware")
-    shipped = {key: results[key] for key in (*kept, "git_commit")} | card(load_checkpoint(path, "cpu"), faces)
+    kept = (
+        *("experiment", "command", "seed", "labels", "val_split", "best_epoch"),
+        *("train_seconds", "hardware", "git_commit"),
+    )
+    shipped = {key: results[key] for key in kept} | card(load_checkpoint(path, "cpu"), faces)
     write_json(path.with_suffix(".json"), shipped)
     return shipped
 
