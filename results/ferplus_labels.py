@@ -1,7 +1,7 @@
 """Compare FER-2013's labels and the mistakes of `best` with FER+'s votes, and write ferplus_labels.json.
 
-``python results/ferplus_labels.py`` takes half a minute on 2 cores. The votes are found beside the data, or downloaded
-if they are not there.
+``python results/ferplus_labels.py`` takes half a minute on 2 cores. The votes are found beside the data or
+downloaded.
 """
 
 from pathlib import Path
