@@ -1,6 +1,6 @@
-"""Compare FER-2013's labels and the mistakes of `best` with FER+'s votes; write ferplus_labels.json beside this script.
+"""Compare FER-2013's labels and the mistakes of `best` with FER+'s votes; write ferplus_labels.json.
 
-``python results/ferplus_labels.py`` takes half a minute on 2 cores. The votes lie beside the data or are downloaded.
+``python results/ferplus_labels.py`` takes half a minute on 2 cores. Votes not beside the data are downloaded.
 """
 
 from pathlib import Path
