@@ -3,7 +3,7 @@
 import csv
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -19,27 +19,37 @@ _MAX_NAME = 300  # characters of an id or a label to show or to compare
 _HEADERS = ("label", "new label", "new_label", "emotion", "class")  # of the second column of data.relabel
 
 
-def drop_excluded(faces: Faces, path: Path) -> Faces:
+def drop_excluded(faces: Faces, path: Path, left_out: Collection[str] = ()) -> Faces:
     """Drop the images listed in a text file, one id per line.
+
+    Args:
+        faces: N images.
+        path: the file.
+        left_out: ids of images that data.labels=ferplus left out before; they may be listed.
 
     Raises:
         UserError: the file cannot be read, names unknown images or names all of them.
     """
     setting = f"data.exclude={path}"
     excluded = {line.strip() for line in _read_lines(setting, path, "a UTF-8 text file with one image id per line")}
-    _refuse_unknown(setting, excluded, faces.ids)
+    _refuse_unknown(setting, excluded.difference(left_out), faces.ids)
     keep = np.array([name not in excluded for name in faces.ids], dtype=bool)
     if not keep.any():
         raise UserError(f"{setting} excludes every image. Shorten the list.")
-    return select_rows(faces, keep, notes=(*faces.notes, f"data.exclude dropped {len(excluded):,} images."))
+    return select_rows(faces, keep, notes=(*faces.notes, f"data.exclude dropped {(~keep).sum():,} images."))
 
 
-def relabel(faces: Faces, path: Path) -> Faces:
+def relabel(faces: Faces, path: Path, left_out: Collection[str] = ()) -> Faces:
     """Change the labels of the images listed in a CSV, with an id and the name of a class per line.
+
+    Args:
+        faces: N images.
+        path: the file.
+        left_out: ids of images that data.labels=ferplus left out before.
 
     Raises:
         UserError: the file cannot be read, a line has another form, an image or a class is unknown, or an image has
-            two labels.
+            two labels or was left out.
     """
     setting = f"data.relabel={path}"
     rows = _read_rows(setting, path)
@@ -56,6 +66,11 @@ def relabel(faces: Faces, path: Path) -> Faces:
             raise UserError(
                 f"{setting}: {name[:_MAX_NAME]} is listed as {new[name]} and as {label}. Keep one line."
             )
+    if gone := sorted(new.keys() & set(left_out)):
+        raise UserError(
+            f"{setting}: data.labels=ferplus leaves out {len(gone):,} of the images, which have no label there: "
+            f"{', '.join(name[:_MAX_NAME] for name in gone[:MAX_LISTED])}. Remove their lines."
+        )
     _refuse_unknown(setting, new, faces.ids)
     labels = faces.labels.copy()
     targets = None if faces.targets is None else faces.targets.copy()

@@ -25,7 +25,7 @@ from fake_fer2013 import (
 )
 
 from fer_lightning.data import ferplus, votes
-from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, VAL, Faces
+from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, VAL, Faces, seen_elsewhere
 from fer_lightning.data.fer2013 import load_faces, load_held_out
 from fer_lightning.data.votes import COLUMNS, EMOTIONS, Votes, find_votes, majority, read_votes
 from fer_lightning.emotions import EMOTIONS as FER2013
@@ -77,6 +77,10 @@ def vote_rows(faces: Sequence[FakeFace] = FACES, counts: Sequence[Sequence[int]]
     ]
 
 
+def digest_of_names(rows: Sequence[Sequence[object]]) -> str:
+    return hashlib.sha256("\n".join(str(row[1]) for row in rows).encode()).hexdigest()
+
+
 def of_emotions(**counts: int) -> list[int]:
     return [counts.get(name, 0) for name in COLUMNS]
 
@@ -85,6 +89,7 @@ def of_emotions(**counts: int) -> list[int]:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make FER-2013 as small as FACES, and let no test reach for the network."""
     monkeypatch.setattr(votes, "ROWS", ROWS)
+    monkeypatch.setattr(votes, "NAMES_SHA256", digest_of_names(vote_rows()))
     monkeypatch.setattr(ferplus, "_BLOCK", 14)
 
     def refuse(*_: object, **__: object) -> object:
@@ -203,7 +208,7 @@ def test_targets_are_the_shares_of_the_votes(tmp_path: Path) -> None:
 
 def test_the_targets_belong_to_the_fingerprint(tmp_path: Path) -> None:
     other = [list(row) for row in COUNTS]
-    other[0] = [n + 1 if n > 5 else n for n in other[0]]  # the same majority
+    other[0] = [n - 1 if n > 5 else n for n in other[0]]  # the same majority
     path = write_fer2013_csv(tmp_path / "fer2013.csv", FACES)
     found = {
         read(path, targets="votes", ferplus=write_votes(tmp_path / name, vote_rows(counts=counts))).fingerprint
@@ -234,6 +239,9 @@ def test_classes_are_merged_and_left_out_by_rename(tmp_path: Path) -> None:
     message = error_of(path, classes="fer2013")
     assert "contempt is none of the classes" in message
     assert "data.rename={contempt: null}" in message
+    message = error_of(path, classes=["neutral", "happy", "sad"])
+    assert "surprise, angry, disgust, fear, contempt are none of the classes neutral, happy, sad." in message
+    assert "data.rename={surprise: null, angry: null, disgust: null, fear: null, contempt: null}" in message
     assert read(path, classes="fer2013", rename={"contempt": None}).classes == FER2013
     assert "data.rename: the data have no class 'hapy'. Did you mean happy?" in error_of(
         path, rename={"hapy": None}
@@ -252,6 +260,19 @@ def test_relabelled_and_excluded_images_have_their_targets(tmp_path: Path) -> No
     assert changed.targets is not None
     assert changed.targets[0].tolist() == [0, 0, 0, 0, 0, 0, 0, 1]
     np.testing.assert_array_equal(changed.targets[1:], faces.targets[2:])
+
+
+def test_listed_images_that_are_left_out(tmp_path: Path) -> None:
+    counts = [of_emotions(happy=5, sad=5), *COUNTS[1:]]
+    write_votes(tmp_path / "fer2013new.csv", vote_rows(counts=counts))
+    path = write_fer2013_csv(tmp_path / "fer2013.csv", FACES)
+    first, second = load_faces(path).ids[:2]
+    (tmp_path / "exclude.txt").write_text(f"{first}\n{second}\n")
+    faces = read(path, exclude=tmp_path / "exclude.txt")
+    assert (len(faces), faces.notes[-1]) == (82, "data.exclude dropped 1 images.")
+    (tmp_path / "labels.csv").write_text(f"{first},sad\n{second},sad\n")
+    message = error_of(path, relabel=tmp_path / "labels.csv")
+    assert f"leaves out 1 of the images, which have no label there: {first}. Remove their lines." in message
 
 
 @pytest.mark.parametrize(
@@ -338,6 +359,9 @@ def _damage(change: Callable[[list[list[object]]], object]) -> list[list[object]
         (_damage(lambda rows: rows[3].__setitem__(slice(2, 12), [0] * 10)), "line 5"),
         (_damage(lambda rows: rows[3].__setitem__(0, "train")), "line 5"),
         (_damage(lambda rows: rows[3].clear()), "line 5"),
+        (_damage(lambda rows: rows[3].__setitem__(slice(2, 4), [6, 5])), "line 5"),
+        ([*vote_rows()[1:42], vote_rows()[0], *vote_rows()[42:]], "in another order"),
+        (_damage(lambda rows: rows[3].__setitem__(1, "")), "other names of images"),
         ([], "(0, 0, 0) rows by split"),
     ],
 )
@@ -347,6 +371,27 @@ def test_damaged_votes_are_refused(rows: list[list[object]], words: str, tmp_pat
     assert words in message
     assert "votes.csv" in message
     assert "Download https://" in message
+
+
+def test_paths_that_cannot_be_read_are_a_users_mistake(tmp_path: Path) -> None:
+    path = write_fer2013_csv(tmp_path / "fer2013.csv", FACES)
+    message = error_of(path, ferplus="a" * 300)
+    assert "The votes of FER+ cannot be read" in message
+    assert "Download https://" in message
+
+
+@pytest.mark.usefixtures("kaggle")
+def test_votes_in_the_folder_of_an_archive_are_not_read_as_data(tmp_path: Path) -> None:
+    write_zip(tmp_path / "fer2013.zip", FACES)
+    write_votes(tmp_path / "fer2013new.csv", vote_rows())
+    assert load_faces(tmp_path).dataset == "FER-2013"
+    assert labels_by_pixels(read(tmp_path)) == expected()
+    root = write_ferplus_folders(tmp_path / "FERPlus", FACES, COUNTS, boxes=True)  # as in its repository:
+    for image in root.rglob("*.png"):
+        image.unlink()
+    assert labels_by_pixels(read(tmp_path)) == expected()
+    (tmp_path / "fer2013.zip").unlink()
+    assert "has no images, and no CSV or archive of any; it contains FERPlus/" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"emotion,pixels,Usage\n", b"\xff\xfe\x00", b'"', bytes(100)])
@@ -402,6 +447,23 @@ def test_a_dropped_row_is_no_reason_to_guess(tmp_path: Path) -> None:
 
 
 # Names
+
+
+@pytest.mark.usefixtures("kaggle")
+def test_named_images_of_a_class_that_is_seldom_confirmed(tmp_path: Path) -> None:
+    counts = [list(row) for row in COUNTS]
+    fear = [row for row, face in enumerate(FACES) if face.label == FER2013.index("fear")]
+    for row in fear[len(fear) // 3 :]:
+        counts[row] = of_emotions(surprise=10)
+    faces = [FACES[row] for row in fear]
+    path = write_folder(tmp_path / "a", faces)
+    given = write_votes(tmp_path / "votes.csv", vote_rows(counts=counts))
+    assert labels_by_pixels(read(path, ferplus=given)) == expected([counts[row] for row in fear], faces)
+    for row in fear:
+        counts[row] = of_emotions(surprise=10)
+    assert "their labels were changed" in error_of(
+        path, ferplus=write_votes(tmp_path / "votes.csv", vote_rows(counts=counts))
+    )
 
 
 @pytest.mark.usefixtures("kaggle")
@@ -478,9 +540,10 @@ def test_the_names_of_ferplus_in_class_folders(tmp_path: Path) -> None:
     assert "their labels were changed" in error_of(write_folder(tmp_path / "c", relabelled), ferplus=given)
 
 
-def test_two_rows_of_one_name_mean_the_first(tmp_path: Path) -> None:
+def test_two_rows_of_one_name_mean_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = vote_rows()
     rows[7][1] = rows[1][1]
+    monkeypatch.setattr(votes, "NAMES_SHA256", digest_of_names(rows))
     table = read_votes(write_votes(tmp_path / "votes.csv", rows))
     face = replace(FACES[1], path=f"train/{FER2013[FACES[1].label]}/fer0000001.png")
     faces = load_faces(write_folder(tmp_path / "a", [face]))
@@ -549,6 +612,8 @@ def test_faults_of_own_folders(tmp_path: Path) -> None:
     assert len(faces) == 82
     assert "1 lines of the lists of votes name an image again; the first one was read." in faces.notes
     assert "2 images that are in no list of votes were not read." in faces.notes
+    path.write_text("\n".join(line.replace(".png,", ".png,0,") for line in lines))  # a column too many
+    assert "contains FER2013Train/label.csv, by name a split of a dataset, beside other data" in error_of(root)
     path.write_bytes(b"\n".join(line.encode() for line in lines) + b"\nfer0000001.png,\xff,1,2,3,4,5,6,7,8,9\n")
     assert "FER2013Train/label.csv" in error_of(root)
 
@@ -558,8 +623,35 @@ def test_own_folders_that_name_no_split_or_several(tmp_path: Path) -> None:
     shutil.copytree(root / "FER2013Train", root / "backup" / "train")
     assert "for one split. Give the path of one dataset." in error_of(root)
     shutil.rmtree(root / "backup")
+    train = [root / "FER2013Train" / f"fer000000{number}.png" for number in (0, 1)]
+    for image in train:
+        shutil.copy(image, root)
+    lines = (root / "FER2013Train" / "label.csv").read_text().splitlines()
+    (root / "label.csv").write_text("\n".join(lines[:2]))
+    assert "has label.csv, which no folder gives a split, beside FER2013Test/label.csv" in error_of(root)
+    (root / "label.csv").unlink()
+    note = "2 images in folders without a list of votes were not read: .."
+    assert note in read(root).notes
+    assert note in read(root).notes  # from the cache
     (root / "FER2013Valid" / "label.csv").write_text("")
     assert "FER2013Valid/label.csv" in error_of(root)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", ["label.csv", "fer0000000.png"])
+def test_doubled_names_in_an_archive_are_refused(name: str, tmp_path: Path) -> None:
+    root = write_ferplus_folders(tmp_path / "a", FACES, COUNTS)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in [*sorted(root.rglob("*.*")), root / "FER2013Train" / name]:
+            archive.write(file, file.relative_to(root))
+    assert f"contains FER2013Train/{name} more than once. Keep one of each." in error_of(tmp_path / "a.zip")
+
+
+def test_other_numbers_beside_images_are_no_votes(tmp_path: Path) -> None:
+    root = write_ferplus_folders(
+        tmp_path / "a", FACES, [[69, 109, 106, 113, 77, 142, 73, 152, 10, 154]] * len(FACES)
+    )
+    assert "has images, but none in a folder named after a class" in error_of(root)
 
 
 # Evaluation
@@ -575,11 +667,47 @@ def test_held_out_images_have_the_labels_of_the_majority(tmp_path: Path) -> None
         assert set(faces.classes) == set(EMOTIONS)
 
 
+@pytest.mark.usefixtures("kaggle")
+def test_copies_of_training_images_without_a_label_are_not_unseen(tmp_path: Path) -> None:
+    counts = [list(row) for row in COUNTS]
+    counts[0], counts[1] = of_emotions(happy=5, sad=5), of_emotions(NF=10)
+    counts[ROWS[0]] = of_emotions(unknown=10)
+    faces = list(FACES)
+    faces[-1] = replace(FACES[-1], pixels=FACES[0].pixels, jpeg=FACES[0].jpeg)
+    path = write_zip(tmp_path / "fer2013.zip", faces)
+    given = write_votes(tmp_path / "votes.csv", vote_rows(counts=counts))
+    held_out = load_held_out(path, labels="ferplus", ferplus=given)
+    assert np.bincount(held_out.usage).tolist() == [42, 20, 21]
+    assert int(seen_elsewhere(held_out, (TEST,)).sum()) == 1
+    assert held_out.notes[-1].endswith(" Copies of the 2 in Training do not count as unseen.")
+    trained = read(path, ferplus=given)
+    assert np.bincount(trained.usage).tolist() == [40, 20, 21]
+
+
+@pytest.mark.parametrize("targets", ferplus.TARGETS)
+def test_splits_that_were_cut_for_training_are_found_again(targets: str, tmp_path: Path) -> None:
+    root = write_ferplus_folders(tmp_path / "a", FACES, COUNTS)
+    plain = (root / "FER2013Train").rename(tmp_path / "plain")
+    trained = read(plain, targets=targets)
+    faces = load_held_out(plain, networks=[trained.classes], trained_on=[trained.fingerprint], labels="ferplus")
+    np.testing.assert_array_equal(faces.usage, trained.usage)
+    assert faces.targets is None
+    other = load_held_out(plain, networks=[trained.classes], trained_on=["0"], labels="ferplus")
+    assert set(other.usage.tolist()) == {TEST}
+
+
 # The real ones
+
+_REAL = {name: getattr(votes, name) for name in ("ROWS", "NAMES_SHA256")}
+
+
+def _use_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in _REAL.items():
+        monkeypatch.setattr(votes, name, value)
 
 
 def test_protocol_counts_of_the_real_votes(real_votes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(votes, "ROWS", (28709, 3589, 3589))
+    _use_real(monkeypatch)
     assert hashlib.sha256(real_votes.read_bytes()).hexdigest() == votes.SHA256
     table = read_votes(real_votes)
     top = majority(table.counts)
@@ -590,7 +718,7 @@ def test_protocol_counts_of_the_real_votes(real_votes: Path, monkeypatch: pytest
 def test_protocol_counts_of_the_real_kaggle_zip(
     real_data: str, real_votes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(votes, "ROWS", (28709, 3589, 3589))
+    _use_real(monkeypatch)
     own = load_faces(real_data, download=False)
     rows = ferplus.join(own, table := read_votes(real_votes))
     known = rows >= 0
