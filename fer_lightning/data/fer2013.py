@@ -125,8 +125,8 @@ def load_held_out(
     votes.check_settings(labels, "majority", ferplus)
     if labels == "ferplus":
         known = class_set(class_set_of(networks) if classes is None else classes, rename)
-        faces = _read(path, False, class_set(), skip_bad, cache_dir)
-        faces = votes.label_by_votes(faces, known, "majority", ferplus, False, cache_dir)
+        read = _read(path, False, class_set(), skip_bad, cache_dir)
+        faces = votes.label_by_votes(read, known, "majority", ferplus, False, cache_dir)
     else:
         faces, known = _read_for(networks, path, classes, rename, skip_bad, cache_dir)
     if faces.dataset != "folder":
@@ -135,8 +135,13 @@ def load_held_out(
         cut = cut_missing_splits(faces, 0, known)
     except UserError:  # so no network was trained on these
         cut = None
-    if cut is not None and cut.fingerprint in trained_on:
-        return cut
+    if cut is not None:
+        possible = {cut.fingerprint}
+        if labels == "ferplus":  # data.targets=votes cuts the same images
+            soft = votes.label_by_votes(read, known, "votes", ferplus, False, cache_dir)
+            possible.add(revise(cut, targets=soft.targets).fingerprint)
+        if not possible.isdisjoint(trained_on):
+            return cut
     if not (faces.usage == UNNAMED).all():
         return faces
     usage = np.full_like(faces.usage, TEST)

@@ -297,9 +297,11 @@ def _find_class_folders(store: Store, images: Iterable[str]) -> set[str]:
     inner = {}  # folder -> its parts that name no split
     for folder in {parent(path) for path in images}:
         inner[folder] = [part for part in without_doubles(folder) if not name_claims(part)]
+    if not any(inner.values()):
+        return set()
     levels = zip(*filter(None, inner.values()), strict=False)
     shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
-    above = min(shared, max(map(len, inner.values()), default=0) - 1)
+    above = min(shared, max(map(len, inner.values())) - 1)
     wrong = [
         folder for folder, parts in inner.items() if len(parts) > above + 1 or (len(parts) <= above and folder)
     ]

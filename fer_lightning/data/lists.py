@@ -46,7 +46,7 @@ def relabel(faces: Faces, path: Path) -> Faces:
 
     Raises:
         UserError: the file cannot be read, a line has another form, an image or a class is unknown, or an image has
-            two labels.
+            two labels or was left out.
     """
     setting = f"data.relabel={path}"
     rows = _read_rows(setting, path)
@@ -64,6 +64,11 @@ def relabel(faces: Faces, path: Path) -> Faces:
                 f"{setting}: {name[:_MAX_NAME]} is listed as {new[name]} and as {label}. Keep one line."
             )
     _refuse_unknown(setting, new, (faces.whole or faces).ids)
+    if gone := sorted(set(new).difference(faces.ids)):
+        raise UserError(
+            f"{setting}: {len(gone):,} of the images have no label of FER+ and are left out: "
+            f"{', '.join(name[:_MAX_NAME] for name in gone[:MAX_LISTED])}. Remove their lines."
+        )
     labels = faces.labels.copy()
     targets = None if faces.targets is None else faces.targets.copy()
     for row, name in enumerate(faces.ids):

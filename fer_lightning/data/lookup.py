@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 from fer_lightning.data.archives import DAMAGED_MEMBER, Archive, archive_kind
@@ -26,7 +27,7 @@ from fer_lightning.data.stores import (
     regular_file,
     suffix,
 )
-from fer_lightning.data.votes import is_vote_list
+from fer_lightning.data.votes import has_votes, is_vote_list
 from fer_lightning.errors import UserError
 from fer_lightning.files import sha256
 
@@ -223,12 +224,13 @@ def _choose_form(store: Store, classes: ClassSet) -> Form | None:
     csvs = _csvs(store, _CSV_SUFFIXES) or ([] if has_images else _csvs(store, ("",)))
     tables = {path: table for path in csvs if (table := peek(store, path))}
     forms = _forms(layout, tables)
-    if not forms and csvs and not has_images and suffix(csvs[0]):  # reading it tells what is wrong
-        forms.append(Form((csvs[0],)))
+    if not forms and not has_images:  # reading a CSV tells what is wrong, but the votes of FER+ are no data
+        tried = (path for path in csvs if suffix(path) and not (path in tables and _is_votes(tables[path])))
+        forms += [Form((path,)) for path in islice(tried, 1)]
     if not forms:
         return None
     _check_left_out(store, forms[0], tables)
-    return replace(forms[0], notes=_notes(forms))
+    return replace(forms[0], notes=(*forms[0].notes, *_notes(forms)))
 
 
 def _forms(layout: Layout, tables: Mapping[str, Table]) -> list[Form]:
@@ -240,14 +242,31 @@ def _forms(layout: Layout, tables: Mapping[str, Table]) -> list[Form]:
     forms = [Form(paths) for paths in whole if paths]
     if layout.paths:  # before any other CSV, which may be a list of these images
         forms.append(Form(tuple(layout.paths), layout))
-    elif voted := sorted(path for path, table in tables.items() if is_vote_list(table.columns)):
-        folders = {parent(path) for path in voted}
-        beside = sorted(path for path in layout.store.sizes if parent(path) in folders)
-        if images := [path for path in beside if suffix(path) in IMAGE_SUFFIXES]:
-            forms.append(Form((*voted, *images), voted=True))
+    elif voted := _voted_form(layout.store, tables):
+        forms.append(voted)
     if others := tuple(path for path in faces if not any(path in paths for paths in whole)):
         forms.append(Form(others))
     return forms
+
+
+def _voted_form(store: Store, tables: Mapping[str, Table]) -> Form | None:
+    """Return FER+'s lists of votes with the images in the same folders, or None if there are none."""
+    voted = sorted(path for path, table in tables.items() if is_vote_list(table.columns))
+    folders = {parent(path) for path in voted}
+    images = sorted(path for path in store.sizes if suffix(path) in IMAGE_SUFFIXES)
+    listed = [path for path in images if parent(path) in folders]
+    if not listed:
+        return None
+    elsewhere = sorted(set(map(parent, images)) - folders)
+    note = (
+        f"{len(images) - len(listed):,} images in folders without a list of votes were not read: "
+        f"{abbreviate(folder or '.' for folder in elsewhere)}."
+    )
+    return Form((*voted, *listed), notes=(note,) if elsewhere else (), voted=True)
+
+
+def _is_votes(table: Table) -> bool:
+    return has_votes(table.columns) or is_vote_list(table.columns)
 
 
 def _check_left_out(store: Store, form: Form, tables: Mapping[str, Table]) -> None:
@@ -280,12 +299,16 @@ def _notes(forms: Sequence[Form]) -> tuple[str, ...]:
     notes = []
     layout = forms[0].layout
     if len(forms) > 1:
-        first, *rest = ("class folders" if form.layout else abbreviate(form.paths) for form in forms)
+        first, *rest = map(_describe_form, forms)
         were = "were" if layout or len(forms[0].paths) > 1 else "was"
         notes.append(f"Found {first}, {', '.join(rest)}; only {first} {were} read.")
     if layout and layout.ignored:
         notes.append(f"Ignored files that are not images in class folders: {abbreviate(layout.ignored, 3)}.")
     return tuple(notes)
+
+
+def _describe_form(form: Form) -> str:
+    return "class folders" if form.layout else "FER+'s folders" if form.voted else abbreviate(form.paths)
 
 
 def _csvs(store: Store, suffixes: Sequence[str]) -> list[str]:
@@ -310,4 +333,4 @@ def _describe_contents(store: Store, classes: ClassSet) -> str:
         return f"has images, but none in a folder {known}; they are in {abbreviate(folders)}.{remedy}"
     if any(_is_archive(store, path) for path in store.sizes):  # in an archive: a folder's would have been read
         return "contains nested archives, which are not opened. Extract it and give the folder."
-    return f"has no images, CSV or archive; it contains {abbreviate(sorted(store.sizes))}."
+    return f"has no images, and no CSV or archive of any; it contains {abbreviate(sorted(store.sizes))}."

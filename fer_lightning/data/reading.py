@@ -4,7 +4,7 @@ import csv
 import io
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from fer_lightning.data.layout import Form, Layout, Named
 from fer_lightning.data.splits import fer2013_claim, path_claims, usages
 from fer_lightning.data.stores import Store, abbreviate, leaf, parent, suffix
 from fer_lightning.data.votes import EMOTIONS as VOTED_EMOTIONS
-from fer_lightning.data.votes import parse_votes
+from fer_lightning.data.votes import parse_line
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 
@@ -205,26 +205,25 @@ def _read_voted(store: Store, paths: Sequence[str], into: Gathered) -> tuple[boo
     A line of ``FER2013Train/label.csv`` is the name of an image in the same folder, a box around the face, which is
     the whole image and may be missing, and the votes.
     """
-    list_of: dict[int, str] = {}
+    if doubled := sorted(set(store.repeated).intersection(paths)):
+        raise UserError(f"{store.path} contains {abbreviate(doubled)} more than once. Keep one of each.")
     images = {path for path in paths if suffix(path) in IMAGE_SUFFIXES}
+    list_of = _lists_by_split(store, [path for path in paths if path not in images])
     listed: set[str] = set()
     repeated = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damaged metadata, once per image
-        for path in (path for path in paths if path not in images):
-            usage = _usage_of_list(store, path)
-            if (other := list_of.setdefault(usage, path)) != path:
-                raise UserError(f"{store.path} has {other} and {path} for one split. Give the path of one dataset.")
+        for usage, path in list_of.items():
             for line, row in _lines(store, path):
-                image = "/".join(filter(None, (parent(path), row[0].strip())))
-                if image in listed:  # FER+ has two rows for four of its names, and so one image for both
-                    repeated += 1
-                    continue
-                listed.add(image)
                 try:
+                    name, votes = _votes(row)
+                    image = "/".join(filter(None, (parent(path), name)))
+                    if image in listed:  # FER+ has two rows for four of its names, and so one image for both
+                        repeated += 1
+                        continue
+                    listed.add(image)
                     if image not in images:
-                        raise RowError("missing image", f"{row[0][:40]!r} is not in the same folder")
-                    votes = _votes(row)
+                        raise RowError("missing image", f"{name[:40]!r} is not in the same folder")
                     label = VOTED_EMOTIONS[int(np.argmax(votes[: len(VOTED_EMOTIONS)]))]
                     into.add(image, label, usage, _decode(store, image, into))
                     into.votes.append(votes)
@@ -236,6 +235,21 @@ def _read_voted(store: Store, paths: Sequence[str], into: Gathered) -> tuple[boo
     if unlisted := len(images - listed):
         notes.append(f"{unlisted:,} images that are in no list of votes were not read.")
     return UNNAMED not in list_of, notes
+
+
+def _lists_by_split(store: Store, paths: Iterable[str]) -> dict[int, str]:
+    """Return the list of votes of each split, which is UNNAMED if there is only one."""
+    list_of: dict[int, str] = {}
+    for path in paths:
+        if (other := list_of.setdefault(_usage_of_list(store, path), path)) != path:
+            raise UserError(f"{store.path} has {other} and {path} for one split. Give the path of one dataset.")
+    if UNNAMED in list_of and len(list_of) > 1:
+        named = [path for usage, path in list_of.items() if usage != UNNAMED]
+        raise UserError(
+            f"{store.path} has {list_of[UNNAMED]}, which no folder gives a split, beside {abbreviate(named)}. "
+            "Give the path of one dataset."
+        )
+    return list_of
 
 
 def _usage_of_list(store: Store, path: str) -> int:
@@ -258,9 +272,9 @@ def _lines(store: Store, path: str) -> list[tuple[int, list[str]]]:
         raise UserError(f"{path} in {store.path} cannot be read ({error}). Download it again.") from error
 
 
-def _votes(row: Sequence[str]) -> list[int]:
+def _votes(row: Sequence[str]) -> tuple[str, list[int]]:
     try:
-        return parse_votes(row[2:] if len(row) == 12 else row[1:])
+        return parse_line(row)
     except ValueError:
         raise RowError(
             "malformed row", f"expected a name, a box and ten votes, got {','.join(row)[:60]!r}"

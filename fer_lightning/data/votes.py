@@ -32,7 +32,9 @@ SHA256 = "9206e20d62f56475939f516847d61753e4860caeac9718b560129541b776fc2c"
 
 EMOTIONS = PUBLISHED["ferplus"][0]
 COLUMNS = (*EMOTIONS, "unknown", "NF")  # what people could vote for; NF means that there is no face
+PEOPLE = 10  # who voted on each image
 ROWS = (28709, 3589, 3589)  # rows of fer2013.csv, and so of the votes, by split
+NAMES_SHA256 = "6215afa5820d2f17dc20f0465ada3dbefa38ef127ce083d6a615402e9643f89b"  # of the images, in their order
 
 Counts = npt.NDArray[np.uint8]  # (N, 10), the number of votes for each of COLUMNS
 
@@ -83,6 +85,29 @@ def find_votes(path: str | Path | None, data: Path, download: bool, cache_dir: s
     Raises:
         UserError: nothing is found, or the download failed or is not the published file.
     """
+    cached = (cache.default_dir() if cache_dir is None else Path(cache_dir)) / FILE
+    try:
+        if (found := _find_file(path, data, cached)) is not None:
+            return found
+    except OSError as error:  # a name that is too long, or no permission
+        raise UserError(f"The votes of FER+ cannot be read ({error}).\n{_REMEDIES}") from error
+    if not download:
+        raise UserError(f"The votes of FER+ were not found, and are not downloaded here.\n{_REMEDIES}")
+    content = _download()
+    try:
+        write_atomically(cached, content)
+    except OSError as error:
+        raise UserError(f"{cached} cannot be written ({error}).\n{_REMEDIES}") from error
+    return cached
+
+
+def _find_file(path: str | Path | None, data: Path, cached: Path) -> Path | None:
+    """Return the votes as given, beside the data, or downloaded before; None if they are in none of these places.
+
+    Raises:
+        UserError: the given path does not exist.
+        OSError: a path is too long, or may not be read.
+    """
     if path is not None:
         given = Path(os.path.expanduser(path))
         given = given / FILE if given.is_dir() else given
@@ -93,17 +118,7 @@ def find_votes(path: str | Path | None, data: Path, download: bool, cache_dir: s
         for clone in ("", "ferplus", "FERPlus"):
             if (beside := folder / clone / FILE).is_file():
                 return beside
-    cached = (cache.default_dir() if cache_dir is None else Path(cache_dir)) / FILE
-    if cached.is_file() and sha256(cached) == SHA256:
-        return cached
-    if not download:
-        raise UserError(f"The votes of FER+ were not found, and are not downloaded here.\n{_REMEDIES}")
-    content = _download()
-    try:
-        write_atomically(cached, content)
-    except OSError as error:
-        raise UserError(f"{cached} cannot be written ({error}).\n{_REMEDIES}") from error
-    return cached
+    return cached if cached.is_file() and sha256(cached) == SHA256 else None
 
 
 _REMEDIES = (
@@ -129,15 +144,14 @@ def read_votes(path: Path) -> Votes:
     """Read fer2013new.csv.
 
     Raises:
-        UserError: it cannot be read, or is not the published table: another header, number of rows, or votes.
+        UserError: it cannot be read, or is not the published table: another header, other rows, or no votes.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8
         raise UserError(f"{path} cannot be read ({error}).\n{_REMEDIES}") from error
-    expected = ("usage", "image name", *map(str.lower, COLUMNS))
-    if tuple(canonical(name) for name in header) != expected:
+    if not has_votes(header):
         raise UserError(f"{path} has other columns than FER+ ({', '.join(header)[:200]}).\n{_REMEDIES}")
     split_of = {name: split for split, name in enumerate(FER2013_SPLITS)}
     counts, usage = np.zeros((len(rows), len(COLUMNS)), np.uint8), np.zeros(len(rows), np.uint8)
@@ -152,22 +166,41 @@ def read_votes(path: Path) -> Votes:
             ) from error
     if (found := tuple(np.bincount(usage, minlength=3).tolist())) != ROWS:
         raise UserError(f"{path} has {found} rows by split, FER-2013 has {ROWS}.\n{_REMEDIES}")
-    return Votes(counts, usage, [row[1] for row in rows])
+    names = [row[1] for row in rows]
+    if hashlib.sha256("\n".join(names).encode()).hexdigest() != NAMES_SHA256:
+        raise UserError(f"{path} has other names of images than FER+, or in another order.\n{_REMEDIES}")
+    return Votes(counts, usage, names)
 
 
 def parse_votes(texts: Sequence[str]) -> list[int]:
-    """Return the votes for each of COLUMNS; raise ValueError unless these are 10 numbers, one of them above 0."""
+    """Return the votes for each of COLUMNS; raise ValueError unless these are numbers of at most ten votes."""
     counts = [int(text) for text in texts]
-    if len(counts) != len(COLUMNS) or not all(0 <= count <= 255 for count in counts) or not any(counts):
+    if len(counts) != len(COLUMNS) or min(counts) < 0 or not 0 < sum(counts) <= PEOPLE:
         raise ValueError
     return counts
 
 
+def parse_line(row: Sequence[str]) -> tuple[str, list[int]]:
+    """Return the image and its votes in a line of FER+'s own lists: a name, perhaps a box "(0, 0, 48, 48)", votes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    names, numbers = [text.strip() for text in row[: -len(COLUMNS)]], row[-len(COLUMNS) :]
+    if len(names) not in (1, 2) or not all(box.startswith("(") for box in names[1:]):
+        raise ValueError
+    return names[0], parse_votes(numbers)
+
+
 def is_vote_list(row: Sequence[str]) -> bool:
-    """Return whether a row is from FER+'s own lists, which have no header: an image, perhaps a box, and votes."""
-    names, numbers = row[:-10], row[-10:]
+    """Return whether a row is from FER+'s own lists, which have no header."""
     try:
-        parse_votes(numbers)
+        name, _ = parse_line(row)
     except ValueError:
         return False
-    return len(names) in (1, 2) and suffix(names[0]) in IMAGE_SUFFIXES
+    return suffix(name) in IMAGE_SUFFIXES
+
+
+def has_votes(header: Sequence[str]) -> bool:
+    """Return whether the columns are those of fer2013new.csv."""
+    return tuple(map(canonical, header)) == ("usage", "image name", *map(str.lower, COLUMNS))

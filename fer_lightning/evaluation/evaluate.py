@@ -180,10 +180,8 @@ def _selection_notes(evaluation: Evaluation) -> list[str]:
     selected = [
         name for name in (evaluation.faces.split_names[VAL], evaluation.faces.split_names[TEST]) if name in known
     ]
-    if not selected or evaluation.faces.dataset not in (
-        "FER-2013",
-        "FER+",
-    ):  # elsewhere the same name is another split
+    # In another dataset, the same name is another split.
+    if not selected or evaluation.faces.dataset not in ("FER-2013", "FER+"):
         return []
     return [f"weights selected on {'+'.join(selected)} have optimistic scores on it"]
 

@@ -158,6 +158,10 @@ def test_every_name_is_a_class_with_folders(tmp_path: Path) -> None:
     assert faces.classes == names
     assert classes_by_number(faces) == [name for name in names for _ in range(3)]
     assert "is not beside the other folders with images" in error_of(folder, classes="folders")
+    alone = write_folders(tmp_path / "no_classes", ["train", "test"])
+    assert "has images, but none in a folder of its own; they are in test, train." in error_of(
+        alone, classes="folders"
+    )
     (folder / "x/poster.png").unlink()
     assert read(folder, classes="folders").classes == names
     labels = ["b", "a", "nan", "10", "2", "a"]

@@ -691,7 +691,7 @@ def test_folder_with_no_images_at_all(tmp_path: Path) -> None:
     (tmp_path / "a" / "happy").mkdir(parents=True)
     assert "is empty" in error_of(tmp_path / "a")
     (tmp_path / "a" / "notes.txt").write_text("x")
-    assert "has no images, CSV or archive; it contains notes.txt." in error_of(tmp_path / "a")
+    assert "has no images, and no CSV or archive of any; it contains notes.txt." in error_of(tmp_path / "a")
 
 
 def test_link_to_a_folder_above_is_ignored(tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ def vote_rows(faces: Sequence[FakeFace] = FACES, counts: Sequence[Sequence[int]]
     ]
 
 
+def digest_of_names(rows: Sequence[Sequence[object]]) -> str:
+    return hashlib.sha256("\n".join(str(row[1]) for row in rows).encode()).hexdigest()
+
+
 def of_emotions(**counts: int) -> list[int]:
     return [counts.get(name, 0) for name in COLUMNS]
 
@@ -88,6 +92,7 @@ def of_emotions(**counts: int) -> list[int]:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make FER-2013 as small as FACES, and let no test reach for the network."""
     monkeypatch.setattr(votes, "ROWS", ROWS)
+    monkeypatch.setattr(votes, "NAMES_SHA256", digest_of_names(vote_rows()))
     monkeypatch.setattr(ferplus, "_BLOCK", 14)
 
     def refuse(*_: object, **__: object) -> object:
@@ -206,7 +211,7 @@ def test_targets_are_the_shares_of_the_votes(tmp_path: Path) -> None:
 
 def test_the_targets_belong_to_the_fingerprint(tmp_path: Path) -> None:
     other = [list(row) for row in COUNTS]
-    other[0] = [n + 1 if n > 5 else n for n in other[0]]  # the same majority
+    other[0] = [n - 1 if n > 5 else n for n in other[0]]  # the same majority
     path = write_fer2013_csv(tmp_path / "fer2013.csv", FACES)
     found = {
         read(path, targets="votes", ferplus=write_votes(tmp_path / name, vote_rows(counts=counts))).fingerprint
@@ -237,6 +242,9 @@ def test_classes_are_merged_and_left_out_by_rename(tmp_path: Path) -> None:
     message = error_of(path, classes="fer2013")
     assert "contempt is none of the classes" in message
     assert "data.rename={contempt: null}" in message
+    message = error_of(path, classes=["neutral", "happy", "sad"])
+    assert "surprise, angry, disgust, fear, contempt are none of the classes neutral, happy, sad." in message
+    assert "data.rename={surprise: null, angry: null, disgust: null, fear: null, contempt: null}" in message
     assert read(path, classes="fer2013", rename={"contempt": None}).classes == FER2013
     assert "data.rename: the data have no class 'hapy'. Did you mean happy?" in error_of(
         path, rename={"hapy": None}
@@ -263,12 +271,12 @@ def test_lists_of_images_may_name_those_without_a_majority(tmp_path: Path) -> No
     write_votes(tmp_path / "fer2013new.csv", vote_rows(counts=counts))
     path = write_fer2013_csv(tmp_path / "fer2013.csv", FACES)
     (tmp_path / "exclude.txt").write_text("fer2013.csv:2\nfer2013.csv:3\n")
-    (tmp_path / "labels.csv").write_text("fer2013.csv:2,sad\nfer2013.csv:4,contempt\n")
-    faces = read(path, exclude=tmp_path / "exclude.txt", relabel=tmp_path / "labels.csv")
+    faces = read(path, exclude=tmp_path / "exclude.txt")
     assert faces.ids[0] == "fer2013.csv:4"
-    assert faces.classes[faces.labels[0]] == "contempt"
-    assert "data.exclude dropped 1 images." in faces.notes
-    assert "data.relabel changed 1 of 2 listed labels." in faces.notes
+    assert faces.notes[-1] == "data.exclude dropped 1 images."
+    (tmp_path / "labels.csv").write_text("fer2013.csv:2,sad\nfer2013.csv:4,contempt\n")
+    message = error_of(path, relabel=tmp_path / "labels.csv")
+    assert "1 of the images have no label of FER+ and are left out: fer2013.csv:2. Remove their lines." in message
     (tmp_path / "exclude.txt").write_text("fer2013.csv:99\n")
     with pytest.raises(UserError, match=r"unknown image ids \(1\):"):
         read(path, exclude=tmp_path / "exclude.txt")
@@ -379,6 +387,9 @@ def _damage(change: Callable[[list[list[object]]], object]) -> list[list[object]
         (_damage(lambda rows: rows[3].__setitem__(slice(2, 12), [0] * 10)), "line 5"),
         (_damage(lambda rows: rows[3].__setitem__(0, "train")), "line 5"),
         (_damage(lambda rows: rows[3].clear()), "line 5"),
+        (_damage(lambda rows: rows[3].__setitem__(slice(2, 4), [6, 5])), "line 5"),
+        ([*vote_rows()[1:42], vote_rows()[0], *vote_rows()[42:]], "in another order"),
+        (_damage(lambda rows: rows[3].__setitem__(1, "")), "other names of images"),
         ([], "(0, 0, 0) rows by split"),
     ],
 )
@@ -388,6 +399,27 @@ def test_damaged_votes_are_refused(rows: list[list[object]], words: str, tmp_pat
     assert words in message
     assert "votes.csv" in message
     assert "Download https://" in message
+
+
+def test_paths_that_cannot_be_read_are_a_users_mistake(tmp_path: Path) -> None:
+    path = write_fer2013_csv(tmp_path / "fer2013.csv", FACES)
+    message = error_of(path, ferplus="a" * 300)
+    assert "The votes of FER+ cannot be read" in message
+    assert "Download https://" in message
+
+
+@pytest.mark.usefixtures("kaggle")
+def test_votes_in_the_folder_of_an_archive_are_not_read_as_data(tmp_path: Path) -> None:
+    write_zip(tmp_path / "fer2013.zip", FACES)
+    write_votes(tmp_path / "fer2013new.csv", vote_rows())
+    assert load_faces(tmp_path).dataset == "FER-2013"
+    assert labels_by_pixels(read(tmp_path)) == expected()
+    root = write_ferplus_folders(tmp_path / "FERPlus", FACES, COUNTS, boxes=True)  # as in its repository:
+    for image in root.rglob("*.png"):
+        image.unlink()
+    assert labels_by_pixels(read(tmp_path)) == expected()
+    (tmp_path / "fer2013.zip").unlink()
+    assert "has no images, and no CSV or archive of any; it contains FERPlus/" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"emotion,pixels,Usage\n", b"\xff\xfe\x00", b'"', bytes(100)])
@@ -443,6 +475,23 @@ def test_a_dropped_row_is_no_reason_to_guess(tmp_path: Path) -> None:
 
 
 # Names
+
+
+@pytest.mark.usefixtures("kaggle")
+def test_named_images_of_a_class_that_is_seldom_confirmed(tmp_path: Path) -> None:
+    counts = [list(row) for row in COUNTS]
+    fear = [row for row, face in enumerate(FACES) if face.label == FER2013.index("fear")]
+    for row in fear[len(fear) // 3 :]:
+        counts[row] = of_emotions(surprise=10)
+    faces = [FACES[row] for row in fear]
+    path = write_folder(tmp_path / "a", faces)
+    given = write_votes(tmp_path / "votes.csv", vote_rows(counts=counts))
+    assert labels_by_pixels(read(path, ferplus=given)) == expected([counts[row] for row in fear], faces)
+    for row in fear:
+        counts[row] = of_emotions(surprise=10)
+    assert "their labels were changed" in error_of(
+        path, ferplus=write_votes(tmp_path / "votes.csv", vote_rows(counts=counts))
+    )
 
 
 @pytest.mark.usefixtures("kaggle")
@@ -519,9 +568,10 @@ def test_the_names_of_ferplus_in_class_folders(tmp_path: Path) -> None:
     assert "their labels were changed" in error_of(write_folder(tmp_path / "c", relabelled), ferplus=given)
 
 
-def test_two_rows_of_one_name_mean_the_first(tmp_path: Path) -> None:
+def test_two_rows_of_one_name_mean_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = vote_rows()
     rows[7][1] = rows[1][1]
+    monkeypatch.setattr(votes, "NAMES_SHA256", digest_of_names(rows))
     table = read_votes(write_votes(tmp_path / "votes.csv", rows))
     face = replace(FACES[1], path=f"train/{FER2013[FACES[1].label]}/fer0000001.png")
     faces = load_faces(write_folder(tmp_path / "a", [face]))
@@ -590,6 +640,8 @@ def test_faults_of_own_folders(tmp_path: Path) -> None:
     assert len(faces) == 82
     assert "1 lines of the lists of votes name an image again; the first one was read." in faces.notes
     assert "2 images that are in no list of votes were not read." in faces.notes
+    path.write_text("\n".join(line.replace(".png,", ".png,0,") for line in lines))  # a column too many
+    assert "contains FER2013Train/label.csv, by name a split of a dataset, beside other data" in error_of(root)
     path.write_bytes(b"\n".join(line.encode() for line in lines) + b"\nfer0000001.png,\xff,1,2,3,4,5,6,7,8,9\n")
     assert "FER2013Train/label.csv" in error_of(root)
 
@@ -599,8 +651,35 @@ def test_own_folders_that_name_no_split_or_several(tmp_path: Path) -> None:
     shutil.copytree(root / "FER2013Train", root / "backup" / "train")
     assert "for one split. Give the path of one dataset." in error_of(root)
     shutil.rmtree(root / "backup")
+    train = [root / "FER2013Train" / f"fer000000{number}.png" for number in (0, 1)]
+    for image in train:
+        shutil.copy(image, root)
+    lines = (root / "FER2013Train" / "label.csv").read_text().splitlines()
+    (root / "label.csv").write_text("\n".join(lines[:2]))
+    assert "has label.csv, which no folder gives a split, beside FER2013Test/label.csv" in error_of(root)
+    (root / "label.csv").unlink()
+    note = "2 images in folders without a list of votes were not read: .."
+    assert note in read(root).notes
+    assert note in read(root).notes  # from the cache
     (root / "FER2013Valid" / "label.csv").write_text("")
     assert "FER2013Valid/label.csv" in error_of(root)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", ["label.csv", "fer0000000.png"])
+def test_doubled_names_in_an_archive_are_refused(name: str, tmp_path: Path) -> None:
+    root = write_ferplus_folders(tmp_path / "a", FACES, COUNTS)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in [*sorted(root.rglob("*.*")), root / "FER2013Train" / name]:
+            archive.write(file, file.relative_to(root))
+    assert f"contains FER2013Train/{name} more than once. Keep one of each." in error_of(tmp_path / "a.zip")
+
+
+def test_other_numbers_beside_images_are_no_votes(tmp_path: Path) -> None:
+    root = write_ferplus_folders(
+        tmp_path / "a", FACES, [[69, 109, 106, 113, 77, 142, 73, 152, 10, 154]] * len(FACES)
+    )
+    assert "has images, but none in a folder named after a class" in error_of(root)
 
 
 # Evaluation
@@ -616,11 +695,30 @@ def test_held_out_images_have_the_labels_of_the_majority(tmp_path: Path) -> None
         assert set(faces.classes) == set(EMOTIONS)
 
 
+@pytest.mark.parametrize("targets", ferplus.TARGETS)
+def test_splits_that_were_cut_for_training_are_found_again(targets: str, tmp_path: Path) -> None:
+    root = write_ferplus_folders(tmp_path / "a", FACES, COUNTS)
+    plain = (root / "FER2013Train").rename(tmp_path / "plain")
+    trained = read(plain, targets=targets)
+    faces = load_held_out(plain, networks=[trained.classes], trained_on=[trained.fingerprint], labels="ferplus")
+    np.testing.assert_array_equal(faces.usage, trained.usage)
+    assert faces.targets is None
+    other = load_held_out(plain, networks=[trained.classes], trained_on=["0"], labels="ferplus")
+    assert set(other.usage.tolist()) == {TEST}
+
+
 # The real ones
+
+_REAL = {name: getattr(votes, name) for name in ("ROWS", "NAMES_SHA256")}
+
+
+def _use_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in _REAL.items():
+        monkeypatch.setattr(votes, name, value)
 
 
 def test_protocol_counts_of_the_real_votes(real_votes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(votes, "ROWS", (28709, 3589, 3589))
+    _use_real(monkeypatch)
     assert hashlib.sha256(real_votes.read_bytes()).hexdigest() == votes.SHA256
     table = read_votes(real_votes)
     top = majority(table.counts)
@@ -631,7 +729,7 @@ def test_protocol_counts_of_the_real_votes(real_votes: Path, monkeypatch: pytest
 def test_protocol_counts_of_the_real_kaggle_zip(
     real_data: str, real_votes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(votes, "ROWS", (28709, 3589, 3589))
+    _use_real(monkeypatch)
     own = load_faces(real_data, download=False)
     rows = ferplus.join(own, table := read_votes(real_votes))
     known = rows >= 0
