@@ -49,7 +49,7 @@ def count_rows(faces: Faces) -> list[tuple[str, list[int]]]:
 def compare_counts(faces: Faces) -> str:
     """Return a sentence that compares the counts with the published ones."""
     if faces.dataset != "FER-2013" or faces.classes != EMOTIONS:
-        return "Not the FER-2013 splits: no published counts to compare with."
+        return "These labels, classes or splits have no published counts to compare with."
     if (count_classes(faces) == [PUBLISHED_COUNTS[name] for name in faces.split_names]).all():
         return "The counts match the published ones."
     return "The counts differ from the published ones: see the notes."

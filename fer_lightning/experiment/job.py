@@ -105,7 +105,7 @@ def build_data(cfg: Settings, plan: Plan) -> list[FaceDataModule]:
     if plan.resumed and plan.resumed.data_fingerprint not in (None, faces.fingerprint):
         raise UserError(
             f"resume: this run was trained on different data than {faces.source}, or an older version cut its "
-            "splits differently. Set data.path to the original."
+            "splits differently. Set data.path and the other data settings as they were."
         )
     augment = build(cfg.augment)
     inputs = [input_settings(checkpoint) for checkpoint in plan.tested] or [{}]

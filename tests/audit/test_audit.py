@@ -385,7 +385,7 @@ def test_other_datasets_keep_their_split_names() -> None:
     faces = faces_of(DRAWN[[0, 0]], usage=[TRAIN, VAL])
     generic = audit(replace(faces, dataset="folder", split_names=GENERIC_SPLITS))
     assert rows_of(generic) == {"copies": [1], "validation_in_train": [1]}
-    assert "no published counts to compare with" in format_audit(generic)
+    assert "These labels, classes or splits have no published counts to compare with." in format_audit(generic)
     assert to_json(generic)["published_counts"] is None
 
 

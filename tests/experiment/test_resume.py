@@ -197,4 +197,6 @@ def test_a_finished_run_that_is_extended_and_killed_is_interrupted():
 def test_a_run_cannot_be_resumed_with_other_data(trained, capsys):
     trained()
     resume("runs/default/a", "trainer.max_epochs=2", "data.n_train=105", code=1)
-    assert "resume: this run was trained on different data than" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "resume: this run was trained on different data than" in message
+    assert "Set data.path and the other data settings as they were." in message
