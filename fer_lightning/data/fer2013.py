@@ -111,7 +111,7 @@ def load_held_out(
         path: see ``load_faces``; nothing is downloaded.
         networks: the classes of each network.
         trained_on: fingerprints of the datasets that the networks were trained on.
-        labels: see ``load_faces``; with "ferplus", TRAIN has all its images, so that copies of any are found.
+        labels: see ``load_faces``.
         ferplus: see ``load_faces``; nothing is downloaded.
         classes: see ``load_faces``; None for the networks' classes and any other emotion that occurs.
         rename: see ``load_faces``.
