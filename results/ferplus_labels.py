@@ -18,7 +18,7 @@ from fer_lightning.files import Json, write_json
 
 FILE = Path(__file__).with_suffix(".json")
 
-NO_MAJORITY, NO_EMOTION, UNKNOWN_ROW = "no majority", "unknown or no face", "without votes"
+NO_MAJORITY, NO_EMOTION, NO_VOTES = "no majority", "unknown or no face", "without votes"
 
 
 def crowd_labels(faces: Faces) -> npt.NDArray[np.str_]:
@@ -26,17 +26,21 @@ def crowd_labels(faces: Faces) -> npt.NDArray[np.str_]:
     votes = read_votes(find_votes(None, Path(faces.source), download=True))
     rows = join(faces, votes)
     names = np.array([*EMOTIONS, NO_EMOTION, NO_EMOTION, NO_MAJORITY])
-    return np.where(rows < 0, UNKNOWN_ROW, names[majority(votes.counts[rows])])
+    return np.where(rows < 0, NO_VOTES, names[majority(votes.counts[rows])])
 
 
 def by_class(labels: npt.NDArray[np.str_], crowd: npt.NDArray[np.str_], classes: tuple[str, ...]) -> Json:
     """Count what the crowd says about the images of each class, most frequent first."""
     counts = {}
     for name in (*classes, "all"):
-        said, n = np.unique(crowd[(labels == name) | (name == "all")], return_counts=True)
+        chosen = (labels == name) | (name == "all")
+        said, n = np.unique(crowd[chosen], return_counts=True)
         ranked = sorted(zip(n.tolist(), said.tolist(), strict=True), reverse=True)
-        counts[name] = {"n": int(n.sum()), "same": int((labels == crowd)[(labels == name) | (name == "all")].sum())}
-        counts[name]["crowd"] = {emotion: count for count, emotion in ranked}
+        counts[name] = {
+            "n": int(chosen.sum()),
+            "same": int((labels == crowd)[chosen].sum()),
+            "crowd": {emotion: count for count, emotion in ranked},
+        }
     return counts
 
 

@@ -16,7 +16,7 @@ from fer_lightning.data.classes import LEFT_OUT, ClassSet, label_name
 from fer_lightning.data.faces import FER2013_SPLITS, SIZE, UNNAMED
 from fer_lightning.data.gathering import MAX_LISTED, Gathered, RowError
 from fer_lightning.data.splits import name_claims, path_claims, usage_claim, usages
-from fer_lightning.data.stores import Store, abbreviate, leaf
+from fer_lightning.data.stores import Store, abbreviate, leaf, refuse_repeated
 from fer_lightning.errors import UserError
 
 PIXELS = SIZE * SIZE
@@ -79,8 +79,7 @@ def read_csvs(
         UserError: a CSV cannot be read or lacks columns, the CSVs are not parts of one dataset, or a name of a CSV
             contradicts its Usage column.
     """
-    if repeated := sorted(set(store.repeated).intersection(paths)):
-        raise UserError(f"{store.path} contains {abbreviate(repeated)} more than once. Keep one of each.")
+    refuse_repeated(store, paths)
     tables = [_read_columns(store, path) for path in paths]
     labelled = [table for table in tables if table.has_pixels and table.has_labels]
     if not labelled:

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from fer_lightning.data import cache, lists
-from fer_lightning.data import ferplus as votes
 from fer_lightning.data.classes import ClassSet, class_set, class_set_of
 from fer_lightning.data.cut import cut_missing_splits
 from fer_lightning.data.faces import TEST, UNNAMED, Faces, revise
+from fer_lightning.data.ferplus import check_settings, label_by_votes
 from fer_lightning.data.images import FORMATS
 from fer_lightning.data.lookup import find
 from fer_lightning.emotions import EMOTIONS
@@ -74,13 +74,13 @@ def load_faces(
         FacesNotFound: no path was given, no data were found, and ``download`` is False.
         UserError: the data are damaged or not in a known form; all faults of a source are listed together.
     """
-    votes.check_settings(labels, targets, ferplus)
+    check_settings(labels, targets, ferplus)
     known = class_set(labels if classes is None else classes, rename)
     if labels == "ferplus":
-        faces = _read(path, download, class_set(), skip_bad, cache_dir)
-        faces = votes.label_by_votes(faces, known, targets, ferplus, download, cache_dir)
+        faces = _read(path, download, class_set(), skip_bad, cache_dir, labels)
+        faces = label_by_votes(faces, known, targets, ferplus, download, cache_dir)
     else:
-        faces = _labelled(_read(path, download, known, skip_bad, cache_dir))
+        faces = _read(path, download, known, skip_bad, cache_dir)
     if faces.dataset == "folder":
         faces = cut_missing_splits(faces, seed, known)
     if relabel is not None:  # before images are dropped, so that both files may list the same ones
@@ -122,11 +122,11 @@ def load_held_out(
         FacesNotFound: no path was given, and no data were found.
         UserError: see ``load_faces``.
     """
-    votes.check_settings(labels, "majority", ferplus)
+    check_settings(labels, "majority", ferplus)
     if labels == "ferplus":
         known = class_set(class_set_of(networks) if classes is None else classes, rename)
-        read = _read(path, False, class_set(), skip_bad, cache_dir)
-        faces = votes.label_by_votes(read, known, "majority", ferplus, False, cache_dir)
+        read = _read(path, False, class_set(), skip_bad, cache_dir, labels)
+        faces = label_by_votes(read, known, "majority", ferplus, False, cache_dir)
     else:
         faces, known = _read_for(networks, path, classes, rename, skip_bad, cache_dir)
     if faces.dataset != "folder":
@@ -138,7 +138,7 @@ def load_held_out(
     if cut is not None:
         possible = {cut.fingerprint}
         if labels == "ferplus":  # data.targets=votes cuts the same images
-            soft = votes.label_by_votes(read, known, "votes", ferplus, False, cache_dir)
+            soft = label_by_votes(read, known, "votes", ferplus, False, cache_dir)
             possible.add(revise(cut, targets=soft.targets).fingerprint)
         if not possible.isdisjoint(trained_on):
             return cut
@@ -164,25 +164,20 @@ def _read_for(
     if classes is None and not rename and set(map(tuple, networks)) == {EMOTIONS}:
         known = class_set()
         try:  # the same as in training, so from the same entry of the cache
-            return _labelled(_read(path, False, known, False, cache_dir)), known
+            return _read(path, False, known, False, cache_dir), known
         except UserError:  # perhaps only another emotion
             pass
     known = class_set(class_set_of(networks) if classes is None else classes, rename)
-    return _labelled(_read(path, False, known, skip_bad, cache_dir)), known
-
-
-def _labelled(faces: Faces) -> Faces:
-    """Return the faces; raise UserError if they have votes instead of labels."""
-    if faces.votes is not None:
-        raise UserError(
-            f"{faces.source} has the votes of FER+, not the labels of FER-2013. Set data.labels=ferplus "
-            "(--labels ferplus)."
-        )
-    return faces
+    return _read(path, False, known, skip_bad, cache_dir), known
 
 
 def _read(
-    path: str | Path | None, download: bool, classes: ClassSet, skip_bad: bool, cache_dir: str | Path | None
+    path: str | Path | None,
+    download: bool,
+    classes: ClassSet,
+    skip_bad: bool,
+    cache_dir: str | Path | None,
+    labels: str = "fer2013",
 ) -> Faces:
     """Return all the faces at a path, from the cache if possible, before any step that needs no second reading."""
     try:
@@ -192,4 +187,9 @@ def _read(
     # What is skipped depends on the formats that Pillow can read.
     key = source.key + (f"-skip-{len(FORMATS)}" if skip_bad else "")
     faces = cache.load_or_build(key, lambda: source.read(skip_bad), cache_dir)
+    if faces.votes is not None and labels != "ferplus":
+        raise UserError(
+            f"{source.path} has the votes of FER+, not the labels of FER-2013. Set data.labels=ferplus "
+            "(--labels ferplus)."
+        )
     return replace(faces, source=str(source.path), notes=(*source.notes, *faces.notes))

@@ -5,7 +5,6 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 
 from fer_lightning.data.archives import DAMAGED_MEMBER, Archive, archive_kind
@@ -225,8 +224,9 @@ def _choose_form(store: Store, classes: ClassSet) -> Form | None:
     tables = {path: table for path in csvs if (table := peek(store, path))}
     forms = _forms(layout, tables)
     if not forms and not has_images:  # reading a CSV tells what is wrong, but the votes of FER+ are no data
-        tried = (path for path in csvs if suffix(path) and not (path in tables and _is_votes(tables[path])))
-        forms += [Form((path,)) for path in islice(tried, 1)]
+        unclear = (path for path in csvs if suffix(path) and not (path in tables and _is_votes(tables[path])))
+        if tried := next(unclear, None):
+            forms.append(Form((tried,)))
     if not forms:
         return None
     _check_left_out(store, forms[0], tables)

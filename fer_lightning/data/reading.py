@@ -19,7 +19,7 @@ from fer_lightning.data.gathering import Gathered, RowError, format_faults
 from fer_lightning.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, ImageError, decode, is_truncated
 from fer_lightning.data.layout import Form, Layout, Named
 from fer_lightning.data.splits import fer2013_claim, path_claims, usages
-from fer_lightning.data.stores import Store, abbreviate, leaf, parent, suffix
+from fer_lightning.data.stores import Store, abbreviate, leaf, parent, refuse_repeated, suffix
 from fer_lightning.data.votes import EMOTIONS as VOTED_EMOTIONS
 from fer_lightning.data.votes import parse_line
 from fer_lightning.emotions import EMOTIONS
@@ -205,8 +205,7 @@ def _read_voted(store: Store, paths: Sequence[str], into: Gathered) -> tuple[boo
     A line of ``FER2013Train/label.csv`` is the name of an image in the same folder, a box around the face, which is
     the whole image and may be missing, and the votes.
     """
-    if doubled := sorted(set(store.repeated).intersection(paths)):
-        raise UserError(f"{store.path} contains {abbreviate(doubled)} more than once. Keep one of each.")
+    refuse_repeated(store, paths)
     images = {path for path in paths if suffix(path) in IMAGE_SUFFIXES}
     list_of = _lists_by_split(store, [path for path in paths if path not in images])
     listed: set[str] = set()

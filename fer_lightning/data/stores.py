@@ -115,6 +115,12 @@ def path_name_claims(path: Path) -> frozenset[str]:
     return claims
 
 
+def refuse_repeated(store: Store, paths: Iterable[str]) -> None:
+    """Raise UserError if any of the files to read occurs more than once in an archive."""
+    if repeated := sorted(set(store.repeated).intersection(paths)):
+        raise UserError(f"{store.path} contains {abbreviate(repeated)} more than once. Keep one of each.")
+
+
 def regular_file(path: Path) -> Path:
     """Return `path`; raise OSError if it is not a regular file."""
     if not path.is_file():  # a pipe or a device may never end
