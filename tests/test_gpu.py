@@ -30,7 +30,7 @@ from fer_lightning.config.compose import CONF_DIR, build
 from fer_lightning.data import datamodule
 from fer_lightning.data.philox import permutation, words
 from fer_lightning.data.synthetic import synthetic_faces
-from fer_lightning.inference.classifier import Classifier, load_pretrained
+from fer_lightning.inference.classifier import Classifier, load_pretrained, pretrained_names
 from fer_lightning.inference.export import FORMATS, export, load_exported
 from fer_lightning.inference.grad_cam import grad_cam
 from fer_lightning.models import build_model
@@ -189,7 +189,7 @@ def test_ddp_with_one_device(device):
 
 @pytest.mark.parametrize("tta", VIEWS)
 def test_predictions_match_those_of_the_cpu(tta, device, faces):
-    for name in ("best", "tiny"):
+    for name in pretrained_names():
         expected = load_pretrained(name, "cpu").predict(faces.images[:5], tta=tta).probabilities
         got = load_pretrained(name, device).predict(faces.images[:5], tta=tta, batch_size=3).probabilities
         np.testing.assert_allclose(got, expected, atol=1e-2)  # TF32 in convolutions

@@ -16,6 +16,7 @@ from fer_lightning.config import cli
 from fer_lightning.config.compose import CONF_DIR
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.files import write_json
+from fer_lightning.inference.classifier import pretrained_names
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
@@ -132,14 +133,16 @@ def test_the_table_of_results_repeats_its_files():
         accuracies = [100 * row["PrivateTest"]["accuracy"] for row in scores]
         return f"{fmean(accuracies):.2f} ± {stdev(accuracies):.2f}%"
 
-    best, tiny = (result(f"fer_lightning/weights/{name}.json") for name in ("best", "tiny"))
+    shipped = {name: result(f"fer_lightning/weights/{name}.json") for name in pretrained_names()}
     pair = result("results/ensemble/teachers_shifts.json")
     fast = [result(f"results/fast/seed{seed}.json") for seed in range(5)]
     baseline = result("results/baseline/results.json")
     peer = result("results/peers/peers.json")["networks"]["fer"]
     expected = {
-        "**`best`**": [best["parameters"], private(best["tta"]["none"]), private(best["tta"]["shifts"])],
-        "**`tiny`**": [tiny["parameters"], private(tiny["tta"]["none"]), private(tiny["tta"]["shifts"])],
+        **{
+            f"**`{name}`**": [card["parameters"], private(card["tta"]["none"]), private(card["tta"]["shifts"])]
+            for name, card in shipped.items()
+        },
         "two `best_cpu`": [pair["parameters"], private(pair["without_tta"]), private(pair["splits"])],
         "`experiment=fast`": [
             fast[0]["parameters"],

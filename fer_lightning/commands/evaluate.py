@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate the network, print the numbers and write the requested files."""
-    from fer_lightning.data.classes import restrict, shared_classes
+    from fer_lightning.data.classes import class_set, restrict, shared_classes
     from fer_lightning.data.fer2013 import load_held_out
     from fer_lightning.evaluation.evaluate import evaluate, to_json
     from fer_lightning.evaluation.page import evaluation_page
@@ -65,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
         skip_bad=args.skip_bad,
         **label_settings(args),
     )
+    if faces.dataset == "FER-2013" and clf.classes == class_set("ferplus").names:
+        note = "The network's classes are those of FER+, tested on FER-2013's own labels; see --labels ferplus."
+        faces = replace(faces, notes=(*faces.notes, note))
     shared = shared_classes([network.classes for network in networks], faces.classes)
     if any(names != shared for names in (faces.classes, *(network.classes for network in networks))):
         note = f"Compared on the {len(shared)} classes that network and data share: {', '.join(shared)}."

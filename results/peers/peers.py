@@ -135,7 +135,8 @@ def main() -> None:
         kept = ("only_this_right", "only_other_right", "p")
         return {part: {key: row[key] for key in kept} for part, row in parts.items()}
 
-    ours = {name: fer_lightning.load_pretrained(name, "cpu") for name in pretrained_names()}
+    pretrained = {name: fer_lightning.load_pretrained(name, "cpu") for name in pretrained_names()}
+    ours = {name: clf for name, clf in pretrained.items() if clf.classes == faces.classes}  # the rest: other labels
     untrained = {
         name: Classifier(build_model(image_size=inputs.image_size, **options), inputs, "cpu")
         for name, (options, inputs) in UNTRAINED.items()

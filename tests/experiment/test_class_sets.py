@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_fer2013 import encode
+from fake_fer2013 import encode, fake_faces, write_zip
 from PIL import Image
 from project import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -123,6 +123,16 @@ def test_eight_classes_are_evaluated_and_audited(
     assert command(["evaluate", "--model=tiny", "--data", "eight", "--rename", "$x_1$ & <b>="]) == 0
     assert command(["evaluate", "--model=tiny", "--data", "eight", "--against", ckpt, "--json", "d.json"]) == 0
     assert results("d.json")["classes"] == ["angry", "disgust", "fear", "happy", "sad", "neutral"]
+
+
+def test_other_labels_than_those_of_the_network_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(write_zip(tmp_path / "fer2013.zip", fake_faces((2, 1, 1))))
+    hint = "note: The network's classes are those of FER+, tested on FER-2013's own labels; see --labels ferplus."
+    for name, said in (("ferplus", True), ("tiny", False)):
+        assert command(["evaluate", "--model", name, "--data", data]) == 0
+        assert (hint in capsys.readouterr().out) == said
 
 
 def test_three_classes_of_merged_folders_teach_and_continue(capsys: pytest.CaptureFixture[str]) -> None:

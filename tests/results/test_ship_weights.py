@@ -78,9 +78,11 @@ def test_a_shipped_network_predicts(name):
 
 
 @pytest.mark.parametrize("name", pretrained_names())
-def test_a_shipped_network_scores_what_its_card_states(name, real_data):
-    faces = load_faces(real_data)
+def test_a_shipped_network_scores_what_its_card_states(name, real_data, request):
     card = json.loads((WEIGHTS / f"{name}.json").read_text())
+    labels = card.get("labels", "fer2013")
+    votes = request.getfixturevalue("real_votes") if labels == "ferplus" else None
+    faces = load_faces(real_data, labels=labels, ferplus=votes)
     clf = fer_lightning.load_pretrained(name, device="cpu")
     for tta in ("none", "mirror"):
         scores = score_splits(held_out_predictions(clf, faces, tta), faces)["PrivateTest"]
