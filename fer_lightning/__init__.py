@@ -19,3 +19,6 @@ else:
 
             return getattr(classifier, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return [*__all__, "__version__"]

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
+from fer_lightning.data.augment import resize
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.synthetic import synthetic_faces
 
@@ -56,6 +57,24 @@ class MyTransform(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         bug(self.where, "forward")
         return image
+
+
+class MyAugment:
+    def __init__(self, returns: str = "") -> None:
+        self.returns = returns
+
+    def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int, image_size: int) -> Tensor | None:
+        unit = resize(images, image_size)
+        results: dict[str, Tensor | None] = {
+            "uint8": (255 * unit).byte(),
+            "grey levels": 255 * (unit - unit.min()) / (unit.max() - unit.min()),
+            "scaled twice": unit / 255,
+            "no number": unit / 0,
+            "float64": unit.double(),
+            "unresized": images / 255,
+            "nothing": None,
+        }
+        return results.get(self.returns, unit)
 
 
 class MyOptimizer(torch.optim.SGD):

@@ -48,7 +48,7 @@ def validation_predictions(
     skip = fitting and (trainer.current_epoch + 1) % every_n_epochs != 0
     if trainer.sanity_checking or skip or not trainer.is_global_zero:
         return None
-    data = _data(trainer)
+    data = data_of(trainer)
     suffix = f" after epoch {trainer.current_epoch}" if fitting else ""
     return _predictions(data, pl_module, data.val_usages, data.val_split, suffix)
 
@@ -57,11 +57,12 @@ def test_predictions(trainer: Trainer, pl_module: LightningModule) -> SplitPredi
     """Return the headline test split's predictions in ``on_test_end``, or None in a process that does not draw."""
     if not trainer.is_global_zero:
         return None
-    data = _data(trainer)
+    data = data_of(trainer)
     return _predictions(data, pl_module, data.test_usages, data.test_split, "")
 
 
-def _data(trainer: Trainer) -> FaceDataModule:
+def data_of(trainer: Trainer) -> FaceDataModule:
+    """Return the run's data module."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, FaceDataModule)
     return data

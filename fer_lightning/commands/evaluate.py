@@ -18,13 +18,16 @@ from fer_lightning.commands import (
     log,
     write_file,
 )
+from fer_lightning.errors import UserError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fer-lightning evaluate``."""
     add_network_arguments(parser, positional=True)
     parser.add_argument(
-        "--data", metavar="PATH", help="zip, tar, CSV or folder (default: $FER2013_PATH, then ./data)"
+        "--data",
+        metavar="PATH",
+        help="zip, tar, CSV or folder (default: $FER2013_PATH, then ./data); synthetic: the demo's faces",
     )
     add_class_arguments(parser, "those of the networks and all emotions that occur; the shared ones are compared")
     parser.add_argument(
@@ -46,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate the network, print the numbers and write the requested files."""
     from fer_lightning.data.classes import class_set, restrict, shared_classes
     from fer_lightning.data.fer2013 import load_held_out
+    from fer_lightning.data.synthetic import synthetic_faces
     from fer_lightning.evaluation.evaluate import evaluate, to_json
     from fer_lightning.evaluation.page import evaluation_page
     from fer_lightning.evaluation.report import format_evaluation
@@ -57,14 +61,22 @@ def run(args: argparse.Namespace) -> int:
     clf = load_network(args)
     against = (args.against, load_checkpoint(checkpoint_path(args.against), args.device)) if args.against else None
     networks = [clf, *([against[1]] if against else [])]
-    faces = load_held_out(
-        args.data,
-        networks=[network.classes for network in networks],
-        trained_on=[network.data_fingerprint for network in networks],
-        classes=args.classes,
-        skip_bad=args.skip_bad,
-        **label_settings(args),
-    )
+    if args.data == "synthetic" and not Path(args.data).exists():
+        if args.classes or args.rename or args.skip_bad or args.labels != "fer2013" or args.ferplus:
+            raise UserError(
+                "--data synthetic: the classes of drawn faces are fixed. Leave out --classes, --rename, --labels, "
+                "--ferplus and --skip-bad."
+            )
+        faces = synthetic_faces()
+    else:
+        faces = load_held_out(
+            args.data,
+            networks=[network.classes for network in networks],
+            trained_on=[network.data_fingerprint for network in networks],
+            classes=args.classes,
+            skip_bad=args.skip_bad,
+            **label_settings(args),
+        )
     if faces.dataset == "FER-2013" and clf.classes == class_set("ferplus").names:
         note = "The network's classes are those of FER+, tested on FER-2013's own labels; see --labels ferplus."
         faces = replace(faces, notes=(*faces.notes, note))

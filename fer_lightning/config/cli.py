@@ -25,14 +25,23 @@ from fer_lightning.config import compose, help
 from fer_lightning.config.compat import Override, run_composed
 from fer_lightning.config.compose import CONF, Conf, to_plain
 from fer_lightning.config.grammar import parse, parse_typed, quoted, quoting_hint, values_of
-from fer_lightning.config.overrides import Checked, as_choice, as_typed, check, check_search, parse_flags
+from fer_lightning.config.overrides import (
+    Checked,
+    as_choice,
+    as_typed,
+    check,
+    check_search,
+    parse_flags,
+    remove,
+    unfit_keys,
+)
 from fer_lightning.config.saved import resumed
 from fer_lightning.config.schema import Config, Settings, to_settings
 from fer_lightning.environment import RUN_OF, joins_run, prepare_training
 from fer_lightning.errors import UserError
 from fer_lightning.exit import exit_code
 from fer_lightning.files import expand_home
-from fer_lightning.runs.folders import claim, remove_unstarted
+from fer_lightning.runs.folders import claim, is_replaceable, remove_replaceable, remove_unstarted
 from fer_lightning.runs.sweep import Sweep, begin_sweep
 
 # Hydra validates our hydra/launcher files against the launchers' schemas of the same names, and warns that later
@@ -78,7 +87,8 @@ def _run(job: Job, arguments: list[str]) -> int:
         _check_single(overrides)
     rest = [argument for argument in arguments if argument not in flags.overrides]
     if flags.help or flags.hydra_help or flags.cfg or flags.info:
-        return _run_hydra([*rest, *checked.for_hydra], checked.typed, conf, _must_not_run)
+        without = [f"~{key}" for key in checked.unfit]
+        return _run_hydra([*rest, *checked.for_hydra, *without], checked.typed, conf, _must_not_run)
     folder = _choose_folder(overrides, flags.multirun)
     if flags.multirun:
         return _run_sweep(job, folder, rest, overrides, checked, conf)
@@ -201,6 +211,10 @@ def _run_hydra(
 
     def task(cfg: DictConfig) -> None:
         sys.argv[:] = command_line  # Lightning starts the other processes of a run with it
+        # `check` did this for the first combination of a sweep only.
+        named = {parse(text).key_or_group for text in HydraConfig.get().overrides.task}
+        unfit = unfit_keys(cfg, HydraConfig.get().runtime.choices, conf)
+        remove(cfg, [key for key in unfit if key not in named])
         do(_to_config(cfg, typed, conf), _output_dir())
 
     sys.argv[1:] = arguments  # Hydra reads the process's own command line
@@ -234,6 +248,8 @@ def _run_claimed(job: Job, cfg: Settings, run_dir: Path) -> None:
         try:
             if not cfg.resume:
                 _check_unused(run_dir)  # again, now that other processes are locked out
+                if is_replaceable(run_dir):
+                    remove_replaceable(run_dir)
             _run_job(job, cfg, run_dir)
         finally:
             remove_unstarted(run_dir)
@@ -323,6 +339,8 @@ def _is_folder_name(name: str) -> bool:
 
 
 def _check_unused(folder: Path) -> None:
+    if is_replaceable(folder):
+        return
     if any(next(folder.glob(f"**/{name}"), None) for name in ("config.yaml", "results.json", "sweep.json")):
         raise UserError(
             f"{folder} already contains a run. Choose another name, or resume the run with resume=RUN_FOLDER."

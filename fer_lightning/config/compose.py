@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -82,6 +83,8 @@ class Conf:
         Raises:
             UserError: Hydra rejects an override or a file.
         """
+        running = GlobalHydra.instance().hydra  # None, except in a job of a sweep
+        GlobalHydra.instance().clear()
         paths = ",".join(quoted(f"file://{path}") for path in self.own)
         search = [f"hydra.searchpath=[{paths}]"] if self.own else []
         try:
@@ -89,6 +92,8 @@ class Conf:
                 return hydra.compose("train", [*overrides, *search], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(first_lines(error)) from error
+        finally:
+            GlobalHydra.instance().hydra = running
 
 
 CONF = Conf()

@@ -4,12 +4,12 @@ import argparse
 import importlib.util
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fer_lightning.arguments import describe_type, fits
 from fer_lightning.config.compat import IntervalSweep, Override, flag_parser
@@ -114,6 +114,7 @@ class Checked:
     typed: dict[str, str]  # full key -> typed key, where they differ
     # Composed, Hydra's node included: without swept settings, with the first choice of swept groups.
     cfg: DictConfig
+    unfit: list[str]  # full keys removed from `cfg`; see `unfit_keys`
 
 
 def check(overrides: list[Override], conf: Conf) -> Checked:
@@ -127,7 +128,7 @@ def check(overrides: list[Override], conf: Conf) -> Checked:
             raise UserError(f"{o.input_line}: a run's folder is runs/<experiment>/<name>. Set name instead.")
         if o.key_or_group == "hydra.mode":
             raise UserError(f"{o.input_line}: leave it out, and add -m for a sweep.")
-    cfg = _compose_choices(overrides, conf)
+    cfg, unfit = _compose_choices(overrides, conf)
     for o in overrides:
         if o.key_or_group.startswith("hydra.sweeper.params.") and cfg.hydra.sweeper.get("params") is None:
             raise UserError(f"{o.input_line}: the sweeper has no params. Give NAME=VALUES, with -m.")
@@ -138,17 +139,22 @@ def check(overrides: list[Override], conf: Conf) -> Checked:
     cfg = conf.compose(
         [_first_value(o) for o in final if conf.is_group(o.key_or_group) or not o.is_sweep_override()]
     )
+    remove(cfg, unfit)
     for node in ("launcher", "sweeper"):
         if not cfg.hydra[node]:
             raise UserError(f"hydra.{node}=null: expected settings. Leave it out, or give hydra/{node}=NAME.")
     if cfg.hydra.launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0: expected a number of processes, or -1 for all cores.")
     to_settings(to_plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])))
-    return Checked(for_hydra, typed, cfg)
+    return Checked(for_hydra, typed, cfg, unfit)
 
 
-def _compose_choices(overrides: list[Override], conf: Conf) -> DictConfig:
-    """Check the chosen groups and their files, and return the configuration with these choices only."""
+def _compose_choices(overrides: list[Override], conf: Conf) -> tuple[DictConfig, list[str]]:
+    """Check the chosen groups and their files.
+
+    Returns:
+        The configuration with these choices only, and the keys that `unfit_keys` removed from it.
+    """
     groups = [o for o in overrides if conf.is_group(o.key_or_group)]
     for o in groups:
         _check_options(o, conf.options(o.key_or_group))
@@ -163,16 +169,55 @@ def _compose_choices(overrides: list[Override], conf: Conf) -> DictConfig:
     if others:
         cfg = conf.compose([_first_value(o) for o in [*groups, *others]])
     _check_launcher(cfg.hydra.runtime.choices["hydra/launcher"], cfg.hydra.launcher._target_)
+    unfit = unfit_keys(cfg, cfg.hydra.runtime.choices, conf)
+    remove(cfg, unfit)
     _check_files(cfg, conf)
-    return cfg
+    return cfg, unfit
+
+
+def unfit_keys(cfg: DictConfig, choices: Mapping[str, Any], conf: Conf) -> list[str]:
+    """Return the keys that an experiment sets for its own choices, but that the choices in their place do not have.
+
+    experiment=demo sets the channels of its network; with model=torchvision, model.channels is such a key.
+
+    Args:
+        cfg: a composed configuration.
+        choices: config group -> choice, as in ``hydra.runtime.choices``.
+        conf: the folders of the configuration files.
+    """
+    if not choices.get("experiment"):
+        return []
+    others = {group: choice for group, choice in choices.items() if choice and "/" not in group}
+    experiment = others.pop("experiment")
+    without = set(_leaves(conf.compose([f"{group}={choice}" for group, choice in others.items()])))
+    added = [name for name in _leaves(cfg) if name not in without and not _is_open(name)]
+    if not added:
+        return []
+    own = set(_leaves(_without_global(conf.compose([f"experiment={experiment}"]), conf)))
+    return [name for name in added if name in own]
+
+
+def _without_global(cfg: DictConfig, conf: Conf) -> DictConfig:
+    """Return the configuration with the same choices, but without experiment, sweep and ablation."""
+    choices = cfg.hydra.runtime.choices.items()
+    return conf.compose(
+        [f"{group}={choice}" for group, choice in choices if "/" not in group and group not in GLOBAL_GROUPS]
+    )
+
+
+def remove(cfg: DictConfig, keys: Iterable[str]) -> None:
+    """Remove dotted keys from a configuration, if it has them."""
+    with open_dict(cfg):
+        for key in keys:
+            node, _, name = key.rpartition(".")
+            if OmegaConf.is_dict(parent := OmegaConf.select(cfg, node)):
+                parent.pop(name, None)
 
 
 def _check_files(cfg: DictConfig, conf: Conf) -> None:
     """Check the keys that the files of the chosen groups set."""
-    choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "/" not in group}
-    if any(choices.get(group) for group in GLOBAL_GROUPS):  # only their files can add keys
-        without_global = [f"{group}={choice}" for group, choice in choices.items() if group not in GLOBAL_GROUPS]
-        _check_keys(cfg, conf.compose(without_global))
+    if any(cfg.hydra.runtime.choices.get(group) for group in GLOBAL_GROUPS):  # only their files can add keys
+        _check_keys(cfg, _without_global(cfg, conf))
     for key in cfg.hydra.sweeper.get("params") or {}:
         if (full := full_key(key)) != key and full in set(_leaves(cfg)):
             raise UserError(f"hydra.sweeper.params: {key} does not exist. Did you mean {full}?")
@@ -192,9 +237,10 @@ def _check_options(override: Override, options: set[str]) -> None:
 def _rewrite(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[list[str], dict[str, str]]:
     """Check each override; return them for Hydra, and the typed key for each full key that differs from it."""
     for_hydra, typed = [], {}
-    own_source = any(full_key(o.key_or_group) == "data.source._target_" for o in overrides)
+    named = {full_key(o.key_or_group) for o in overrides}
+    own = tuple(f"{node}." for node in ("data.source", "augment") if f"{node}._target_" in named)
     # Nodes that accept new keys, because their arguments are checked when the object is built.
-    new_keys = ("trainer.", RENAME, *(f"{node}." for node in _NEW_KEYS), *(["data.source."] if own_source else []))
+    new_keys = ("trainer.", RENAME, *(f"{node}." for node in _NEW_KEYS), *own)
     for o in overrides:
         text, key = str(o.input_line), o.key_or_group
         if not conf.is_group(key):
@@ -204,7 +250,7 @@ def _rewrite(overrides: list[Override], cfg: DictConfig, conf: Conf) -> tuple[li
                 text = text.replace(key, full, 1)
             if full.startswith(new_keys) and not o.is_delete():
                 text = "++" + text.lstrip("+")
-            if not _is_open(full) and not (own_source and full.startswith("data.source.")):
+            if not _is_open(full) and not full.startswith(own):
                 check_value(o, cfg, conf)
         for_hydra.append(text)
     return for_hydra, typed
@@ -294,6 +340,16 @@ def _typed_keys(cfg: DictConfig) -> set[str]:
     return known | {key.replace("data.source.", "data.") for key in known}
 
 
+def _suggestion(key: str, names: set[str]) -> str:
+    """Return which of the names a misspelt key may mean, those of its own group first."""
+    group, dot, rest = key.partition(".")
+    siblings = sorted(name for name in names if name.startswith(f"{group}{dot}"))
+    if not (dot and siblings):
+        return did_you_mean(key, names)
+    same_name = sorted(name for name in names if name.rpartition(".")[2] == rest)
+    return did_you_mean(key, siblings) or did_you_mean(key, same_name) or f" Choose from {', '.join(siblings)}."
+
+
 def check_value(override: Override, cfg: DictConfig, conf: Conf) -> None:
     """Check the key of an override, and the type of each of its values.
 
@@ -314,7 +370,7 @@ def check_value(override: Override, cfg: DictConfig, conf: Conf) -> None:
         if key != "trainer.max_epochs":
             return  # most arguments accept several types, and Trainer reports wrong values itself
     elif (full := full_key(key)) not in set(_leaves(cfg)):
-        raise UserError(f"{key} does not exist.{did_you_mean(key, _typed_keys(cfg) | conf.groups())}")
+        raise UserError(f"{key} does not exist.{_suggestion(key, _typed_keys(cfg) | conf.groups())}")
     if override.is_delete():
         return
     default = OmegaConf.select(cfg, full)

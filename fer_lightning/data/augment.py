@@ -40,8 +40,12 @@ def resize(images: Tensor, image_size: int) -> Tensor:
 
     Validation and test images get no other transform.
     """
-    unit = images.float() / 255
-    if images.shape[-2:] == (image_size, image_size):
+    return _resize_unit(images.float() / 255, image_size)
+
+
+def _resize_unit(unit: Tensor, image_size: int) -> Tensor:
+    """Resize float (B, 1, H, W) to (B, 1, image_size, image_size)."""
+    if unit.shape[-2:] == (image_size, image_size):
         return unit
     return F.interpolate(unit, size=(image_size, image_size), mode="bilinear", antialias=True)
 
@@ -258,6 +262,7 @@ class TorchvisionAugment:
 
     Args:
         transforms: called in order on a uint8 tensor (1, H, W); the result is resized to the network's input size.
+            As everywhere in torchvision, it is uint8, or float in [0, 1], e.g. after ``ToDtype(scale=True)``.
     """
 
     def __init__(self, transforms: Sequence[Callable[[Tensor], Tensor]]) -> None:
@@ -274,4 +279,22 @@ class TorchvisionAugment:
                 for transform in self.transforms:
                     image = transform(image)
                 out.append(image)
-        return resize(torch.stack(out), image_size)
+        _check_transformed(out)
+        batch = torch.stack(out)
+        return _resize_unit(batch.float(), image_size) if batch.is_floating_point() else resize(batch, image_size)
+
+
+def _check_transformed(images: Sequence[object]) -> None:
+    """Raise UserError if what the transforms return is not a tensor, or differs in shape between images."""
+    shapes = set()
+    for image in images:
+        if not isinstance(image, Tensor):
+            kind = f"{type(image).__module__}.{type(image).__qualname__}"
+            raise UserError(f"augment.transforms returned a {kind}. Expected a tensor (1, H, W).")
+        shapes.add(tuple(image.shape))
+    if len(shapes) > 1:
+        one, other, *_ = sorted(shapes)
+        raise UserError(
+            f"augment.transforms returned images of different shapes, e.g. {one} and {other}. Add a transform with "
+            "a fixed output size at the end, such as Resize."
+        )

@@ -283,6 +283,23 @@ class FaceDataModule(LightningDataModule):
         """Return the rows of the given splits: int64 (n,), ascending."""
         return torch.from_numpy(np.flatnonzero(np.isin(self.faces.usage, usages)))
 
+    def images(self, rows: Tensor) -> Tensor:
+        """Return the images of rows (B,), in memory of their own: uint8 (B, 1, 48, 48)."""
+        return torch.from_numpy(self.faces.images[rows.numpy()].copy()).unsqueeze(1)
+
+    def preview(self, rows: Tensor, epoch: int) -> Tensor:
+        """Augment images on the CPU as an epoch does, without an effect on what torch's generator draws next.
+
+        Args:
+            rows: int64 (B,).
+            epoch: epoch number, from 0.
+
+        Returns:
+            What `augment` returns, which should be float32 (B, 1, image_size, image_size) in [0, 1].
+        """
+        with torch.random.fork_rng(devices=[]):
+            return self._augment(self.images(rows), rows, epoch)
+
     def train_dataloader(self) -> FaceLoader:
         """Return the augmented training batches, shuffled in every epoch."""
         # Lightning's overfit_batches means the same batches in every epoch.
@@ -319,10 +336,13 @@ class FaceDataModule(LightningDataModule):
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-    def _augment_batch(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+    def _augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         if self.augment_epochs is not None:
             epoch %= self.augment_epochs
-        return normalise(self.augment(images, index, self.seed, epoch, self.image_size), self.mean, self.std)
+        return self.augment(images, index, self.seed, epoch, self.image_size)
+
+    def _augment_batch(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        return normalise(self._augment(images, index, epoch), self.mean, self.std)
 
     def _resize_batch(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         return normalise(resize(images, self.image_size), self.mean, self.std)

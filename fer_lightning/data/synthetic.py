@@ -339,7 +339,7 @@ def draw_faces(
     return portraits.develop(np.stack([rng.standard_normal((size_px, size_px), np.float32) for rng in rngs]))
 
 
-def synthetic_faces(n_train: int = 6000, n_val: int = 500, n_test: int = 500, seed: int = 0) -> Faces:
+def synthetic_faces(n_train: int = 5600, n_val: int = 700, n_test: int = 700, seed: int = 0) -> Faces:
     """Draw a dataset with alternating classes, so that the class sizes of a split differ by one at most.
 
     Args:

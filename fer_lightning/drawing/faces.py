@@ -94,6 +94,39 @@ def prediction_grid(
     return figure
 
 
+def face_table(images: npt.NDArray[np.uint8], rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
+    """Draw a table of faces.
+
+    Args:
+        images: uint8 (R, C, H, W).
+        rows: names of the R rows.
+        columns: names of the C columns.
+        title: title of the figure.
+    """
+    height, width = images.shape[2:]
+    zoom = max(1, round(48 * _ZOOM / height))
+    pitch, margin = (height * zoom + _GAP, width * zoom + _GAP), 110
+    shape = (_TITLE_HEIGHT + _NAME_HEIGHT // 2 + len(rows) * pitch[0], max(margin + len(columns) * pitch[1], 800))
+    page = np.full(shape, 255, np.uint8)
+    figure = Figure(figsize=(page.shape[1] / DPI, page.shape[0] / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    text: dict[str, Any] = {"size": points(_NAME_PX), "color": INK, "parse_math": False}
+    first = shape[0] - len(rows) * pitch[0]
+    for row, name in enumerate(rows):
+        top = first + row * pitch[0]
+        axes.text(_GAP, top + pitch[0] / 2 - _GAP / 2, name, va="center", **text)
+        for column in range(len(columns)):
+            left = margin + column * pitch[1]
+            face = images[row, column].repeat(zoom, axis=0).repeat(zoom, axis=1)
+            page[top : top + face.shape[0], left : left + face.shape[1]] = face
+    for column, name in enumerate(columns):
+        axes.text(margin + column * pitch[1], first - 5, shorten(name), va="bottom", **text)
+    axes.imshow(page, cmap="gray", vmin=0, vmax=255, interpolation="none", extent=(0, shape[1], shape[0], 0))
+    axes.text(_GAP, _TITLE_HEIGHT / 2, title, va="center", color=INK, weight="bold", size=points(24))
+    return figure
+
+
 def heat_overlay(face: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
     """Overlay a grey face with a heat map; the face is unchanged where the heat is 0.
 

@@ -18,12 +18,14 @@ from fer_lightning.errors import UserError
 from fer_lightning.evaluation.report import format_results
 from fer_lightning.experiment.plan import (
     Plan,
+    adopt_checkpoint,
     build_teacher,
     check_classes,
     input_settings,
     make_plan,
     tested_settings,
 )
+from fer_lightning.experiment.preflight import check_augmentation, check_network
 from fer_lightning.experiment.record import (
     announce,
     hparams,
@@ -52,6 +54,7 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
         UserError: invalid settings or data, or a fit that diverged.
     """
     plan = make_plan(cfg, run_dir)
+    cfg = adopt_checkpoint(cfg, plan)
     checkpoint_callbacks = checkpoints(run_dir, cfg.monitor, cfg.checkpoint.every_n_minutes) if plan.fit else []
 
     hardware.keep_freed_memory()
@@ -62,6 +65,10 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
         check_monitor(cfg.monitor, datamodules[0].faces.classes)
     check_classes(plan, datamodules[0].faces.classes)
     modules = build_modules(cfg, plan, datamodules[0])
+    if plan.fit:
+        check_augmentation(datamodules[0])
+    for module in modules:
+        check_network(module)
 
     trainer_arguments, machine = resolve_trainer_arguments(cfg.trainer)
     record = new_record(cfg, datamodules[0], modules, plan.tested, machine)

@@ -1,13 +1,13 @@
 """Resolve what a run does and which checkpoints it starts from, before anything is built."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fer_lightning.config.schema import Config, DistillSettings, Settings, to_dict
+from fer_lightning.config.schema import Config, DistillSettings, Settings, shown, to_dict
 from fer_lightning.data.classes import columns_of
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.emotions import canonical
@@ -84,10 +84,14 @@ def parse_stages(
 
 def checkpoint_paths(ckpt: object) -> list[str]:
     """Return the checkpoint paths that a ``ckpt`` setting names; shipped networks are resolved by name."""
+    return [checkpoint_path(name) for name in checkpoint_names(ckpt)]
+
+
+def checkpoint_names(ckpt: object) -> list[str]:
+    """Return the names and paths in a ``ckpt`` setting."""
     if ckpt is None or ckpt == "":
         return []
-    names = [str(path) for path in ckpt] if isinstance(ckpt, list) else [str(ckpt)]
-    return [checkpoint_path(name) for name in names]
+    return [str(path) for path in ckpt] if isinstance(ckpt, list) else [str(ckpt)]
 
 
 def check_classes(plan: Plan, classes: Sequence[str]) -> None:
@@ -144,6 +148,38 @@ def selection_splits(checkpoints: Sequence[Checkpoint]) -> str | None:
     """Return the splits that the checkpoints were selected on, joined by "+"; None if none records one."""
     splits = "+".join(checkpoint.val_split for checkpoint in checkpoints if checkpoint.val_split)
     return "+".join(dict.fromkeys(splits.split("+"))) or None
+
+
+def adopt_checkpoint(cfg: Settings, plan: Plan) -> Settings:
+    """Return the settings with the network and the input format of the checkpoint that the run starts from.
+
+    Settings of the network that the command line names are kept; loading the weights refuses those that do not fit.
+
+    Raises:
+        UserError: the command line names another network or input format than that of a checkpoint.
+    """
+    named = [text.lstrip("+").partition("=")[0] for text in cfg.overrides]
+    for checkpoint in plan.initial:
+        for key, value in input_settings(checkpoint).items():
+            _check_named(named, f"data.{key}", getattr(cfg.data, key), value, checkpoint)
+        if any(name in ("model", "model.name") for name in named):
+            _check_named(["model"], "model", cfg.model["name"], checkpoint.model["name"], checkpoint)
+        for key, value in cfg.model.items() if plan.tested else []:
+            _check_named(named, f"model.{key}", value, checkpoint.model.get(key), checkpoint)
+    if not plan.fit or not plan.initial:
+        return cfg
+    (checkpoint,) = plan.initial
+    kept = {key: value for key, value in cfg.model.items() if f"model.{key}" in named}
+    data = replace(cfg.data, **input_settings(checkpoint))
+    return replace(cfg, data=data, model=checkpoint.model | kept)
+
+
+def _check_named(named: Sequence[str], key: str, value: Any, stored: Any, checkpoint: Checkpoint) -> None:
+    if key in named and value != stored:
+        raise UserError(
+            f"{key}={shown(value)} contradicts ckpt={checkpoint.path}, which was trained with "
+            f"{key}={shown(stored)}. Leave it out: a checkpoint brings its network and its input format."
+        )
 
 
 def input_settings(checkpoint: Checkpoint) -> dict[str, Any]:

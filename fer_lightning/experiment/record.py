@@ -21,7 +21,7 @@ from fer_lightning.arguments import first_line
 from fer_lightning.config.schema import Config, Settings
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.errors import Pruned, Stopped, UserError
-from fer_lightning.experiment.plan import selection_splits
+from fer_lightning.experiment.plan import checkpoint_names, selection_splits
 from fer_lightning.experiment.processes import managed_processes
 from fer_lightning.files import Json, write_atomically, write_json
 from fer_lightning.models.checkpoint import Checkpoint
@@ -58,6 +58,7 @@ class RunRecord:
     n_leak_free: int | None = None
     accuracy_strict: float | None = None
     n_strict: int | None = None
+    ckpt: list[str] = field(default_factory=list)  # the weights that a fit starts from, or that are tested
     tta: str
     per_class: dict[str, Json] | None = None  # class -> precision, recall, f1, n
     splits: dict[str, Json] | None = None  # split -> scores
@@ -123,6 +124,7 @@ def new_record(
         classes=list(data.faces.classes),
         split=data.test_split,
         val_split=selection_splits(checkpoints) if checkpoints else data.val_split,
+        ckpt=checkpoint_names(cfg.ckpt),
         tta=modules[0].tta,
         members=members if len(checkpoints) > 1 else None,
         monitor=cfg.monitor,
@@ -160,6 +162,8 @@ def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], record:
         print(f"          note: the members were selected on different splits: {', '.join(splits)}")
     if both := [name for name in data.test_split.split("+") if name in (val_split or "").split("+")]:
         print(f"          note: weights selected on {'+'.join(both)} have optimistic scores on it")
+    for name in record.ckpt:
+        print(f"weights:  {'start from ' if 'fit' in record.stages else ''}{name}")
     for module in modules:
         options = " ".join(f"{key}={value}" for key, value in module.model.items() if key != "name")
         size = module.inputs.image_size
@@ -270,7 +274,8 @@ def hparams(cfg: Config) -> dict[str, bool | int | float | str]:
     data = dict(cfg["data"])
     data |= data.pop("source")
     groups = {"data": data} | {name: cfg[name] for name in ("augment", "model", "optim", "trainer")}
-    columns = {"experiment": cfg["experiment"], "seed": cfg["seed"]}
+    columns = {name: cfg[name] for name in ("experiment", "seed", "ckpt", "label_smoothing", "tta")}
+    groups |= {"distill": cfg["distill"]} if cfg["distill"]["ckpt"] else {}
     for group, settings in groups.items():
         for key, value in settings.items():
             if key == "_target_":

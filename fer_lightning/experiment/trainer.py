@@ -88,8 +88,7 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A fit that validates only at its end has no monitored value before that.
     warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
-    # Epochs are logged whatever the interval, and the folder of a resumed run is expected to exist.
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    # The folder of a resumed run is expected to exist.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # FaceLoader continues with the batch after the checkpoint's.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")

@@ -100,9 +100,9 @@ class Classifier:
         """Predict the emotion of each face.
 
         Args:
-            faces: a grey uint8 array or tensor, (N, H, W) or (H, W) for one face; or one PIL image or a list of
-                them, of any mode and size. Each is one upright face, cropped as in FER-2013. Faces are resized to
-                the network's input size.
+            faces: a grey uint8 array or tensor, (N, H, W), (N, 1, H, W), or (H, W) for one face; or one PIL image
+                or a list of them, of any mode and size. Each is one upright face, cropped as in FER-2013. Faces are
+                resized to the network's input size.
             tta: test-time augmentation, a key of tta.VIEWS.
             batch_size: faces per forward pass; it changes the speed, not the result.
 
@@ -254,10 +254,17 @@ def _check_faces(faces: FaceImages) -> npt.NDArray[np.uint8] | Tensor | list[Ima
                 f"faces: expected uint8 pixels from 0 to 255, got {dtype}. Convert pixels in [0, 1] with "
                 "(255 * faces).round() and a cast to uint8."
             )
+        if faces.ndim == 4 and faces.shape[1] == 1:
+            faces = faces[:, 0]
+        if faces.ndim == 2 and faces.shape[1] == 48 * 48:
+            raise UserError(
+                f"faces: shape {tuple(faces.shape)} looks like rows of 2,304 pixels, as in fer2013.csv. Pass "
+                "faces.reshape(-1, 48, 48)."
+            )
         if faces.ndim not in (2, 3) or faces.shape[-1] in (1, 3, 4):
             raise UserError(
-                f"faces: expected grey (N, H, W), or (H, W) for one face, got shape {tuple(faces.shape)}. Pass "
-                "colour images as PIL.Image.fromarray(face)."
+                f"faces: expected grey (N, H, W) or (N, 1, H, W), or (H, W) for one face, got shape "
+                f"{tuple(faces.shape)}. Pass colour images as PIL.Image.fromarray(face)."
             )
         batch = faces if faces.ndim == 3 else faces[None]
         if 0 in batch.shape:

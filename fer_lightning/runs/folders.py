@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -15,6 +16,16 @@ LOCK = ".lock"
 SWEEP_LOCK = ".sweep.lock"
 SWEEP = "sweep.json"
 DONE = ("finished", "pruned")
+# What a run writes before its first checkpoint.
+_WRITTEN = (
+    LOCK,
+    "config.yaml",
+    "command.txt",
+    "results.json",
+    "hparams.yaml",
+    "figures/*.png",
+    "events.out.tfevents.*",
+)
 
 
 @contextmanager
@@ -38,6 +49,28 @@ def claim(run_dir: Path) -> Iterator[bool]:
         raise UserError(f"{run_dir} cannot be written: {error.strerror}.") from error
     with lock(run_dir / LOCK, wait=False) as ours:
         yield ours
+
+
+def is_replaceable(run_dir: Path) -> bool:
+    """Return whether a folder holds a run that failed or was stopped without a checkpoint, and nothing else.
+
+    The folder must be claimed by this process, or not in use.
+    """
+    if not any((run_dir / name).exists() for name in ("config.yaml", "results.json")):
+        return False
+    files = [path for path in run_dir.rglob("*") if not path.is_dir()]
+    known = all(any(path.relative_to(run_dir).match(pattern) for pattern in _WRITTEN) for path in files)
+    return known and (read_results(run_dir) or {"status": "interrupted"})["status"] not in DONE
+
+
+def remove_replaceable(run_dir: Path) -> None:
+    """Remove the files of a replaceable run from its claimed folder, so that another run can take its place."""
+    print(f"note:     replaces the run in {run_dir}, which ended before its first checkpoint")
+    for path in run_dir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def remove_unstarted(folder: Path) -> None:

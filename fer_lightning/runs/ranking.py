@@ -215,6 +215,9 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
         "",
         format_table(["run", *header], rows),
     ]
+    checkpoints = (folder / run.name / "checkpoints" / "best.ckpt" for run in runs if run.best is not None)
+    if best := next(filter(Path.exists, checkpoints), None):
+        lines += ["", f"best: {best}"]
     failed = [run for run in runs if run.status == "failed"]
     if failed:
         lines.append("")

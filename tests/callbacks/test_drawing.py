@@ -18,11 +18,12 @@ from torch import nn
 from fer_lightning.callbacks import confusion_matrix as confusion_matrix_module
 from fer_lightning.callbacks import drawing
 from fer_lightning.callbacks import prediction_grid as prediction_grid_module
+from fer_lightning.callbacks import training_faces as training_faces_module
 from fer_lightning.callbacks.confusion_matrix import ConfusionMatrix, confusion_counts
 from fer_lightning.callbacks.dashboard import Dashboard
 from fer_lightning.callbacks.drawing import balanced_sample
 from fer_lightning.callbacks.prediction_grid import PredictionGrid
-from fer_lightning.data.augment import resize
+from fer_lightning.data.augment import BatchAugment, resize
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.data.faces import TEST, TRAIN, VAL, Faces
 from fer_lightning.emotions import EMOTIONS
@@ -339,3 +340,46 @@ def test_run_without_a_fit_has_its_texts_too(tmp_path):
     read = events(tmp_path)
     assert "run/config/text_summary" in read.Tags()["tensors"]
     assert metadata.SESSION_START_INFO_TAG in read.PluginTagToContent(metadata.PLUGIN_NAME)
+
+
+def test_training_faces_are_drawn_as_the_network_gets_them(tmp_path, monkeypatch):
+    drawn = []
+    original = training_faces_module.face_table
+    monkeypatch.setattr(
+        training_faces_module, "face_table", lambda *args, **kw: drawn.append((args, kw)) or original(*args, **kw)
+    )
+    data = data_module()
+    data.augment = BatchAugment(flip_prob=0.5, rotation_deg=20, translate_frac=0.1)
+    seen = {}
+    prepare = data._augment_batch
+
+    def recorded(images, index, epoch):
+        out = prepare(images, index, epoch)
+        seen.update({(epoch, int(row)): image for row, image in zip(index, out, strict=True)})
+        return out
+
+    data._augment_batch = recorded
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=TensorBoardLogger(tmp_path, name="", version=""),
+        callbacks=[training_faces_module.TrainingFaces(n_epochs=2)],
+        default_root_dir=tmp_path,
+        max_epochs=2,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    trainer.fit(classifier(), data)
+    ((images,), names) = drawn[0]
+    assert len(drawn) == 1
+    assert (names["rows"], names["columns"]) == (["resized", "epoch 0", "epoch 1"], list(EMOTIONS))
+    rows = balanced_sample(data.faces.labels[:N_TRAIN], 7)
+    np.testing.assert_array_equal(images[0], data.faces.images[rows])
+    for epoch in (0, 1):
+        for face, row in zip(images[1 + epoch], rows, strict=True):
+            unit = seen[epoch, int(row)] * data.std + data.mean
+            np.testing.assert_allclose(face, 255 * unit[0], atol=0.51)
+    assert "training/augmented" in EventAccumulator(str(tmp_path)).Reload().Tags()["images"]
+    assert (tmp_path / "figures" / "training_faces.png").exists()

@@ -190,6 +190,50 @@ def test_a_misspelt_key_in_an_experiment_file_is_reported(capsys, in_conf):
     assert "Did you mean data.batch_size?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("experiment", sorted(CONF.options("experiment") - {"none"}))
+def test_an_experiment_sets_only_what_the_chosen_network_and_augmentation_have(experiment):
+    [(cfg, _)] = composed(f"experiment={experiment}", "model=torchvision", "augment=none")
+    assert (list(cfg.model), list(cfg.augment)) == (["name", "architecture"], ["_target_"])
+
+
+def test_every_run_of_a_sweep_has_the_settings_of_its_own_network():
+    runs = composed("-m", "experiment=best,demo", "model=torchvision,resnet,fer_model0", "name=s")
+    torchvision = {"name": "torchvision", "architecture": "resnet18"}
+    resnet = {"name": "resnet", "blocks": 2, "stem_stride": 1}
+    assert [cfg.model for cfg, _ in runs] == [
+        torchvision,
+        resnet | {"channels": [64, 128, 256, 256], "dropout": 0.2},
+        {"name": "fer_model0", "channels": [64, 128, 256, 256]},
+        torchvision,
+        resnet | {"channels": [16, 32, 64], "dropout": 0.0},
+        {"name": "fer_model0", "channels": [16, 32, 64]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        # What a person names is never left out.
+        (
+            ["experiment=demo", "model=torchvision", "model.channels=[4]"],
+            "model.channels does not exist. Choose from",
+        ),
+        (
+            ["experiment=best_cpu", "ablation=mirrored", "model=resnet"],
+            "model.mirrored (set in a YAML file) does not",
+        ),
+    ],
+)
+def test_a_setting_that_the_network_lacks_is_refused_if_named(arguments, message, capsys):
+    assert main(never, arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_cfg_shows_an_experiment_without_what_does_not_apply(capfd):
+    assert main(never, ["experiment=demo", "model=torchvision", "--cfg", "job"]) == 0
+    assert "channels:" not in capfd.readouterr().out
+
+
 def test_an_experiment_can_set_top_level_settings(in_conf):
     in_conf("experiment/mine.yaml", "# @package _global_\nseed: 7\nmonitor: loss/val\n")
     [(cfg, _)] = composed("experiment=mine")

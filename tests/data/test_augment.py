@@ -201,3 +201,12 @@ def test_torchvision_draws_are_reproducible_and_leave_the_generator_alone(faces)
     assert not torch.equal(augment(faces, index, 3, 3, 64), whole)
     same = augment(faces[:1].expand(64, -1, -1, -1), torch.arange(64), 0, 0, 48)
     assert len({image.numpy().tobytes() for image in same}) > 60
+
+
+def test_torchvision_transforms_may_scale_to_float_themselves():
+    from torchvision.transforms import v2
+
+    images = torch.randint(0, 256, (4, 1, 48, 48), dtype=torch.uint8)
+    augment = TorchvisionAugment([v2.ToDtype(torch.float32, scale=True)])
+    out = augment(images, torch.arange(4), seed=0, epoch=0, image_size=24)
+    torch.testing.assert_close(out, resize(images, 24))

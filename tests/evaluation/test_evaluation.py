@@ -1,6 +1,7 @@
 """Statistics checked by hand, and the evaluation of a network with known predictions."""
 
 import base64
+import inspect
 import io
 import json
 import math
@@ -11,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from fake_fer2013 import fake_faces, without_prefixes, write_folder, write_zip
 from PIL import Image
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from fer_lightning.__main__ import main
+from fer_lightning.config.compose import CONF_DIR
 from fer_lightning.data.faces import TEST, TRAIN, VAL
 from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.corruptions import CORRUPTIONS
@@ -332,6 +336,19 @@ def test_command_writes_the_requested_files(checkpoint, capsys):
     assert Path("a.html").read_text().startswith("<!doctype html>")
 
 
+def test_the_faces_of_the_demo_can_be_evaluated(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("fer_lightning.data.synthetic.synthetic_faces", lambda: synthetic_faces(70, 14, 21))
+    assert main(["evaluate", checkpoint, "--data", "synthetic", "--json", "a.json"]) == 0
+    report = json.loads(Path("a.json").read_text())
+    assert (report["dataset"], report["split"], report["n"]) == ("synthetic", "test", 21)
+    # The demo's sizes, so that a run of experiment=demo and evaluate agree.
+    source = yaml.safe_load((CONF_DIR / "data" / "synthetic.yaml").read_text())["source"]
+    defaults = inspect.signature(synthetic_faces).parameters
+    assert {name: defaults[name].default for name in ("n_train", "n_val", "n_test", "seed")} == {
+        name: source[name] for name in ("n_train", "n_val", "n_test", "seed")
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -341,6 +358,10 @@ def test_command_writes_the_requested_files(checkpoint, capsys):
         (["a.ckpt", "--tta", "miror"], "tta=miror does not exist. Did you mean mirror?"),
         (["a.ckpt", "--against", "nowhere.ckpt"], "ckpt=nowhere.ckpt cannot be read"),
         (["--ckpt", "a.ckpt"], "FER-2013 was not found"),
+        (
+            ["a.ckpt", "--data", "synthetic", "--skip-bad"],
+            "--data synthetic: the classes of drawn faces are fixed.",
+        ),
         (["a.ckpt"], "FER-2013 was not found"),
     ],
 )

@@ -1,5 +1,6 @@
 """Small but complete runs of train.py: their files, how they resume and how they stop."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from fake_fer2013 import fake_faces, write_ferplus_folders, write_zip
 from faults import results_of, run
 from project import ROOT, SMALL
@@ -26,6 +28,8 @@ from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.data.votes import COLUMNS
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
+from fer_lightning.experiment.plan import input_settings
+from fer_lightning.inference.classifier import WEIGHTS
 from fer_lightning.models.checkpoint import read_checkpoint
 from fer_lightning.training.module import EmotionClassifier, classifier_from
 
@@ -225,16 +229,15 @@ def test_resume_refuses_what_it_cannot_change(trained, argument, capsys):
     assert argument.split("=")[0].removeprefix("~") in capsys.readouterr().err
 
 
+UNNAMED = [setting for setting in SMALL if not setting.startswith(("model.", "data.image_size"))]
+
+
 def test_a_test_only_run_uses_the_network_and_input_of_the_checkpoint(capsys):
     run("name=a", "trainer.max_epochs=1", "data.image_size=32", "model.channels=[3,5]")
-    run(
-        "name=again",
-        "stages=[test]",
-        "ckpt=runs/default/a/checkpoints/best.ckpt",
-        "model.channels=[4,8]",
-        "data.image_size=48",
-    )
+    ckpt = "runs/default/a/checkpoints/best.ckpt"
+    assert main(job, [*UNNAMED, "name=again", "stages=[test]", f"ckpt={ckpt}"]) == 0
     first, again = results_of("runs/default/a"), results_of("runs/default/again")
+    assert (first["ckpt"], again["ckpt"]) == ([], [ckpt])
     for key in ("accuracy", "loss", "per_class", "splits", "parameters"):
         assert first[key] == again[key]
     assert again["history"] == []
@@ -242,6 +245,82 @@ def test_a_test_only_run_uses_the_network_and_input_of_the_checkpoint(capsys):
     assert "32x32 px" in out
     assert "selected on validation (by the checkpoint's own run), tested on test\n" in out
     assert "optimistic" not in out
+
+
+def test_a_fit_from_a_checkpoint_has_its_network_and_input_whatever_the_experiment_says(capsys):
+    arguments = ["experiment=best_cpu", *UNNAMED, "trainer.max_epochs=1", "ckpt=tiny", "optim.lr=1e-9", "tta=none"]
+    assert main(job, [*arguments, "name=a"]) == 0
+    folder = Path("runs/best_cpu/a")
+    results = results_of(folder)
+    card = json.loads((WEIGHTS / "tiny.json").read_text())
+    assert (results["ckpt"], results["parameters"]) == (["tiny"], card["parameters"])
+    assert "weights:  start from tiny\n" in capsys.readouterr().out
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    start = read_checkpoint(WEIGHTS / "tiny.pt")
+    assert saved["model"] == start.model
+    assert {key: saved["data"][key] for key in ("image_size", "mean", "std")} == input_settings(start)
+    end = read_checkpoint(folder / "checkpoints/last.ckpt")
+    assert (end.model, end.inputs) == (start.model, start.inputs)
+    for name, weight in start.state_dict.items():  # at this learning rate only the batch statistics move
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(end.state_dict[name], weight.float(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (["data.image_size=64"], "data.image_size=64 contradicts ckpt="),
+        (["data.std=0.5"], "which was trained with data.std=0.25. Leave it out"),
+        (["model=resnet"], "which was trained with model=small_vgg."),
+        (["model=resnet", "stages=[test]"], "which was trained with model=small_vgg."),
+        (["model=small_vgg", "model.channels=[4,6,8,8]"], "holds the network {'name': 'small_vgg'"),
+        (["model=small_vgg", "model.mirrored=false", "stages=[test]"], "trained with model.mirrored=true."),
+        (["data.image_size=64", "stages=[test]", "ckpt=[tiny,best]"], "trained with data.image_size=48."),
+    ],
+)
+def test_settings_that_contradict_the_checkpoint_are_refused(named, message, capsys, tmp_path):
+    assert main(job, [*UNNAMED, "ckpt=tiny", *named]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_settings_that_agree_with_the_checkpoint_and_its_other_options_are_allowed():
+    run("model=resnet", "model.blocks=1", "name=a", "trainer.max_epochs=1", "stages=[fit]")
+    ckpt = "runs/default/a/checkpoints/last.ckpt"
+    run("model=resnet", "model.dropout=0.25", f"ckpt={ckpt}", "name=b", "trainer.max_epochs=1", "stages=[fit]")
+    model = read_checkpoint("runs/default/b/checkpoints/last.ckpt").model
+    assert model == read_checkpoint(ckpt).model | {"dropout": 0.25}
+
+
+def test_a_failed_run_without_a_checkpoint_gives_its_name_to_the_next(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(FaceDataModule, "train_dataloader", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("name=a", "logger=tensorboard")
+    folder = Path("runs/default/a")
+    assert results_of(folder)["status"] == "failed"
+    (folder / "notes.txt").write_text("mine")
+    run("name=a", code=1)
+    assert "already contains a run" in capsys.readouterr().err
+    (folder / "notes.txt").unlink()
+    run("name=a", "trainer.max_epochs=1")
+    assert "note:     replaces the run in runs/default/a, which ended before its first" in capsys.readouterr().out
+    assert results_of(folder)["status"] == "finished"
+    assert list(folder.glob("events.*")) == []
+    run("name=a", code=1)
+
+
+def test_a_failed_run_with_a_checkpoint_keeps_its_name(trained):
+    trained("stages=[fit]")
+    results = results_of("runs/default/a")
+    Path("runs/default/a/results.json").write_text(json.dumps(results | {"status": "failed"}))
+    run("name=a", code=1)
+    assert Path("runs/default/a/checkpoints/last.ckpt").exists()
+
+
+def test_lightning_warns_of_a_logging_interval_that_no_epoch_reaches():
+    with pytest.warns(UserWarning, match="smaller than the logging interval"):
+        run("name=a", "logger=tensorboard", "trainer.max_epochs=1", "stages=[fit]")
 
 
 def test_a_test_only_run_reports_the_split_that_selected_the_checkpoint(capsys):

@@ -178,3 +178,21 @@ def test_16_bit_and_transparent_faces_are_decoded_like_photos(clf):
     transparent = Image.merge("LA", (Image.new("L", (48, 48)), Image.fromarray(255 - grey)))
     for face in (Image.fromarray(grey.astype(np.uint16) << 8), transparent):
         np.testing.assert_allclose(clf.predict(face).probabilities, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_faces_with_a_channel_axis_are_accepted(kind):
+    faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48), dtype=np.uint8)
+    clf = fer_lightning.load_pretrained("tiny")
+    expected = clf.predict(kind(faces)).probabilities
+    np.testing.assert_array_equal(clf.predict(kind(faces[:, None])).probabilities, expected)
+
+
+@pytest.mark.parametrize("n", [1, 5, 2304])
+def test_rows_of_a_csv_are_not_taken_for_one_face(n):
+    with pytest.raises(UserError, match=r"looks like rows of 2,304 pixels.*reshape\(-1, 48, 48\)"):
+        fer_lightning.load_pretrained("tiny").predict(np.zeros((n, 2304), np.uint8))
+
+
+def test_the_public_names_are_listed():
+    assert dir(fer_lightning) == sorted([*fer_lightning.__all__, "__version__"])

@@ -306,8 +306,19 @@ def test_the_ranking_puts_the_best_first_and_shows_differing_settings(tmp_path):
     assert rows[1][-3:] == ["1/2", "12", "interrupted"]
     assert rows[3] == ["s/10", "b=4", "-", "-", "-", "12", "failed"]
     assert rows[4] == ["s/11", "b=5", "-", "-", "-", "-", "interrupted"]
+    assert len(lines) == 2  # no run has a checkpoint
     assert lines[1].startswith("s/10 failed: OutOfMemoryError: CUDA out of memory.")
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_ranking_names_the_best_checkpoint_that_exists(tmp_path):
+    some_runs(tmp_path)
+    for name in ("s/10", "s/2", "s/0"):
+        path = tmp_path / name / "checkpoints" / "best.ckpt"
+        path.parent.mkdir()
+        path.touch()
+    text = runs.format_runs(tmp_path, runs.rank_runs(tmp_path))
+    assert f"\n\nbest: {tmp_path}/s/2/checkpoints/best.ckpt\n" in text
 
 
 def test_the_command_prints_table_json_and_csv_and_plots(tmp_path, capsys):
