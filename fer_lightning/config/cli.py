@@ -247,9 +247,9 @@ def _run_claimed(job: Job, cfg: Settings, run_dir: Path) -> None:
             raise UserError(f"{run_dir} is in use by another process. Wait for it to end, or stop it first.")
         try:
             if not cfg.resume:
-                _check_unused(run_dir)  # again, now that other processes are locked out
                 if is_replaceable(run_dir):
                     remove_replaceable(run_dir)
+                _check_unused(run_dir)  # again, now that other processes are locked out
             _run_job(job, cfg, run_dir)
         finally:
             remove_unstarted(run_dir)
@@ -311,7 +311,8 @@ def _choose_folder(overrides: list[Override], multirun: bool) -> Path:
     folder = Path("runs") / _name_experiment(str(o.input_line) for o in overrides) / name
     if multirun and (folder / "sweep.json").exists():
         return folder  # begin_sweep checks that it is the same sweep
-    _check_unused(folder)
+    if multirun or not is_replaceable(folder):
+        _check_unused(folder)
     above = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not above.is_dir():
         raise UserError(f"{folder} cannot be created: {above} is a file. Move it, or run from another folder.")
@@ -339,8 +340,6 @@ def _is_folder_name(name: str) -> bool:
 
 
 def _check_unused(folder: Path) -> None:
-    if is_replaceable(folder):
-        return
     if any(next(folder.glob(f"**/{name}"), None) for name in ("config.yaml", "results.json", "sweep.json")):
         raise UserError(
             f"{folder} already contains a run. Choose another name, or resume the run with resume=RUN_FOLDER."

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from fer_lightning.errors import UserError
@@ -58,8 +59,8 @@ def is_replaceable(run_dir: Path) -> bool:
     """
     if not any((run_dir / name).exists() for name in ("config.yaml", "results.json")):
         return False
-    files = [path for path in run_dir.rglob("*") if not path.is_dir()]
-    known = all(any(path.relative_to(run_dir).match(pattern) for pattern in _WRITTEN) for path in files)
+    names = [path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if not path.is_dir()]
+    known = all(any(fnmatch(name, pattern) for pattern in _WRITTEN) for name in names)
     return known and (read_results(run_dir) or {"status": "interrupted"})["status"] not in DONE
 
 

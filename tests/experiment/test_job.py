@@ -299,10 +299,14 @@ def test_a_failed_run_without_a_checkpoint_gives_its_name_to_the_next(monkeypatc
             run("name=a", "logger=tensorboard")
     folder = Path("runs/default/a")
     assert results_of(folder)["status"] == "failed"
-    (folder / "notes.txt").write_text("mine")
-    run("name=a", code=1)
+    for notes in (folder / "notes.txt", folder / "mine/config.yaml"):
+        notes.parent.mkdir(exist_ok=True)
+        notes.write_text("mine")
+        run("name=a", code=1)
+        assert "already contains a run" in capsys.readouterr().err
+        notes.unlink()
+    run("name=a", "-m", "seed=0,1", code=1)
     assert "already contains a run" in capsys.readouterr().err
-    (folder / "notes.txt").unlink()
     run("name=a", "trainer.max_epochs=1")
     assert "note:     replaces the run in runs/default/a, which ended before its first" in capsys.readouterr().out
     assert results_of(folder)["status"] == "finished"
