@@ -6,8 +6,10 @@ against another network. The HTML report adds curves, the confusion matrix and t
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fer_lightning.commands import (
     add_class_arguments,
@@ -19,6 +21,10 @@ from fer_lightning.commands import (
     write_file,
 )
 from fer_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from fer_lightning.data.faces import Faces
+    from fer_lightning.inference.classifier import Classifier
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +54,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate the network, print the numbers and write the requested files."""
     from fer_lightning.data.classes import class_set, restrict, shared_classes
-    from fer_lightning.data.fer2013 import load_held_out
-    from fer_lightning.data.synthetic import synthetic_faces
     from fer_lightning.evaluation.evaluate import evaluate, to_json
     from fer_lightning.evaluation.page import evaluation_page
     from fer_lightning.evaluation.report import format_evaluation
@@ -61,22 +65,7 @@ def run(args: argparse.Namespace) -> int:
     clf = load_network(args)
     against = (args.against, load_checkpoint(checkpoint_path(args.against), args.device)) if args.against else None
     networks = [clf, *([against[1]] if against else [])]
-    if args.data == "synthetic" and not Path(args.data).exists():
-        if args.classes or args.rename or args.skip_bad or args.labels != "fer2013" or args.ferplus:
-            raise UserError(
-                "--data synthetic: the classes of drawn faces are fixed. Leave out --classes, --rename, --labels, "
-                "--ferplus and --skip-bad."
-            )
-        faces = synthetic_faces()
-    else:
-        faces = load_held_out(
-            args.data,
-            networks=[network.classes for network in networks],
-            trained_on=[network.data_fingerprint for network in networks],
-            classes=args.classes,
-            skip_bad=args.skip_bad,
-            **label_settings(args),
-        )
+    faces = _load_faces(args, networks)
     if faces.dataset == "FER-2013" and clf.classes == class_set("ferplus").names:
         note = "The network's classes are those of FER+, tested on FER-2013's own labels; see --labels ferplus."
         faces = replace(faces, notes=(*faces.notes, note))
@@ -93,3 +82,25 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_file(args.json, write_json, report)
     return 0
+
+
+def _load_faces(args: argparse.Namespace, networks: "Sequence[Classifier]") -> "Faces":
+    """Return the faces that ``--data`` names."""
+    from fer_lightning.data.fer2013 import load_held_out
+    from fer_lightning.data.synthetic import synthetic_faces
+
+    if args.data == "synthetic" and not Path(args.data).exists():
+        if args.classes or args.rename or args.skip_bad or args.labels != "fer2013" or args.ferplus:
+            raise UserError(
+                "--data synthetic: the classes of drawn faces are fixed. Leave out --classes, --rename, --labels, "
+                "--ferplus and --skip-bad."
+            )
+        return synthetic_faces()
+    return load_held_out(
+        args.data,
+        networks=[network.classes for network in networks],
+        trained_on=[network.data_fingerprint for network in networks],
+        classes=args.classes,
+        skip_bad=args.skip_bad,
+        **label_settings(args),
+    )

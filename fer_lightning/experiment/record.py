@@ -162,6 +162,15 @@ def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], record:
         print(f"          note: the members were selected on different splits: {', '.join(splits)}")
     if both := [name for name in data.test_split.split("+") if name in (val_split or "").split("+")]:
         print(f"          note: weights selected on {'+'.join(both)} have optimistic scores on it")
+    _announce_networks(modules, record)
+    machine, _, precision = record.hardware.partition("; ")
+    print(f"machine:  {machine}\n          {precision}")
+    if (n := record.processes) > 1:
+        print(f"          {n} processes share each batch: data.batch_size={data.batch_size} in total")
+    sys.stdout.flush()
+
+
+def _announce_networks(modules: Sequence[EmotionClassifier], record: RunRecord) -> None:
     for name in record.ckpt:
         print(f"weights:  {'start from ' if 'fit' in record.stages else ''}{name}")
     for module in modules:
@@ -170,11 +179,6 @@ def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], record:
         print(
             f"network:  {module.model['name']} {options}, {count_parameters(module):,} parameters, {size}x{size} px"
         )
-    machine, _, precision = record.hardware.partition("; ")
-    print(f"machine:  {machine}\n          {precision}")
-    if (n := record.processes) > 1:
-        print(f"          {n} processes share each batch: data.batch_size={data.batch_size} in total")
-    sys.stdout.flush()
 
 
 @contextmanager

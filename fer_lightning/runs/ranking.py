@@ -186,6 +186,12 @@ def _label(run: Run) -> str:
     return " ".join(words)
 
 
+def _best_checkpoint(folder: Path, runs: Sequence[Run]) -> Path | None:
+    """Return the checkpoint of the first ranked run that has one."""
+    paths = (folder / run.name / "checkpoints" / "best.ckpt" for run in runs if run.best is not None)
+    return next(filter(Path.exists, paths), None)
+
+
 def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     """Return the ranking as a table at most 80 columns wide, followed by the errors of failed runs."""
     numbers = [
@@ -215,8 +221,7 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
         "",
         format_table(["run", *header], rows),
     ]
-    checkpoints = (folder / run.name / "checkpoints" / "best.ckpt" for run in runs if run.best is not None)
-    if best := next(filter(Path.exists, checkpoints), None):
+    if best := _best_checkpoint(folder, runs):
         lines += ["", f"best: {best}"]
     failed = [run for run in runs if run.status == "failed"]
     if failed:
