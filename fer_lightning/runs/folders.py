@@ -57,11 +57,11 @@ def is_replaceable(run_dir: Path) -> bool:
 
     The folder must be claimed by this process, or not in use.
     """
-    if not any((run_dir / name).exists() for name in ("config.yaml", "results.json")):
+    results = read_results(run_dir)  # missing if the run was killed; resume= continues it
+    if results is None or results["status"] in DONE:
         return False
     names = [path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if not path.is_dir()]
-    known = all(any(fnmatch(name, pattern) for pattern in _WRITTEN) for name in names)
-    return known and (read_results(run_dir) or {"status": "interrupted"})["status"] not in DONE
+    return all(any(fnmatch(name, pattern) for pattern in _WRITTEN) for name in names)
 
 
 def remove_replaceable(run_dir: Path) -> None:

@@ -57,6 +57,7 @@ def test_files_and_results_of_a_run(capsys):
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "figures/predictions_val.png",
+        "figures/training_faces.png",
         "figures/predictions_test.png",
         "figures/most_confident_mistakes.png",
         "figures/confusion_val.png",
@@ -352,10 +353,10 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(capsys):
     run("name=b", *few, "seed=1", "data.mean=0.4", "data.split=kaggle_folder")
     a, b = (f"runs/default/{name}/checkpoints/best.ckpt" for name in "ab")
     test = ("stages=[test]", "tta=mirror", "trainer.precision=32-true")
-    run("name=only_a", *test, f"ckpt=[{a}]")
-    run("name=only_b", *test, f"ckpt={b}")
+    assert main(job, [*UNNAMED, "name=only_a", *test, f"ckpt=[{a}]"]) == 0
+    assert main(job, [*UNNAMED, "name=only_b", *test, f"ckpt={b}"]) == 0
     capsys.readouterr()
-    run("name=both", *test, f"ckpt=[{a},{b}]", "logger=tensorboard")
+    assert main(job, [*UNNAMED, "name=both", *test, f"ckpt=[{a},{b}]", "logger=tensorboard"]) == 0
     both, *singles = (results_of(f"runs/default/{name}") for name in ("both", "only_a", "only_b"))
     assert [single["members"] for single in singles] == [None, None]
     assert [member["ckpt"] for member in both["members"]] == [a, b]

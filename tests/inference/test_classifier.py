@@ -128,7 +128,7 @@ def test_a_rotated_face_is_turned_upright(clf, faces, tmp_path):
         (torch.zeros(2, 48, 48), "expected uint8 pixels from 0 to 255, got float32"),
         (np.zeros((2, 48, 48), np.int64), "got int64"),
         (np.zeros(48, np.uint8), r"got shape \(48,\)"),
-        (np.zeros((2, 1, 48, 48), np.uint8), r"got shape \(2, 1, 48, 48\)"),
+        (np.zeros((2, 2, 48, 48), np.uint8), r"got shape \(2, 2, 48, 48\)"),
         (np.zeros((48, 48, 3), np.uint8), "Pass colour images as PIL"),
         (np.zeros((0, 48, 48), np.uint8), "expected at least one face"),
         (torch.zeros(3, 0, 48, dtype=torch.uint8), "expected at least one face"),
