@@ -285,7 +285,7 @@ class FaceDataModule(LightningDataModule):
 
     def images(self, rows: Tensor) -> Tensor:
         """Return the images of rows (B,), in memory of their own: uint8 (B, 1, 48, 48)."""
-        return torch.from_numpy(self.faces.images[rows.numpy()].copy()).unsqueeze(1)
+        return torch.from_numpy(self.faces.images[rows.numpy()]).unsqueeze(1)
 
     def preview(self, rows: Tensor, epoch: int) -> Tensor:
         """Augment images on the CPU as an epoch does, without an effect on what torch's generator draws next.
