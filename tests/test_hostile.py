@@ -302,7 +302,7 @@ def test_checkpoint_cannot_name_other_files_for_removal(tmp_path):
         ("fer_lightning.data.synthetic.synthetic_faces", "subprocess.run", "not one"),
         ("    n_train:", "    cache_dir: /etc\n    n_train:", "data.source.cache_dir=/etc"),
         ("    n_faces:", "    path: /etc\n    n_faces:", "callbacks.prediction_grid.path=/etc"),
-        ("logger:\n", "logger:\n  sub_dir: /etc\n", "logger.sub_dir=/etc"),
+        ("  tensorboard:\n", "  tensorboard:\n    sub_dir: /etc\n", "logger.tensorboard.sub_dir=/etc"),
         ("trainer:\n", "trainer:\n  default_root_dir: /etc\n", "trainer.default_root_dir=/etc"),
         ("seed: 0\nname", "seed: ${oc.env:HOME}\nname", "contains"),
         ("seed: 0\nname", "x: &x [1, 2]\nseed: *x\nname", "aliases"),

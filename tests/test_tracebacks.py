@@ -53,7 +53,7 @@ AFFINE = "augment.transforms=[{_target_: torchvision.transforms.v2.RandomAffine}
         (["augment=torchvision", TRANSFORM % "constructor"], TypeError),
         (["augment=torchvision", TRANSFORM % "forward"], TypeError),
         (["optim.lr=13"], TypeError),
-        (["logger._target_=contributed.MyLogger", "logger.where=constructor"], TypeError),
+        (["logger.mine._target_=contributed.MyLogger", "logger.mine.where=constructor"], TypeError),
         (["data._target_=contributed.my_faces", "data.seed=13"], TypeError),
     ],
 )
@@ -86,7 +86,7 @@ def test_the_traceback_of_a_bug_in_a_forward_is_short_and_ends_in_it(where, tmp_
 
 
 def test_custom_code_works_without_the_bug():
-    mine = [CALLBACK, "augment=torchvision", TRANSFORM % "none", "logger._target_=contributed.MyLogger"]
+    mine = [CALLBACK, "augment=torchvision", TRANSFORM % "none", "logger.mine._target_=contributed.MyLogger"]
     assert main(job, [*FEW, NET, "model.architecture=mine", *mine, "name=a"]) == 0
     assert results_of("runs/default/a")["status"] == "finished"
 
@@ -115,7 +115,7 @@ def test_custom_code_works_without_the_bug():
         ),
         (["data.n_train=-3"], "data.n_train=-3: expected at least 0"),
         (["data.seed=-1"], "data.seed=-1: expected at least 0"),
-        (["logger._target_=contributed.MyLogger", "logger.where=[1]"], "where=[1]: expected a string"),
+        (["logger.mine._target_=contributed.MyLogger", "logger.mine.where=[1]"], "where=[1]: expected a string"),
         (["trainer.max_steps=[1]"], "Lightning's Trainer rejected its arguments: "),
         (
             ["model.architecture=shape"],

@@ -28,12 +28,12 @@ class ConfusionMatrix(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the validation split."""
         if (predictions := validation_predictions(trainer, pl_module, self.every_n_epochs)) is not None:
-            save_figure(trainer, _figure(predictions), "confusion/val", "confusion_val.png")
+            save_figure(trainer, _figure(predictions), "scores/confusion_val", "confusion_val.png")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the headline test split."""
         if (predictions := test_predictions(trainer, pl_module)) is not None:
-            save_figure(trainer, _figure(predictions), "confusion/test", "confusion_test.png")
+            save_figure(trainer, _figure(predictions), "scores/confusion_test", "confusion_test.png")
 
 
 def _figure(predictions: SplitPredictions) -> Figure:

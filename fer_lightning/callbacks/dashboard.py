@@ -1,34 +1,34 @@
-"""TensorBoard entries of a run besides its curves: texts, combined charts and hyperparameters."""
+"""Entries of a run in its loggers besides the curves: texts, combined charts, hyperparameters and results."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from fer_lightning.callbacks.drawing import tensorboard
-from fer_lightning.training.compat import write_hparams
+from fer_lightning.training.compat import write_charts, write_hparams
 from fer_lightning.training.module import EmotionClassifier
 
 
-def charts(classes: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
-    """Return the layout for add_custom_scalars, in which tags are regular expressions anchored at their start."""
-    recalls = [f"recall/{re.escape(name)}$" for name in classes]
+def charts(classes: Sequence[str]) -> dict[str, list[str]]:
+    """Return the charts of the Custom Scalars tab, title -> tags."""
     return {
-        "learning": {
-            "loss": ["Multiline", ["loss/train$", "loss/val$"]],
-            "accuracy": ["Multiline", ["accuracy/train$", "accuracy/val$"]],
-            "recall by emotion": ["Multiline", recalls],
-        }
+        "loss": ["loss/train", "loss/val"],
+        "accuracy": ["accuracy/train", "accuracy/val"],
+        "recall by emotion": [f"recall/{name}" for name in classes],
     }
 
 
 class Dashboard(Callback):
     """Callback that writes texts, chart layout and hyperparameters, which distinguish a run from others.
 
+    Loggers other than TensorBoard get the texts among the hyperparameters, except for the configuration.
+
     Args:
         texts: heading -> text to show verbatim under ``run/<heading>``, such as the config as YAML.
-        hparams: the run's row in the HParams tab. Resuming a run does not change the row.
+        hparams: the run's row in TensorBoard's HParams tab, and the hyperparameters of other loggers. Resuming a
+            run does not change them.
     """
 
     def __init__(self, texts: Mapping[str, str], hparams: Mapping[str, bool | int | float | str]) -> None:
@@ -56,32 +56,29 @@ class Dashboard(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the entries once per process. A resumed run writes them again, at the epoch where it resumes."""
-        logger = tensorboard(trainer)
-        if logger is None or self._written:
+        if self._written or not trainer.is_global_zero:
             return
         self._written = True
-        writer = logger.experiment
-        assert isinstance(pl_module, EmotionClassifier)
-        writer.add_custom_scalars(charts(pl_module.inputs.classes))
-        for heading, text in self.texts.items():
-            writer.add_text(f"run/{heading}", _verbatim(text), trainer.current_epoch)
+        facts = {f"run/{heading}": text for heading, text in self.texts.items() if heading != "config"}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                self._write_tensorboard(logger.experiment, trainer.current_epoch, pl_module)
+            elif trainer.global_step == 0:  # MLflow refuses other values when the run is resumed
+                logger.log_hyperparams({**self.hparams, **facts})
 
+    def _write_tensorboard(self, writer: Any, epoch: int, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, EmotionClassifier)
+        write_charts(writer, "learning", charts(pl_module.inputs.classes))
+        for heading, text in self.texts.items():
+            writer.add_text(f"run/{heading}", _verbatim(text), epoch)
         write_hparams(writer, self.hparams)
         writer.flush()
 
     def report(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Write the run's results into the HParams table as ``hp/<name>``, once, after the last test.
-
-        By default the table shows the first five results in alphabetical order: accuracy/train and accuracy/val of
-        the last epoch, then the first three of these.
-        """
-        if (logger := tensorboard(trainer)) is None:
-            return
-        for name, value in metrics.items():
-            logger.experiment.add_scalar(f"hp/{name}", value, trainer.current_epoch)
-        # Lightning closed the writer after the test, and add_scalar reopened it. Unless it is closed again, a sweep
-        # leaks one thread per run.
-        logger.finalize("success")
+        """Write the run's results, once, after the last test."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(dict(metrics), trainer.current_epoch)
 
 
 def _verbatim(text: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 
@@ -121,8 +121,20 @@ def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
 
 
 def save_figure(trainer: Trainer, figure: Figure, tag: str, file_name: str) -> None:
-    """Write a figure to the run's ``figures/`` and, with the epoch as the step, to TensorBoard."""
-    picture = pixels(figure)
+    """Write a figure to the run's ``figures/`` and, with the epoch as the step, to the loggers that take pictures.
+
+    Args:
+        trainer: the run's trainer, in the process that writes.
+        figure: the figure.
+        tag: its name in the loggers. TensorBoard shows the pictures in alphabetical order.
+        file_name: its name in ``figures/``.
+    """
+    picture, epoch = pixels(figure), trainer.current_epoch
     write_png(picture, Path(trainer.default_root_dir) / "figures" / file_name)
-    if (logger := tensorboard(trainer)) is not None:
-        logger.experiment.add_image(tag, picture, trainer.current_epoch, dataformats="HWC")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, picture, epoch, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(tag, [picture], epoch)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(logger.run_id, picture, key=tag, step=epoch)

@@ -62,4 +62,4 @@ class GradCAM(Callback):
         overlays = np.stack([heat_overlay(*pair) for pair in zip(faces, heat, strict=True)])
         title = f"{predictions.title}: evidence for the predicted emotion (Grad-CAM)"
         figure = prediction_grid(overlays, predictions.labels[sample], probabilities, title, predictions.classes)
-        save_figure(trainer, figure, f"{section}/grad_cam", file_name)
+        save_figure(trainer, figure, f"{section}/grid_grad_cam", file_name)

@@ -52,7 +52,7 @@ class PredictionGrid(Callback):
         correct = probabilities.argmax(axis=1) == labels
         sample = balanced_sample(labels, self.n_faces)
         title = f"{predictions.title}: {correct[sample].sum()} of {len(sample)} correct in a fixed sample"
-        save_figure(trainer, _grid(predictions, sample, title), f"{section}/sample", file_name)
+        save_figure(trainer, _grid(predictions, sample, title), f"{section}/grid", file_name)
 
         mistakes = confident_mistakes(labels, probabilities, self.n_faces)
         title = f"{predictions.title}: most confident of {(~correct).sum():,} mistakes in {len(correct):,}"

@@ -29,7 +29,7 @@ def add_network_arguments(parser: argparse.ArgumentParser, positional: bool = Fa
         "--model", default="best", metavar="NAME", help="pretrained network to use (default: %(default)s)"
     )
     source.add_argument(
-        "--ckpt", metavar="PATH", help="checkpoint to use instead, e.g. a run's checkpoints/best.ckpt"
+        "--ckpt", metavar="PATH", help="checkpoint to use instead, or the folder of a run or a sweep"
     )
     if positional:
         # Without SUPPRESS, an omitted CKPT would overwrite the value of --ckpt with its default.
@@ -77,11 +77,23 @@ def load_network(args: argparse.Namespace) -> "Classifier":
         UserError: the network, checkpoint or device does not exist or cannot be used.
     """
     import fer_lightning
-    from fer_lightning.inference.classifier import checkpoint_path
 
     if args.ckpt is not None:
-        return fer_lightning.load_checkpoint(checkpoint_path(args.ckpt), args.device)
+        return load_checkpoint(args.ckpt, args.device)
     return fer_lightning.load_pretrained(args.model, args.device)
+
+
+def load_checkpoint(name: str, device: str) -> "Classifier":
+    """Load the classifier of a checkpoint, a shipped network, or the best run in a folder.
+
+    Raises:
+        UserError: the checkpoint or device does not exist or cannot be used.
+    """
+    import fer_lightning
+    from fer_lightning.inference.classifier import checkpoint_path
+    from fer_lightning.runs.ranking import resolve_checkpoint
+
+    return fer_lightning.load_checkpoint(resolve_checkpoint(checkpoint_path(name)), device)
 
 
 def unique_name(stem: str, taken: set[str]) -> str:

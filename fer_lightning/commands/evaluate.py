@@ -16,6 +16,7 @@ from fer_lightning.commands import (
     add_network_arguments,
     add_tta_argument,
     label_settings,
+    load_checkpoint,
     load_network,
     log,
     write_file,
@@ -58,12 +59,11 @@ def run(args: argparse.Namespace) -> int:
     from fer_lightning.evaluation.page import evaluation_page
     from fer_lightning.evaluation.report import format_evaluation
     from fer_lightning.files import write_atomically, write_json
-    from fer_lightning.inference.classifier import checkpoint_path, load_checkpoint
     from fer_lightning.models.tta import check_tta
 
     check_tta(args.tta)
     clf = load_network(args)
-    against = (args.against, load_checkpoint(checkpoint_path(args.against), args.device)) if args.against else None
+    against = (args.against, load_checkpoint(args.against, args.device)) if args.against else None
     networks = [clf, *([against[1]] if against else [])]
     faces = _load_faces(args, networks)
     if faces.dataset == "FER-2013" and clf.classes == class_set("ferplus").names:

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([run.to_json() for run in runs], indent=2, allow_nan=False))
     elif args.csv:
         rows = [run.to_json() for run in runs]
-        rows = [row | row.pop("settings") for row in rows]
+        rows = [row | row.pop("settings") | {"tags": ", ".join(row["tags"])} for row in rows]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
         writer.writeheader()

@@ -41,7 +41,7 @@ from fer_lightning.environment import RUN_OF, joins_run, prepare_training
 from fer_lightning.errors import UserError
 from fer_lightning.exit import exit_code
 from fer_lightning.files import expand_home
-from fer_lightning.runs.folders import claim, is_replaceable, remove_replaceable, remove_unstarted
+from fer_lightning.runs.folders import RUNS, claim, is_replaceable, remove_replaceable, remove_unstarted
 from fer_lightning.runs.sweep import Sweep, begin_sweep
 
 # Hydra validates our hydra/launcher files against the launchers' schemas of the same names, and warns that later
@@ -308,7 +308,7 @@ def _choose_folder(overrides: list[Override], multirun: bool) -> Path:
         raise UserError(f"name={name} becomes a folder name. Use letters, digits, '_', '-', '+' and '.' only.")
     if len(os.fsencode(name)) > 255:  # the limit of common file systems
         raise UserError(f"name={name} is too long for a folder name. Choose a shorter one.")
-    folder = Path("runs") / _name_experiment(str(o.input_line) for o in overrides) / name
+    folder = Path(RUNS) / _name_experiment(str(o.input_line) for o in overrides) / name
     if multirun and (folder / "sweep.json").exists():
         return folder  # begin_sweep checks that it is the same sweep
     if multirun or not is_replaceable(folder):

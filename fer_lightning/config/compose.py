@@ -123,7 +123,7 @@ def build(node: Any, **arguments: Any) -> Any:
     if "_target_" not in node:
         return options
     name = node["_target_"]
-    target, positional = _locate(name), build(node.get("_args_", []))
+    target, positional = locate(name), build(node.get("_args_", []))
     if node.get("_partial_"):
         return partial(target, *positional, **options)
     return call(target, str(name), options, *positional)
@@ -132,7 +132,7 @@ def build(node: Any, **arguments: Any) -> Any:
 _BUILD_KEYS = ("_target_", "_args_", "_partial_", "_convert_")
 
 
-def _locate(name: Any) -> Callable[..., Any]:
+def locate(name: Any) -> Callable[..., Any]:
     """Import the class or function with a dotted name.
 
     Raises:

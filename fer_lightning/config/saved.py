@@ -113,6 +113,12 @@ def _nest_source(data: DictConfig) -> None:
     data.source = {key: data.pop(key) for key in list(data) if f"data.{key}" not in TYPES}
 
 
+def _name_logger(saved: DictConfig) -> None:
+    """Give the logger a name; runs of version 0.1.0 have at most one, without a name."""
+    if "_target_" in (saved.get("logger") or {}):
+        saved.logger = {"tensorboard": saved.logger}
+
+
 def resumed(folder: Path, overrides: list[Override], named: Iterable[Override] = (), conf: Conf = CONF) -> Settings:
     """Return the settings of a run to resume, with changes from the command line.
 
@@ -154,6 +160,7 @@ def _read(folder: Path, named: Iterable[Override], conf: Conf) -> DictConfig:
         if not isinstance(saved, DictConfig) or not isinstance(saved.get("data"), DictConfig):
             raise ValueError("it or its data is not a mapping")
         _nest_source(saved.data)
+        _name_logger(saved)
         _check_saved(saved, {full_key(override.key_or_group) for override in named}, conf)
     except OSError as error:
         raise UserError(

@@ -53,8 +53,8 @@ class DistillSettings:
 
     ckpt: str | list[str] | None = setting(
         None,
-        "teacher: a checkpoint, a shipped network (best), or a list of them to average their probabilities; each "
-        "gets the images at its own input size",
+        "teacher: a checkpoint, a folder of runs, a shipped network (best), or a list of them to average their "
+        "probabilities; each gets the images at its own input size",
     )
     weight: float = setting(
         0.5, "weight of the distillation loss, above 0 to 1; the loss on the labels gets the rest"
@@ -80,11 +80,12 @@ class Settings:
     name: str | int | float | None = setting(
         None, "name of the run's folder in runs/<experiment>/; null: date and time"
     )
+    tags: list[str] = setting([], "labels to find the run by, in the loggers, results.json and fer-lightning runs")
     stages: list[str] = setting(["fit", "test"], "fit, test or both")
     ckpt: str | list[str] | None = setting(
         None,
-        "checkpoint or shipped network (best) to test without fitting, or a list of them to average their "
-        "probabilities; with a fit, the initial weights",
+        "checkpoint, folder of a run or a sweep (its best checkpoint), or shipped network (best) to test without "
+        "fitting, or a list of them to average their probabilities; with a fit, the initial weights",
     )
     resume: str | None = setting(
         None,
@@ -111,7 +112,7 @@ class Settings:
     optim: Config = group("the optimizer and its learning-rate schedule")
     trainer: Config = group("arguments of Lightning's Trainer")
     callbacks: Config = group("Lightning callbacks")
-    logger: Config = group("the destination of curves and figures")
+    logger: Config = group("the destinations of curves and figures")
     experiment: str = field(default="default", metadata={"group": True})
     overrides: list[str] = field(default_factory=list, metadata={"group": True})
 

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import seed_everything
-from lightning.pytorch.loggers import Logger
 
 from fer_lightning import hardware
 from fer_lightning.arguments import check_options
@@ -16,6 +15,7 @@ from fer_lightning.config.schema import Settings, to_dict
 from fer_lightning.data.datamodule import EpochBatches, FaceDataModule
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.report import format_results
+from fer_lightning.experiment.loggers import open_loggers
 from fer_lightning.experiment.plan import (
     Plan,
     adopt_checkpoint,
@@ -23,6 +23,7 @@ from fer_lightning.experiment.plan import (
     check_classes,
     input_settings,
     make_plan,
+    resolve_folders,
     tested_settings,
 )
 from fer_lightning.experiment.preflight import check_augmentation, check_network
@@ -31,8 +32,8 @@ from fer_lightning.experiment.record import (
     hparams,
     new_record,
     record_outcome,
+    run_texts,
     summary,
-    tensorboard_texts,
 )
 from fer_lightning.experiment.test import test, test_ensemble
 from fer_lightning.experiment.trainer import build_callbacks, fit, make_trainer, resolve_trainer_arguments
@@ -53,6 +54,7 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
     Raises:
         UserError: invalid settings or data, or a fit that diverged.
     """
+    cfg = resolve_folders(cfg)
     plan = make_plan(cfg, run_dir)
     cfg = adopt_checkpoint(cfg, plan)
     checkpoint_callbacks = checkpoints(run_dir, cfg.monitor, cfg.checkpoint.every_n_minutes) if plan.fit else []
@@ -74,26 +76,27 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
     record = new_record(cfg, datamodules[0], modules, plan.tested, machine)
     effective = to_dict(cfg) | (tested_settings(cfg, plan.tested) if plan.tested else {})
     history = History(datamodules[0].val_split)
-    dashboard = Dashboard(tensorboard_texts(to_yaml(effective), record), hparams(effective))
+    dashboard = Dashboard(run_texts(to_yaml(effective), record), hparams(effective))
     # History follows the callbacks that draw, so that the time they take is not counted as training.
     callbacks = [*build_callbacks(cfg.callbacks), history, dashboard, *checkpoint_callbacks]
-    trainer = make_trainer(build_logger(cfg, plan, run_dir) or False, callbacks, run_dir, trainer_arguments)
-    record.processes = trainer.world_size
-    check_batches(plan, datamodules[0], trainer.world_size)
+    with open_loggers(cfg, run_dir, plan.resumed) as loggers:
+        trainer = make_trainer(loggers, callbacks, run_dir, trainer_arguments)
+        record.processes = trainer.world_size
+        check_batches(plan, datamodules[0], trainer.world_size)
 
-    announce(datamodules[0], modules, record, run_dir)
-    resumed = plan.resumed
-    resumed_step = resumed.global_step if resumed else None
-    with record_outcome(trainer, run_dir, to_yaml(effective), record, started, resumed_step):
-        if plan.fit:
-            fit(modules[0], datamodules[0], trainer, history, record, resumed.path if resumed else None)
-        if plan.test:
-            if len(modules) > 1:
-                test_ensemble(modules, datamodules, trainer, record)
-            else:
-                test(modules[0], datamodules[0], trainer, record)
-            print(f"\n{format_results(record.to_json())}")
-        dashboard.report(trainer, summary(record))
+        announce(datamodules[0], modules, record, run_dir)
+        resumed = plan.resumed
+        resumed_step = resumed.global_step if resumed else None
+        with record_outcome(trainer, run_dir, to_yaml(effective), record, started, resumed_step):
+            if plan.fit:
+                fit(modules[0], datamodules[0], trainer, history, record, resumed.path if resumed else None)
+            if plan.test:
+                if len(modules) > 1:
+                    test_ensemble(modules, datamodules, trainer, record)
+                else:
+                    test(modules[0], datamodules[0], trainer, record)
+                print(f"\n{format_results(record.to_json())}")
+            dashboard.report(trainer, summary(record))
     print(f"results: {run_dir / 'results.json'}")
 
 
@@ -154,20 +157,3 @@ def build_modules(cfg: Settings, plan: Plan, data: FaceDataModule) -> list[Emoti
     for checkpoint in plan.initial:  # at most one
         load_weights(net, checkpoint)
     return [module]
-
-
-def build_logger(cfg: Settings, plan: Plan, run_dir: Path) -> Logger | None:
-    """Build the logger, which writes into the run's folder; return None if the configuration has none."""
-    if not cfg.logger:
-        return None
-    # The steps after the checkpoint are repeated, so TensorBoard has to drop what was logged for them before.
-    first_step = plan.resumed.global_step + 1 if plan.resumed else 0 if cfg.resume else None
-    logger: Logger = build(
-        cfg.logger,
-        save_dir=run_dir.parent,
-        name=run_dir.name,
-        version="",
-        default_hp_metric=False,
-        purge_step=first_step,
-    )
-    return logger

@@ -14,6 +14,7 @@ from fer_lightning.emotions import canonical
 from fer_lightning.errors import UserError
 from fer_lightning.inference.classifier import checkpoint_path
 from fer_lightning.models.checkpoint import Checkpoint, InputSpec, SelectClasses, net_from, read_checkpoint
+from fer_lightning.runs.ranking import resolve_checkpoint
 from fer_lightning.training.distillation import InputAdapter, Teacher
 
 
@@ -85,6 +86,22 @@ def parse_stages(
 def checkpoint_paths(ckpt: object) -> list[str]:
     """Return the checkpoint paths that a ``ckpt`` setting names; shipped networks are resolved by name."""
     return [checkpoint_path(name) for name in checkpoint_names(ckpt)]
+
+
+def resolve_folders(cfg: Settings) -> Settings:
+    """Replace the folder of a run or a sweep in ``ckpt`` and ``distill.ckpt`` by its best checkpoint.
+
+    Raises:
+        UserError: no run in the folder has a checkpoint.
+    """
+
+    def resolve(ckpt: str | list[str] | None) -> str | list[str] | None:
+        names = [
+            resolve_checkpoint(name) if checkpoint_path(name) == name else name for name in checkpoint_names(ckpt)
+        ]
+        return names if isinstance(ckpt, list) else names[0] if names else ckpt
+
+    return replace(cfg, ckpt=resolve(cfg.ckpt), distill=replace(cfg.distill, ckpt=resolve(cfg.distill.ckpt)))
 
 
 def checkpoint_names(ckpt: object) -> list[str]:

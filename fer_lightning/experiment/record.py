@@ -1,4 +1,4 @@
-"""Record a run in results.json, config.yaml, command.txt and TensorBoard."""
+"""Record a run in results.json, config.yaml, command.txt and its loggers."""
 
 import errno
 import platform
@@ -43,6 +43,7 @@ class RunRecord:
     error: str | None = None  # type and first line of the exception that made the run fail
     stages: list[str]
     experiment: str
+    tags: list[str] = field(default_factory=list)
     command: str
     dataset: str
     data_fingerprint: str
@@ -117,6 +118,7 @@ def new_record(
     return RunRecord(
         stages=list(cfg.stages),
         experiment=cfg.experiment,
+        tags=list(cfg.tags),
         command=shlex.join(["python", "train.py", *cfg.overrides]),
         dataset=data.faces.dataset,
         data_fingerprint=data.faces.fingerprint,
@@ -262,15 +264,17 @@ def record_outcome(
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def tensorboard_texts(settings: str, record: RunRecord) -> dict[str, str]:
-    """Return the texts of the run for TensorBoard, by tag."""
-    return {
+def run_texts(settings: str, record: RunRecord) -> dict[str, str]:
+    """Return the texts of the run for TensorBoard and other loggers, by heading."""
+    texts = {
         "config": settings,
         "command": record.command,
+        "tags": ", ".join(record.tags),
         "commit": str(record.git_commit),
         "data": f"{record.dataset} {record.data_fingerprint}",
         "hardware": record.hardware,
     }
+    return {heading: text for heading, text in texts.items() if text}
 
 
 def hparams(cfg: Config) -> dict[str, bool | int | float | str]:
@@ -292,12 +296,16 @@ def hparams(cfg: Config) -> dict[str, bool | int | float | str]:
 
 
 def summary(record: RunRecord) -> dict[str, float]:
-    """Return the metrics of the run for TensorBoard's HParams table; unknown ones are left out."""
+    """Return the run's results for its loggers; unknown ones are left out.
+
+    TensorBoard's HParams table shows the first five metrics in alphabetical order: with these names, the two
+    results come first.
+    """
     best = next((epoch for epoch in record.history if epoch["epoch"] == record.best_epoch), {})
     numbers = {
-        "best_val_accuracy": best.get("val_accuracy"),
-        "test_accuracy": record.accuracy,
-        "test_macro_f1": record.macro_f1,
+        "accuracy/best_val": best.get("val_accuracy"),
+        "accuracy/test": record.accuracy,
+        "macro_f1/test": record.macro_f1,
         "best_epoch": record.best_epoch,
     }
     return {name: float(value) for name, value in numbers.items() if value is not None}

@@ -77,7 +77,7 @@ def build_callbacks(nodes: Mapping[str, Any]) -> list[Callback]:
 
 
 def make_trainer(
-    logger: Logger | bool, callbacks: list[Callback], run_dir: Path, arguments: dict[str, Any]
+    loggers: list[Logger], callbacks: list[Callback], run_dir: Path, arguments: dict[str, Any]
 ) -> Trainer:
     """Build Lightning's Trainer, and silence the warnings that do not apply to this project.
 
@@ -109,7 +109,7 @@ def make_trainer(
                 "callbacks.NAME._target_=my_module.MyCallback."
             )
     ours: dict[str, Any] = {
-        "logger": logger,
+        "logger": loggers or False,
         "default_root_dir": run_dir,
         "use_distributed_sampler": False,  # EpochBatches splits the images between processes itself
     }

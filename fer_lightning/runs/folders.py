@@ -16,6 +16,8 @@ from fer_lightning.runs.lock import is_locked, lock
 LOCK = ".lock"
 SWEEP_LOCK = ".sweep.lock"
 SWEEP = "sweep.json"
+RUNS = "runs"  # in the working directory
+LOGGERS = "loggers.json"
 DONE = ("finished", "pruned")
 # What a run writes before its first checkpoint.
 _WRITTEN = (
@@ -24,6 +26,9 @@ _WRITTEN = (
     "command.txt",
     "results.json",
     "hparams.yaml",
+    "metrics.csv",
+    LOGGERS,
+    "wandb/*",
     "figures/*.png",
     "events.out.tfevents.*",
 )

@@ -2,12 +2,14 @@
 
 import math
 import shlex
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from fer_lightning.errors import UserError
 from fer_lightning.files import Json
 from fer_lightning.runs.folders import read_results, run_folders, status
 from fer_lightning.text import decimal, format_table, percent
@@ -21,7 +23,8 @@ class Run:
         name: its folder, relative to the ranked one.
         status: running, finished, pruned, failed or interrupted.
         error: type and first line of the exception that made the run fail.
-        settings: the settings that differ between the ranked runs.
+        tags: the labels that ``tags=`` gave the run.
+        settings: the settings that differ between the ranked runs, apart from the tags.
         metric: val_accuracy or val_loss.
         best: the best value of `metric`.
         best_epoch: the epoch of `best`, from 0.
@@ -35,6 +38,7 @@ class Run:
     name: str
     status: str
     error: str | None
+    tags: list[str]
     settings: dict[str, str]
     metric: str
     best: float | None
@@ -84,6 +88,7 @@ def _run(name: str, run_dir: Path, results: Json, settings: dict[str, str], metr
         name=name,
         status=status(run_dir),
         error=results.get("error"),
+        tags=results.get("tags", []),
         settings=settings,
         metric=metric,
         best=best and best[metric],
@@ -103,7 +108,7 @@ def _settings(run_dir: Path, results: Json) -> dict[str, str]:
         path = run_dir / "command.txt"
         command = path.read_text(encoding="utf-8") if path.exists() else ""
     pairs = (setting.partition("=") for setting in shlex.split(command)[2:])
-    return {key: value for key, _, value in pairs}
+    return {key: value for key, _, value in pairs if key != "tags"}
 
 
 def importance(runs: Sequence[Run]) -> dict[str, float]:
@@ -186,6 +191,31 @@ def _label(run: Run) -> str:
     return " ".join(words)
 
 
+def resolve_checkpoint(path: str) -> str:
+    """Return the best checkpoint of the run or sweep in a folder, and print which; return any other path unchanged.
+
+    Raises:
+        UserError: no run in the folder has a checkpoint.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    runs = rank_runs(folder)
+    best = _best_checkpoint(folder, runs)
+    if best is None:
+        raise UserError(
+            f"ckpt={path}: no run in this folder has a checkpoint. Pass the folder of a run or a sweep."
+        )
+    [score] = [run for run in runs if folder / run.name == best.parent.parent]
+    value = percent(score.best) if score.metric == "val_accuracy" else decimal(score.best)
+    among = f" of {len(runs)} runs" if len(runs) > 1 else ""
+    metric = score.metric.removeprefix("val_")
+    print(
+        f"note:     {path}: taking {best}, the best{among} ({metric} {value} on {score.val_split})", file=sys.stderr
+    )
+    return str(best)
+
+
 def _best_checkpoint(folder: Path, runs: Sequence[Run]) -> Path | None:
     """Return the checkpoint of the first ranked run that has one."""
     paths = (folder / run.name / "checkpoints" / "best.ckpt" for run in runs if run.best is not None)
@@ -209,7 +239,8 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     width = 80 - sum(2 + max(map(len, column)) for column in zip(header, *numbers, strict=True))
     rows = []
     for run, cells in zip(runs, numbers, strict=True):
-        first, *more = textwrap.wrap(_label(run), width, subsequent_indent="  ", break_on_hyphens=False)
+        text = f"{_label(run)} tags={','.join(run.tags)}" if run.tags else _label(run)
+        first, *more = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
         rows += [[first, *cells], *([line, "", "", "", "", ""] for line in more)]
     val_splits = ", ".join(sorted({run.val_split for run in runs if run.val_split and run.best is not None}))
     lines = [

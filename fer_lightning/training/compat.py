@@ -4,7 +4,7 @@ No other module of the package may use these APIs. tests/training/test_training_
 upgrade broke.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,6 +84,42 @@ def let_lightning_unscale(optimizer: torch.optim.Optimizer) -> None:
     Lightning refuses to clip the gradients of an optimizer that unscales internally, with bf16 as well as fp16.
     """
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
+def write_charts(writer: Any, category: str, charts: Mapping[str, Sequence[str]]) -> None:
+    """Write the layout of TensorBoard's Custom Scalars tab, with charts that TensorBoard does not smooth.
+
+    It smooths multi-line charts by 0.6 until told otherwise in the browser, which at a few epochs shows values that
+    no epoch had. It never smooths margin charts, here with margins of zero width; SummaryWriter.add_custom_scalars
+    allows only one line in such a chart.
+
+    Args:
+        writer: a SummaryWriter.
+        category: heading of the charts.
+        charts: title of each chart -> tags of its lines.
+    """
+    from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2  # slow to import
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+    lines = {
+        title: [layout_pb2.MarginChartContent.Series(value=tag, lower=tag, upper=tag) for tag in tags]
+        for title, tags in charts.items()
+    }
+    content = [
+        layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=series))
+        for title, series in lines.items()
+    ]
+    layout = layout_pb2.Layout(category=[layout_pb2.Category(title=category, chart=content)])
+    value = summary_pb2.Summary.Value(
+        tag=metadata.CONFIG_SUMMARY_TAG,
+        metadata=metadata.create_summary_metadata(),
+        tensor=tensor_pb2.TensorProto(
+            dtype="DT_STRING",
+            string_val=[layout.SerializeToString()],
+            tensor_shape=tensor_shape_pb2.TensorShapeProto(),
+        ),
+    )
+    writer._get_file_writer().add_summary(summary_pb2.Summary(value=[value]))
 
 
 def write_hparams(writer: Any, hparams: Mapping[str, bool | int | float | str]) -> None:

@@ -199,10 +199,11 @@ class EmotionClassifier(LightningModule):
         due = every and step_done and self.global_step % every == 0
         if due or self.trainer.is_last_batch:
             self.train_metrics()  # raises if the fit has diverged
-        if due and self.logger is not None:
+        if due and self.loggers:
             loss, accuracy, _ = self._means(self._window_sums)
             self._window_sums = [0.0] * 3
-            self.logger.log_metrics({"step/loss": loss, "step/accuracy": accuracy}, step=self.global_step)
+            for logger in self.loggers:
+                logger.log_metrics({"step/loss": loss, "step/accuracy": accuracy}, step=self.global_step)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training metrics."""

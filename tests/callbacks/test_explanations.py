@@ -87,7 +87,7 @@ def test_grad_cam_shows_the_sample_of_the_prediction_grid(finished):
         cold = (cam[0] == grid[0][..., None]).all(axis=3)
         assert cold.any()  # pixels without evidence show the face unchanged
     tags = EventAccumulator(str(run_dir)).Reload().Tags()["images"]
-    assert {"predictions/grad_cam", "predictions_test/grad_cam"} <= set(tags)
+    assert {"predictions/grid_grad_cam", "predictions_test/grid_grad_cam"} <= set(tags)
     assert {"grad_cam_val.png", "grad_cam_test.png"} <= {path.name for path in (run_dir / "figures").iterdir()}
     assert all(parameter.requires_grad for parameter in trained.net.parameters())
 

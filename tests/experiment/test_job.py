@@ -18,6 +18,7 @@ from faults import results_of, run
 from project import ROOT, SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fer_lightning.__main__ import main as command
 from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
 from fer_lightning.config.compose import CONF_DIR
@@ -99,8 +100,8 @@ def test_files_and_results_of_a_run(capsys):
     assert {"loss/train", "loss/val", "accuracy/train", "accuracy/val", "recall/happy", "lr"} <= set(
         shown["scalars"]
     )
-    assert {"hp/test_accuracy", "hp/best_val_accuracy"} <= set(shown["scalars"])
-    assert {"predictions/sample", "confusion/val", "confusion/test"} <= set(shown["images"])
+    assert {"accuracy/test", "accuracy/best_val"} <= set(shown["scalars"])
+    assert {"predictions/grid", "scores/confusion_val", "scores/confusion_test"} <= set(shown["images"])
 
 
 def test_the_seed_determines_the_result():
@@ -649,3 +650,21 @@ def test_real_data_has_the_published_counts(real_data):
     assert results["val_split"] == "PublicTest"
     assert results["split"] == "PrivateTest"
     assert (results["n_leak_free"], results["n_strict"]) == (3275, 2628)
+
+
+def test_the_folder_of_a_run_or_a_sweep_stands_for_its_best_checkpoint(capsys):
+    run("-m", "name=s", "seed=0,1", "trainer.max_epochs=1")
+    best = max((0, 1), key=lambda job: results_of(f"runs/default/s/{job}")["history"][0]["val_accuracy"])
+    expected = f"runs/default/s/{best}/checkpoints/best.ckpt"
+    capsys.readouterr()
+    assert main(job, [*UNNAMED, "stages=[test]", "ckpt=runs/default/s", "name=test"]) == 0
+    assert f"runs/default/s: taking {expected}, the best of 2 runs (accuracy " in capsys.readouterr().err
+    assert results_of("runs/default/test")["ckpt"] == [expected]
+    assert yaml.safe_load(Path("runs/default/test/config.yaml").read_text())["ckpt"] == expected
+    assert main(job, [*UNNAMED, "ckpt=runs/default/s/1", "distill.ckpt=[runs/default/s,best]", "name=fit"]) == 0
+    assert results_of("runs/default/fit")["ckpt"] == ["runs/default/s/1/checkpoints/best.ckpt"]
+    assert command(["evaluate", "runs/default/s", "--data", "synthetic", "--against", "runs/default/s/0"]) == 0
+    capsys.readouterr()
+    Path("empty").mkdir()
+    assert main(job, [*UNNAMED, "stages=[test]", "ckpt=empty", "name=none"]) == 1
+    assert "ckpt=empty: no run in this folder has a checkpoint" in capsys.readouterr().err

@@ -321,6 +321,19 @@ def test_the_ranking_names_the_best_checkpoint_that_exists(tmp_path):
     assert f"\n\nbest: {tmp_path}/s/2/checkpoints/best.ckpt\n" in text
 
 
+def test_tags_stand_beside_the_settings(tmp_path, capsys):
+    some_run(tmp_path / "a", "tags=[x,y] a=1", [0.1], tags=["x", "y"])
+    some_run(tmp_path / "b", "a=2", [0.2])
+    text = runs.format_runs(tmp_path, runs.rank_runs(tmp_path))
+    assert [line.split()[:3] for line in text.splitlines()[4:6]] == [
+        ["b", "a=2", "20.00%"],
+        ["a", "a=1", "tags=x,y"],
+    ]
+    assert command(["runs", str(tmp_path), "--csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [(row["name"], row["tags"]) for row in rows] == [("b", ""), ("a", "x, y")]
+
+
 def test_the_command_prints_table_json_and_csv_and_plots(tmp_path, capsys):
     some_runs(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -343,7 +356,7 @@ def test_the_command_prints_table_json_and_csv_and_plots(tmp_path, capsys):
 
 def test_importance_matches_a_manual_calculation():
     def one(best, **settings):
-        return runs.Run("", "finished", None, settings, "val_accuracy", best, 0, [], None, None, None, None)
+        return runs.Run("", "finished", None, [], settings, "val_accuracy", best, 0, [], None, None, None, None)
 
     # Group means 0.2 and 0.6 around 0.4, deviations of 0.1 within: sums of squares 0.16 between, 0.04 within.
     ranked = [one(0.1, a="x", c="1"), one(0.3, a="x", c="2"), one(0.5, a="y", c="1"), one(0.7, a="y", c="2")]
