@@ -105,13 +105,18 @@ class MovableCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict | moved)
 
 
-def check_monitor(monitor: str, classes: Sequence[str]) -> None:
-    """Raise UserError if a network with these classes does not log the metric `monitor`."""
+def check_monitor(monitor: str, classes: Sequence[str], key: str = "monitor") -> None:
+    """Raise UserError if a network with these classes does not log the metric that the setting `key` names."""
     logged = logged_metrics(classes)
     if monitor not in logged:
         raise UserError(
-            f"monitor={monitor} is not a metric.{did_you_mean(monitor, logged)} Choose from {', '.join(logged)}."
+            f"{key}={monitor} is not a metric.{did_you_mean(monitor, logged)} Choose from {', '.join(logged)}."
         )
+
+
+def is_minimised(monitor: str) -> bool:
+    """Return whether a lower value of the metric is better."""
+    return monitor.startswith("loss")
 
 
 def checkpoints(run_dir: Path, monitor: str, every_n_minutes: float | None = None) -> list[Callback]:
@@ -132,7 +137,7 @@ def checkpoints(run_dir: Path, monitor: str, every_n_minutes: float | None = Non
         "enable_version_counter": False,
     }
     best = MovableCheckpoint(
-        filename="best", monitor=monitor, mode="min" if monitor.startswith("loss") else "max", **common
+        filename="best", monitor=monitor, mode="min" if is_minimised(monitor) else "max", **common
     )
     # Not save_last=True, which in Lightning 2.6 writes only when the best epoch improves. It comes second, so that
     # last.ckpt includes the updated best score.

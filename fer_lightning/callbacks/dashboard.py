@@ -79,6 +79,9 @@ class Dashboard(Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(dict(metrics), trainer.current_epoch)
+                # Lightning closed TensorBoard's writer after the test, and the line above reopened it. Unless it is
+                # closed again, a sweep leaks one thread per run.
+                logger.finalize("success")
 
 
 def _verbatim(text: str) -> str:

@@ -27,7 +27,7 @@ CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 ConfigStore.instance().store("settings", defaults())
 
 # Files of these groups are merged at the top level, where they may set only keys that the other groups define.
-GLOBAL_GROUPS = ("experiment", "sweep", "ablation")
+GLOBAL_GROUPS = ("experiment", "sweep", "ablation", "debug")
 for _group in GLOBAL_GROUPS:  # Hydra does not accept null as a choice
     ConfigStore.instance().store("none", {}, group=_group, package="_global_")
 

@@ -64,10 +64,11 @@ def open_loggers(cfg: Settings, run_dir: Path, resumed: Checkpoint | None) -> It
         yield list(loggers.values())
         status = "success"
     finally:
+        # The others need no end when a run fails before or after Lightning's part of it.
         for logger in loggers.values():
-            # TensorBoard's writer leaks a thread unless it is closed after the last value.
-            logger.finalize(status)
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, MLFlowLogger):
+                logger.finalize(status)
+            elif isinstance(logger, WandbLogger):
                 logger.experiment.finish(exit_code=int(status != "success"))
 
 

@@ -95,12 +95,15 @@ def make_trainer(
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     # The logged values are already reduced across processes.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    # It is what trainer.overfit_batches is for.
+    warnings.filterwarnings("ignore", message="You requested to overfit but enabled")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # an internal of Lightning 2.6 with torch 2.15
-    # `announce` replaces Lightning's info messages, except for the table of layers and the message about a process
-    # that died and takes the others with it.
+    # `announce` replaces Lightning's info messages, except for the tables of layers and of a profiler, and the message
+    # about a process that died and takes the others with it.
     for package in ("fabric", "pytorch"):
         logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
-    for module in ("pytorch.callbacks.model_summary", "fabric.strategies.launchers.subprocess_script"):
+    kept = ("pytorch.callbacks.model_summary", "pytorch.profilers", "fabric.strategies.launchers.subprocess_script")
+    for module in kept:
         logging.getLogger(f"lightning.{module}").setLevel(logging.INFO)
     for name in ("callbacks", "plugins"):
         if value := arguments.get(name):

@@ -96,7 +96,6 @@ def finished(tmp_path_factory) -> tuple:
     before = events(run_dir)
     run.test(module, datamodule=data, verbose=False)
     dashboard.report(run, {"best_epoch": 1, "accuracy/test": 0.25, "accuracy/best_val": 0.5})
-    run.logger.finalize("success")
     return run_dir, events(run_dir), before
 
 

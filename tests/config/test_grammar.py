@@ -286,7 +286,7 @@ def test_a_name_that_is_too_long_is_refused_before_anything_is_written(sweep, ca
 # Choices of config groups
 
 
-OPTIONAL = ("experiment", "sweep", "ablation", "augment", "callbacks", "logger")
+OPTIONAL = ("experiment", "sweep", "ablation", "debug", "augment", "callbacks", "logger")
 
 
 @pytest.mark.parametrize("group", OPTIONAL)

@@ -1,6 +1,7 @@
 """Small but complete runs of train.py: their files, how they resume and how they stop."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -548,7 +549,8 @@ def test_a_checkpoint_cannot_run_code_and_invalid_ones_are_refused(trained, tmp_
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF_DIR.glob("*/*.yaml"))
-    if path.parent.name not in ("experiment", "sweep", "ablation")
+    if path.parent.name not in ("experiment", "sweep", "ablation", "debug")
+    and path.stem not in ("wandb", "mlflow")  # their tests are slow ones
 ]
 
 
@@ -571,6 +573,55 @@ def test_every_ablation_runs(ablation):
     once = ("name=a", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
     assert main(job, [*SMALL, "experiment=fast", f"ablation={ablation}", *once]) == 0
     assert results_of("runs/fast/a")["status"] == "finished"
+
+
+def test_debug_one_batch_goes_through_all_stages():
+    assert main(job, [*SMALL, "debug=one_batch", "logger=tensorboard", "data.eval_batch_size=7", "name=a"]) == 0
+    results = results_of("runs/default/a")
+    assert (results["status"], len(results["history"]), results["history"][0]["images"]) == ("finished", 1, 16)
+    assert results["splits"]["validation"]["n"] == 7
+    files = {path.name for path in Path("runs/default/a").rglob("*")}
+    assert files == {".lock", "config.yaml", "command.txt", "results.json"}
+
+
+def test_debug_overfit_learns_two_batches_by_heart():
+    assert main(job, [*SMALL, "debug=overfit", "trainer.max_epochs=40", "name=a"]) == 0
+    history = results_of("runs/default/a")["history"]
+    assert (history[-1]["train_accuracy"], history[-1]["images"]) == (1.0, 32)
+
+
+def test_debug_profiler_shows_where_the_time_went(monkeypatch):
+    shown = []
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch.profilers.profiler"), "handle", shown.append)
+    settings = [setting for setting in SMALL if "max_epochs" not in setting]
+    assert main(job, [*settings, "debug=profiler", "name=a"]) == 0
+    assert len(results_of("runs/default/a")["history"]) == 1
+    [table] = [record.getMessage() for record in shown]
+    assert "[Strategy]SingleDeviceStrategy.training_step" in table
+
+
+def test_early_stopping_ends_the_fit_and_says_so(capsys):
+    stop = ("callbacks=early_stopping", "callbacks.early_stopping.patience=2", "trainer.max_epochs=30")
+    run(*stop, "name=a", "optim.schedule=cosine")
+    history = results_of("runs/default/a")["history"]
+    best = max(history, key=lambda epoch: epoch["val_accuracy"])  # the first of them
+    assert history[-1]["epoch"] == best["epoch"] + 2 < 29
+    out = capsys.readouterr().out
+    note = "note:     stopped after 2 validations without a better accuracy/val than"
+    assert f"{note}\n          {best['val_accuracy']:.4f}; the learning rate was " in out
+    assert len(note) <= 80
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("monitor=accuracy/vall", "callbacks.early_stopping.monitor=accuracy/vall is not a metric. Did you mean"),
+        ("patience=0", "callbacks.early_stopping.patience=0: expected at least 1"),
+    ],
+)
+def test_wrong_settings_of_early_stopping_are_one_line(setting, message, capsys):
+    run("callbacks=early_stopping", f"callbacks.early_stopping.{setting}", "name=a", code=1)
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_gpu_prints_one_line(monkeypatch, capsys, tmp_path):
