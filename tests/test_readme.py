@@ -9,14 +9,18 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 from PIL import Image
-from project import ROOT
+from project import ROOT, SMALL
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fer_lightning import __main__
+from fer_lightning.commands.train import job
 from fer_lightning.config import cli
 from fer_lightning.config.compose import CONF_DIR
 from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.emotions import EMOTIONS
 from fer_lightning.files import write_json
 from fer_lightning.inference.classifier import pretrained_names
+from fer_lightning.models import MODELS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
@@ -46,7 +50,7 @@ def commands(program):
 
 
 def test_the_readme_is_short():
-    assert len(README.encode()) <= 12_000
+    assert len(README.encode()) <= 13_500
 
 
 @pytest.mark.parametrize("arguments", commands("python train.py"))
@@ -80,7 +84,7 @@ def test_a_command_parses(arguments, monkeypatch):
 @pytest.mark.parametrize("arguments", commands("pip install"))
 def test_an_extra_exists(arguments):
     for extra in re.findall(r"\.\[(.*)\]", " ".join(arguments)):
-        assert extra in PROJECT["project"]["optional-dependencies"]
+        assert set(extra.split(",")) <= set(PROJECT["project"]["optional-dependencies"])
 
 
 @pytest.mark.parametrize("arguments", commands("pytest"))
@@ -119,6 +123,40 @@ def test_the_python_example_runs(own_folder):
     names = {"faces": faces}
     exec(example, names)
     assert names["p"].probabilities.shape == (len(faces), 7)
+
+
+def example(language, part):
+    """Return the README's block of code in a language that contains a text."""
+    [code] = [code for code in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if part in code]
+    return code
+
+
+def test_the_example_of_a_network_trains(own_folder, monkeypatch, tmp_path):
+    names = {}
+    exec(example("python", "class Perceptron"), names)
+    monkeypatch.setitem(MODELS, "perceptron", names["Perceptron"])
+    path = tmp_path / "own" / "model" / "perceptron.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(example("yaml", "perceptron"))
+    settings = [setting for setting in SMALL if not setting.startswith("model.")]
+    assert cli.main(job, ["--config-dir", str(tmp_path / "own"), *settings, "model=perceptron", "name=a"]) == 0
+    results = json.loads((tmp_path / "runs/default/a/results.json").read_text())
+    assert results["parameters"] == 24**2 * 64 + 64 + 64 * 7 + 7
+
+
+def test_the_example_of_a_callback_and_the_table_of_tags_are_true(own_folder, monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text(example("python", "class Brightness"))
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = [setting for setting in SMALL if not setting.startswith(("callbacks", "logger"))]
+    settings += ["callbacks=[grad_cam,projector]", "callbacks.mine._target_=mine.Brightness", "tags=[x]"]
+    assert cli.main(job, [*settings, "trainer.log_every_n_steps=1", "name=a"]) == 0
+    tags = EventAccumulator(str(tmp_path / "runs/default/a"), {"tensors": 0}).Reload().Tags()
+    written = {*tags["scalars"], *tags["images"], *(tag.removesuffix("/text_summary") for tag in tags["tensors"])}
+    hidden = {"custom_scalars__config__", "_hparams_/session_start_info"}
+    table = README.partition("| tab | question | tags |")[2].partition("\n\n")[0]
+    named = {tag for tag in re.findall(r"`([^`]+)`", table) if "=" not in tag}
+    expanded = {tag.replace("<class>", name) for tag in named for name in EMOTIONS}
+    assert written - hidden == expanded | {"mine/brightness", "epoch"}  # pl_module.log adds the latter
 
 
 def result(path):

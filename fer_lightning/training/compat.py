@@ -91,7 +91,7 @@ def write_charts(writer: Any, category: str, charts: Mapping[str, Sequence[str]]
 
     It smooths multi-line charts by 0.6 until told otherwise in the browser, which at a few epochs shows values that
     no epoch had. It never smooths margin charts, here with margins of zero width; SummaryWriter.add_custom_scalars
-    allows only one line in such a chart.
+    allows only one line in such a chart. TensorBoard 2.21 shows margin charts in reverse order.
 
     Args:
         writer: a SummaryWriter.
@@ -109,7 +109,7 @@ def write_charts(writer: Any, category: str, charts: Mapping[str, Sequence[str]]
         layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=series))
         for title, series in lines.items()
     ]
-    layout = layout_pb2.Layout(category=[layout_pb2.Category(title=category, chart=content)])
+    layout = layout_pb2.Layout(category=[layout_pb2.Category(title=category, chart=content[::-1])])
     value = summary_pb2.Summary.Value(
         tag=metadata.CONFIG_SUMMARY_TAG,
         metadata=metadata.create_summary_metadata(),
