@@ -77,6 +77,10 @@ class MyAugment:
         return results.get(self.returns, unit)
 
 
+def my_augment(images: Tensor, index: Tensor, seed: int, epoch: int, image_size: int) -> Tensor:
+    return resize(images, image_size)
+
+
 class MyOptimizer(torch.optim.SGD):
     def __init__(self, params: Any, lr: float, weight_decay: float, fused: bool) -> None:
         bug("", "" if lr == 13 else "elsewhere")

@@ -85,6 +85,11 @@ def test_the_traceback_of_a_bug_in_a_forward_is_short_and_ends_in_it(where, tmp_
     assert list(tmp_path.rglob("*")) == []  # so the name is free for the next attempt
 
 
+def test_a_function_can_be_an_augmentation():
+    own = ["augment=none", "augment._target_=contributed.my_augment", "augment._partial_=true"]
+    assert main(job, [*FEW, NET, "model.architecture=mine", *own, "name=a"]) == 0
+
+
 def test_custom_code_works_without_the_bug():
     mine = [CALLBACK, "augment=torchvision", TRANSFORM % "none", "logger.mine._target_=contributed.MyLogger"]
     assert main(job, [*FEW, NET, "model.architecture=mine", *mine, "name=a"]) == 0
@@ -123,6 +128,10 @@ def test_custom_code_works_without_the_bug():
             "floating-point logits (2, 7), one for each class: angry, disgust,",
         ),
         ([TO_DTYPE % "false", "augment=torchvision"], "TorchvisionAugment returned values from "),
+        (
+            ["augment=none", "augment._target_=contributed.my_augment"],
+            "missing a required argument: 'images'. To pass the function itself, set _partial_=true",
+        ),
         (
             [*MINE, "augment.returns=uint8"],
             "returned uint8 (16,",

@@ -1,5 +1,6 @@
 """Compose configurations from conf/, turn them into plain dicts, and build the objects that they name."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -126,7 +127,12 @@ def build(node: Any, **arguments: Any) -> Any:
     target, positional = locate(name), build(node.get("_args_", []))
     if node.get("_partial_"):
         return partial(target, *positional, **options)
-    return call(target, str(name), options, *positional)
+    try:
+        return call(target, str(name), options, *positional)
+    except UserError as error:
+        if inspect.isfunction(target) and "missing a required argument" in str(error):
+            raise UserError(f"{error} To pass the function itself, set _partial_=true beside _target_.") from error
+        raise
 
 
 _BUILD_KEYS = ("_target_", "_args_", "_partial_", "_convert_")

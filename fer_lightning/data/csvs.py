@@ -280,6 +280,7 @@ def _parse_label(text: str, classes: ClassSet, known: dict[str, str | None], int
         known[text] = classes.meaning_of_label(text)
     if (label := known.get(text)) is None:
         into.unknown.append(text[:40])
+        into.of_unknown += 1
         raise RowError("unknown emotion", f"expected {classes.describe_labels()}, got {text[:40]!r}")
     return label
 

@@ -185,7 +185,7 @@ def _read(
     except OSError as error:
         raise UserError(f"Cannot read the data ({error}). Check the path and its permissions.") from error
     # What is skipped depends on the formats that Pillow can read.
-    key = source.key + (f"-skip-{len(FORMATS)}" if skip_bad else "")
+    key = source.key + (f"-skipped-{len(FORMATS)}" if skip_bad else "")
     faces = cache.load_or_build(key, lambda: source.read(skip_bad), cache_dir)
     if faces.votes is not None and labels != "ferplus":
         raise UserError(

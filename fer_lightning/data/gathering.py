@@ -25,6 +25,7 @@ class Gathered:
     stretched: int = 0
     truncated: list[str] = field(default_factory=list)  # JPEGs that lack their last bytes
     unknown: list[str] = field(default_factory=list)  # names and labels that are no class
+    of_unknown: int = 0  # images of these
     left_out: int = 0  # images of classes that are not used
     votes: list[list[int]] = field(default_factory=list)  # of each image, if the data have them
 

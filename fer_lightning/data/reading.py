@@ -147,6 +147,14 @@ def _check(gathered: Gathered, path: Path, classes: ClassSet, skip_bad: bool) ->
                 f"data.rename={{{name}: {near or 'null'}}} (--rename {name}={near}) {does}."
             )
         raise UserError(format_faults(path, gathered.listed, total, hint))
+    kept, dropped = len(gathered.labels), gathered.of_unknown
+    if kept and dropped and (dropped > kept or len(set(gathered.labels)) == 1):
+        names = abbreviate(sorted(set(gathered.unknown)), 5)
+        raise UserError(
+            f"{path}: {dropped:,} of {kept + dropped:,} images are of unknown classes ({names}). data.skip_bad "
+            f"drops damaged images, not most of the data. If these are classes, see data.classes (--classes); "
+            f"'data.rename={{{gathered.unknown[0]}: null}}' leaves one out."
+        )
     if not gathered.labels:
         raise UserError(f"{path} has no usable images" + (f": all {total:,} are bad." if total else "."))
     notes = []
@@ -325,6 +333,7 @@ def _check_folders(layout: Layout, into: Gathered) -> None:
     for folder, count in sorted(unknown.items()):
         classes = layout.classes.names
         into.unknown.append(leaf(folder))
+        into.of_unknown += count
         why = f"{leaf(folder)!r} is not one of {abbreviate(classes, 10)} ({count:,} images)"
         into.reject(f"unknown class folder {leaf(folder)!r} ({count:,} images)", f"{folder}/", why)
     for folder in layout.empty_class_folders():

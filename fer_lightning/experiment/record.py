@@ -288,7 +288,7 @@ def hparams(cfg: Config) -> dict[str, bool | int | float | str]:
         for key, value in settings.items():
             if key == "_target_":
                 columns[group] = value.rpartition(".")[2]
-            else:
+            elif not key.startswith("enable_"):  # of the trainer: what is printed
                 columns[f"{group}.{key}"] = value
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in columns.items()

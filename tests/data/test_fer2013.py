@@ -554,6 +554,29 @@ def test_faults_are_counted_by_kind(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("unknown", "known", "refused"),
+    [
+        (("boredom", "pain"), ("happy",), True),  # two classes of three
+        (("boredom",), ("happy",), True),  # one would be left
+        (("boredom", "pain", "contempt"), ("happy", "sad"), True),  # most of the images
+        (("boredom", "pain"), ("happy", "sad"), False),
+    ],
+)
+def test_skip_bad_does_not_drop_the_data(unknown, known, refused, tmp_path: Path) -> None:
+    faces = [replace(FACES[0], path=f"{name}/{i}.jpg") for name in (*unknown, *known) for i in range(8)]
+    folder = write_folder(tmp_path / "a", faces)
+    if not refused:
+        assert len(load_faces(folder, skip_bad=True)) == 16
+        return
+    dropped = 8 * len(unknown)
+    assert error_of(folder, skip_bad=True) == (
+        f"{folder}: {dropped} of {len(faces)} images are of unknown classes ({', '.join(sorted(unknown))}). "
+        "data.skip_bad drops damaged images, not most of the data. If these are classes, see data.classes "
+        "(--classes); 'data.rename={boredom: null}' leaves one out."
+    )
+
+
 def test_empty_class_folder_in_a_zip(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", [face for face in FACES if "train/disgust" not in face.path])
     with zipfile.ZipFile(path, "a") as archive:
