@@ -133,6 +133,18 @@ def _describe_missing(
     return notes
 
 
+def _check_dropped_classes(gathered: Gathered, path: Path) -> None:
+    """Raise UserError if most of the images, or all classes but one, would be dropped as unknown classes."""
+    kept, dropped = len(gathered.labels), gathered.of_unknown
+    if kept and dropped and (dropped > kept or len(set(gathered.labels)) == 1):
+        names = abbreviate(sorted(set(gathered.unknown)), 5)
+        raise UserError(
+            f"{path}: {dropped:,} of {kept + dropped:,} images are of unknown classes ({names}). data.skip_bad "
+            f"drops damaged images, not most of the data. If these are classes, see data.classes (--classes); "
+            f"'data.rename={{{gathered.unknown[0]}: null}}' leaves one out."
+        )
+
+
 def _check(gathered: Gathered, path: Path, classes: ClassSet, skip_bad: bool) -> list[str]:
     """Return notes on what was dropped or converted; raise UserError if that is not allowed or nothing is left."""
     total = gathered.faults.total()
@@ -147,14 +159,7 @@ def _check(gathered: Gathered, path: Path, classes: ClassSet, skip_bad: bool) ->
                 f"data.rename={{{name}: {near or 'null'}}} (--rename {name}={near}) {does}."
             )
         raise UserError(format_faults(path, gathered.listed, total, hint))
-    kept, dropped = len(gathered.labels), gathered.of_unknown
-    if kept and dropped and (dropped > kept or len(set(gathered.labels)) == 1):
-        names = abbreviate(sorted(set(gathered.unknown)), 5)
-        raise UserError(
-            f"{path}: {dropped:,} of {kept + dropped:,} images are of unknown classes ({names}). data.skip_bad "
-            f"drops damaged images, not most of the data. If these are classes, see data.classes (--classes); "
-            f"'data.rename={{{gathered.unknown[0]}: null}}' leaves one out."
-        )
+    _check_dropped_classes(gathered, path)
     if not gathered.labels:
         raise UserError(f"{path} has no usable images" + (f": all {total:,} are bad." if total else "."))
     notes = []

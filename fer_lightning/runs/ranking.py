@@ -191,6 +191,10 @@ def _label(run: Run) -> str:
     return " ".join(words)
 
 
+def _tags(run: Run) -> str:
+    return f" tags={','.join(run.tags)}" if run.tags else ""
+
+
 def resolve_checkpoint(path: str) -> str:
     """Return the best checkpoint of the run or sweep in a folder, and print which; return any other path unchanged.
 
@@ -239,8 +243,9 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     width = 80 - sum(2 + max(map(len, column)) for column in zip(header, *numbers, strict=True))
     rows = []
     for run, cells in zip(runs, numbers, strict=True):
-        text = f"{_label(run)} tags={','.join(run.tags)}" if run.tags else _label(run)
-        first, *more = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+        first, *more = textwrap.wrap(
+            _label(run) + _tags(run), width, subsequent_indent="  ", break_on_hyphens=False
+        )
         rows += [[first, *cells], *([line, "", "", "", "", ""] for line in more)]
     val_splits = ", ".join(sorted({run.val_split for run in runs if run.val_split and run.best is not None}))
     lines = [
