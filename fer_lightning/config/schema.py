@@ -42,6 +42,12 @@ class DataSettings:
     image_size: int = setting(128, "height and width of the network's input, in pixels")
     mean: float = setting(0.5, "pixels in [0, 1] are normalised as (x - mean) / std")
     std: float = setting(0.5, "see mean")
+    class_weights: str | list[float] = setting(
+        "none", "weights of the classes in the training loss: none, balanced, or a number for each class"
+    )
+    sampler: str = setting(
+        "shuffle", "shuffle: each training image once per epoch; balanced: equally many images of each class"
+    )
     augment_epochs: int | None = setting(
         None, "epochs after which augmentation repeats, so that a teacher's logits can be reused; null: never"
     )

@@ -24,7 +24,8 @@ class Augment(Protocol):
 
         Args:
             images: uint8 (B, 1, H, W).
-            index: int64 (B,), the images' rows in the dataset.
+            index: int64 (B,), the images' rows in the dataset. With data.sampler=balanced, an image's second draw
+                in an epoch adds the size of the dataset to its row, the third adds it twice, and so on.
             seed: seed of the draws.
             epoch: epoch number, from 0.
             image_size: height and width of the output in pixels.

@@ -1,6 +1,6 @@
 """Lightning batches of faces, gathered and augmented many at a time on the device, with no per-sample work."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch.utils.data import Sampler
 
 from fer_lightning import hardware
 from fer_lightning.data.augment import Augment, normalise, resize
+from fer_lightning.data.balance import SAMPLERS, balanced_epoch
+from fer_lightning.data.balance import class_weights as class_weights_of
 from fer_lightning.data.faces import MAX_IMAGE_SIZE, TEST, TRAIN, VAL, Faces
 from fer_lightning.data.philox import permutation
 from fer_lightning.errors import UserError
@@ -87,6 +89,9 @@ class EpochBatches(Sampler[Tensor]):
         rows: int64 (n,), the rows of one split.
         batch_size: images per batch over all processes; the last batch may be smaller.
         seed: seed of the order; None keeps the order of `rows`.
+        balance: int64 (n,), the classes of `rows`, to make all equally frequent; see ``balanced_epoch``. Images may
+            then occur several times in an epoch.
+        stride: a number above all rows.
         rank: index of this process.
         world_size: number of processes.
 
@@ -101,6 +106,8 @@ class EpochBatches(Sampler[Tensor]):
         seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        balance: Tensor | None = None,
+        stride: int = 2**31,
     ) -> None:
         if min(batch_size, len(rows)) < world_size:
             raise UserError(
@@ -112,6 +119,8 @@ class EpochBatches(Sampler[Tensor]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.balance = balance
+        self.stride = stride
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -122,13 +131,17 @@ class EpochBatches(Sampler[Tensor]):
         return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        rows = self.rows
-        if self.seed is not None:
-            rows = rows[permutation(self.seed, self.epoch, len(rows), rows.device)]
-        starts = list(range(0, len(rows), self.batch_size))
-        starts[-1] = min(starts[-1], len(rows) - self.world_size)
-        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-            yield rows[start:end][self.rank :: self.world_size]
+        """Yield draws, int64 (b,): d is the image of row ``d % stride``, drawn ``d // stride`` times before."""
+        draws = self.rows
+        if self.seed is not None and self.balance is not None:
+            rows, copies = balanced_epoch(self.seed, self.epoch, self.rows, self.balance)
+            draws = rows + self.stride * copies
+        elif self.seed is not None:
+            draws = draws[permutation(self.seed, self.epoch, len(draws), draws.device)]
+        starts = list(range(0, len(draws), self.batch_size))
+        starts[-1] = min(starts[-1], len(draws) - self.world_size)
+        for start, end in zip(starts, [*starts[1:], len(draws)], strict=True):
+            yield draws[start:end][self.rank :: self.world_size]
 
 
 class FaceLoader:
@@ -172,10 +185,12 @@ class FaceLoader:
             yield from islice(group, max(skipped - start, 0), None)
 
     def _prepare_group(self, batches: list[Tensor]) -> Iterator[Batch]:
-        rows = torch.cat(batches)
-        gathered = self.store.gather(rows)
-        index = rows.to(self.store.device)
-        parts = gathered | {"images": self.prepare(gathered["images"], index, self.sampler.epoch), "index": index}
+        draws = torch.cat(batches)
+        gathered = self.store.gather(draws % self.sampler.stride)
+        draws = draws.to(self.store.device)
+        # The transform gets the draw instead of the row, so that an image drawn again in an epoch looks different.
+        images = self.prepare(gathered["images"], draws, self.sampler.epoch)
+        parts = gathered | {"images": images, "index": draws % self.sampler.stride}
         sizes = [len(batch) for batch in batches]
         for tensors in zip(*(torch.split(part, sizes) for part in parts.values()), strict=True):
             yield dict(zip(parts, tensors, strict=True))
@@ -200,6 +215,12 @@ class FaceDataModule(LightningDataModule):
         eval_batch_size: images per validation or test batch, over all processes.
         augment_epochs: number of epochs after which the augmentation repeats its draws (the order of the images
             does not repeat); None for never.
+        class_weights: weights of the classes in the training loss; see ``balance.class_weights``.
+        sampler: "shuffle" for all training images in each epoch; "balanced" for equally many of each class, see
+            ``balance.balanced_epoch``.
+
+    Attributes:
+        class_weights: float32 (C,), or None.
 
     Raises:
         UserError: a value is out of range, or a split has no images.
@@ -217,6 +238,8 @@ class FaceDataModule(LightningDataModule):
         seed: int = 0,
         eval_batch_size: int = 128,
         augment_epochs: int | None = None,
+        class_weights: str | Sequence[float] = "none",
+        sampler: str = "shuffle",
     ) -> None:
         super().__init__()
         for name, value in (
@@ -234,8 +257,14 @@ class FaceDataModule(LightningDataModule):
             )
         if std <= 0:
             raise UserError(f"data.std={std}: expected a number above 0.")
-        if split not in SPLITS:
-            raise UserError(f"data.split={split}: expected {' or '.join(SPLITS)}.")
+        for name, choice, choices in (("split", split, SPLITS), ("sampler", sampler, SAMPLERS)):
+            if choice not in choices:
+                raise UserError(f"data.{name}={choice}: expected {' or '.join(choices)}.")
+        if sampler == "balanced" and augment_epochs is not None:
+            raise UserError(
+                "data.sampler=balanced draws an image several times in an epoch, so data.augment_epochs cannot "
+                "store one teacher's answer for it. Leave one of them out."
+            )
         self.faces = faces
         self.augment = augment
         self.batch_size = batch_size
@@ -245,6 +274,7 @@ class FaceDataModule(LightningDataModule):
         self.std = std
         self.seed = seed
         self.augment_epochs = augment_epochs
+        self.sampler = sampler
         self.device = torch.device("cpu")  # device of the batches
         self._store: FaceStore | None = None
         both = (VAL, TEST)
@@ -259,6 +289,9 @@ class FaceDataModule(LightningDataModule):
                     f"({', '.join(f'{name} {count:,}' for name, count in counts)}). "
                     "Training needs every split: check the names of the folders and files, or the Usage column."
                 )
+
+        labels = torch.from_numpy(faces.labels)[self.rows(self.train_usages)]
+        self.class_weights = class_weights_of(class_weights, labels, faces.classes)
 
     def setup(self, stage: str) -> None:
         """Adopt the trainer's device."""
@@ -324,7 +357,12 @@ class FaceDataModule(LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self._store is None or self._store.device != self.device:
             self._store = FaceStore(self.faces, self.device)
-        batches = EpochBatches(self.rows(usages).to(self._store.home), batch_size, seed, rank, world_size)
+        rows = self.rows(usages)
+        is_balanced = self.sampler == "balanced" and usages == self.train_usages
+        balance = torch.from_numpy(self.faces.labels)[rows].to(self._store.home) if is_balanced else None
+        batches = EpochBatches(
+            rows.to(self._store.home), batch_size, seed, rank, world_size, balance, len(self.faces.images)
+        )
         pixels = GROUP_PIXELS if self.device.type == "cpu" else GPU_GROUP_PIXELS
         side = max(self.image_size, self.faces.images.shape[-1])  # images are never warped below their own size
         group = max(1, pixels * world_size // (batch_size * side**2))

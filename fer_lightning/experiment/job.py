@@ -153,6 +153,7 @@ def build_modules(cfg: Settings, plan: Plan, data: FaceDataModule) -> list[Emoti
         cfg.label_smoothing,
         cfg.tta,
         build_teacher(cfg.distill, plan.teachers, inputs, data),
+        data.class_weights,
     )
     for checkpoint in plan.initial:  # at most one
         load_weights(net, checkpoint)

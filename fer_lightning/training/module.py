@@ -66,6 +66,8 @@ class EmotionClassifier(LightningModule):
             2016, "Rethinking the Inception architecture"); affects ``loss/train`` but not ``loss/val``.
         tta: test-time augmentation of tests and predictions, a key of tta.VIEWS; validation uses none.
         teacher: networks whose soft targets enter the training loss; they get the same images.
+        class_weights: float32 (C,), factors of each image's loss by its class, for ``loss/train`` but not
+            ``loss/val``.
 
     Attributes:
         held_out: the predictions of the last validation, test or prediction epoch, of all processes; None before.
@@ -85,6 +87,7 @@ class EmotionClassifier(LightningModule):
         label_smoothing: float = 0.0,
         tta: str = "none",
         teacher: Teacher | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -93,6 +96,8 @@ class EmotionClassifier(LightningModule):
         self.label_smoothing = label_smoothing
         self.tta = tta
         self.teacher = teacher
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)  # moved to the network's device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
         if compile:
@@ -178,7 +183,13 @@ class EmotionClassifier(LightningModule):
         images = batch["images"].contiguous(memory_format=self.memory_format)
         logits = self(images)
         targets = batch.get("targets", labels)  # probabilities, if the data have them
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self.class_weights is None:
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        else:
+            # Not cross_entropy's own weights: it would divide by the sum of a batch's weights, so that an image's
+            # share would depend on the others in its batch, and on the process.
+            losses = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")
+            loss = (losses * self.class_weights[labels]).mean()
         if self.teacher is not None:
             taught = self.teacher.soft_targets(images, batch["index"], self.current_epoch)
             loss = self.teacher.loss(taught, logits, loss)

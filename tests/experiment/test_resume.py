@@ -67,8 +67,9 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(minutes, resumed_a
         ["trainer.val_check_interval=4"],
         ["trainer.val_check_interval=3", "trainer.check_val_every_n_epoch=null", "monitor=loss/val"],
         ["trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=2", "logger=tensorboard"],
+        ["data.sampler=balanced", "data.class_weights=[1,2,3,4,5,6,7]"],
     ],
-    ids=["validation within epochs", "validation across epochs", "accumulated gradients"],
+    ids=["validation within epochs", "validation across epochs", "accumulated gradients", "balanced classes"],
 )
 def test_resuming_at_steps_with_validation_or_accumulation(settings, monkeypatch):
     settings = [*settings, "model.channels=[2]", "checkpoint.every_n_minutes=1e-9", "trainer.max_epochs=2"]

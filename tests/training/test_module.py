@@ -23,12 +23,13 @@ from fer_lightning.training.optim import build_optimizer, lr_factor
 MODEL = {"name": "fer_model0", "channels": [4, 8]}
 
 
-def classifier(image_size=48, **optim):
+def classifier(image_size=48, class_weights=None, **optim):
     def optimizer(parameters, total_steps, steps_per_epoch):
         return build_optimizer(parameters, total_steps, steps_per_epoch, **optim)
 
     net = build_model(image_size=image_size, **MODEL)
-    return EmotionClassifier(net, optimizer, InputSpec(image_size, 0.5, 0.5), MODEL)
+    inputs = InputSpec(image_size, 0.5, 0.5)
+    return EmotionClassifier(net, optimizer, inputs, MODEL, class_weights=class_weights)
 
 
 def fit(module, data, *callbacks, epochs=1, **options):
@@ -166,6 +167,26 @@ def test_training_metrics_are_exact(faces):
     assert [n for _, n in record["losses"]] == [32, 32, 6]
     expected = sum(loss * n for loss, n in record["losses"]) / 70
     assert trainer.callback_metrics["loss/train"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_weights_multiply_the_loss_of_each_image(faces):
+    weights = torch.linspace(0.4, 1.6, 7)
+    torch.manual_seed(0)
+    module = classifier(lr=1e-12, class_weights=weights)
+    assert "class_weights" not in module.state_dict()
+    start = {name: value.clone() for name, value in module.net.state_dict().items()}
+    data = FaceDataModule(faces, NoAugment(), batch_size=70, eval_batch_size=35, image_size=48)
+    trainer = fit(module, data)
+    net = classifier().net
+    net.load_state_dict(start)
+    images = torch.from_numpy(faces.images[:70]).unsqueeze(1) / 255 * 2 - 1
+    labels = torch.from_numpy(faces.labels[:70])
+    losses = torch.nn.functional.cross_entropy(net.train()(images), labels, reduction="none")
+    expected = (losses * weights[labels]).mean().item()
+    assert trainer.callback_metrics["loss/train"].item() == pytest.approx(expected, rel=1e-4)
+    plain = classifier(lr=1e-12)
+    plain.net.load_state_dict(start)
+    assert fit(plain, data).callback_metrics["loss/val"] == trainer.callback_metrics["loss/val"]
 
 
 def test_soft_targets_take_the_place_of_labels_in_the_training_loss_only(faces):
