@@ -325,10 +325,8 @@ def test_tags_stand_beside_the_settings(tmp_path, capsys):
     some_run(tmp_path / "a", "tags=[x,y] a=1", [0.1], tags=["x", "y"])
     some_run(tmp_path / "b", "a=2", [0.2])
     text = runs.format_runs(tmp_path, runs.rank_runs(tmp_path))
-    assert [line.split()[:3] for line in text.splitlines()[4:6]] == [
-        ["b", "a=2", "20.00%"],
-        ["a", "a=1", "tags=x,y"],
-    ]
+    rows = [line.split()[:3] for line in text.split("\n\n")[1].splitlines()[2:]]
+    assert rows == [["b", "a=2", "20.00%"], ["a", "a=1", "tags=x,y"]]
     assert command(["runs", str(tmp_path), "--csv"]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [(row["name"], row["tags"]) for row in rows] == [("b", ""), ("a", "x, y")]
