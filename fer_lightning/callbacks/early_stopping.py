@@ -1,5 +1,7 @@
 """An early end of the fit."""
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
 from fer_lightning.callbacks.checkpoints import check_monitor, is_minimised
@@ -33,6 +35,14 @@ class EarlyStopping(callbacks.EarlyStopping):
         assert isinstance(pl_module, EmotionClassifier)
         check_monitor(self.monitor, pl_module.inputs.classes, "callbacks.early_stopping.monitor")
         super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the progress, but not the patience, which a resumed run may raise."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the fit of a resumed run that had ended already."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print why the fit ended, and at which learning rate, which a schedule may have been about to lower."""

@@ -18,6 +18,8 @@ from fer_lightning.errors import UserError
 
 _MAX_CONFIG = 2**20  # characters; a run's config.yaml has about 2,000
 # Arguments of Trainer that could make it write or send data elsewhere.
+# Arguments of loggers that have no effect on where they write or send data.
+_HARMLESS = ("max_queue", "flush_secs", "flush_logs_every_n_steps", "group", "job_type", "notes")
 _OUTWARD = ("trainer.default_root_dir", "trainer.logger", "trainer.model_registry")
 
 
@@ -90,6 +92,8 @@ def _is_known(key: str, value: Any, shipped: dict[str, set[Any]]) -> bool:
         return any(value in values for name, values in shipped.items() if name.endswith("_target_"))
     if group == "trainer":
         return rest.partition(".")[0] in TRAINER_ARGUMENTS and key not in _OUTWARD
+    if group == "logger" and rest.partition(".")[2] in _HARMLESS:
+        return True
     chosen = group in ("data", "augment", "callbacks", "logger")
     return not chosen or key in TYPES or key in shipped or "[" in key
 

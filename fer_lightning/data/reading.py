@@ -138,10 +138,11 @@ def _check_dropped_classes(gathered: Gathered, path: Path) -> None:
     kept, dropped = len(gathered.labels), gathered.of_unknown
     if kept and dropped and (dropped > kept or len(set(gathered.labels)) == 1):
         names = abbreviate(sorted(set(gathered.unknown)), 5)
+        first = gathered.unknown[0] if gathered.unknown[0].isalnum() else f'"{gathered.unknown[0]}"'
         raise UserError(
             f"{path}: {dropped:,} of {kept + dropped:,} images are of unknown classes ({names}). data.skip_bad "
             f"drops damaged images, not most of the data. If these are classes, see data.classes (--classes); "
-            f"'data.rename={{{gathered.unknown[0]}: null}}' leaves one out."
+            f"'data.rename={{{first}: null}}' leaves one out."
         )
 
 

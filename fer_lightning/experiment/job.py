@@ -15,7 +15,7 @@ from fer_lightning.config.schema import Settings, to_dict
 from fer_lightning.data.datamodule import EpochBatches, FaceDataModule
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.report import format_results
-from fer_lightning.experiment.loggers import open_loggers
+from fer_lightning.experiment.loggers import build_loggers, connected
 from fer_lightning.experiment.plan import (
     Plan,
     adopt_checkpoint,
@@ -79,13 +79,14 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
     dashboard = Dashboard(run_texts(to_yaml(effective), record), hparams(effective))
     # History follows the callbacks that draw, so that the time they take is not counted as training.
     callbacks = [*build_callbacks(cfg.callbacks), history, dashboard, *checkpoint_callbacks]
-    with open_loggers(cfg, run_dir, plan.resumed) as loggers:
-        trainer = make_trainer(loggers, callbacks, run_dir, trainer_arguments)
-        record.processes = trainer.world_size
-        check_batches(plan, datamodules[0], trainer.world_size)
+    resumed = plan.resumed
+    loggers = build_loggers(cfg, run_dir, resumed)
+    trainer = make_trainer(list(loggers.values()), callbacks, run_dir, trainer_arguments)
+    record.processes = trainer.world_size
+    check_batches(plan, datamodules[0], trainer.world_size)
 
+    with connected(loggers, run_dir, resumed):
         announce(datamodules[0], modules, record, run_dir)
-        resumed = plan.resumed
         resumed_step = resumed.global_step if resumed else None
         with record_outcome(trainer, run_dir, to_yaml(effective), record, started, resumed_step):
             if plan.fit:

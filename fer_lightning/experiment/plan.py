@@ -95,13 +95,15 @@ def resolve_folders(cfg: Settings) -> Settings:
         UserError: no run in the folder has a checkpoint.
     """
 
-    def resolve(ckpt: str | list[str] | None) -> str | list[str] | None:
+    def resolve(ckpt: str | list[str] | None, setting: str) -> str | list[str] | None:
         names = [
-            resolve_checkpoint(name) if checkpoint_path(name) == name else name for name in checkpoint_names(ckpt)
+            resolve_checkpoint(name, setting) if checkpoint_path(name) == name else name
+            for name in checkpoint_names(ckpt)
         ]
         return names if isinstance(ckpt, list) else names[0] if names else ckpt
 
-    return replace(cfg, ckpt=resolve(cfg.ckpt), distill=replace(cfg.distill, ckpt=resolve(cfg.distill.ckpt)))
+    distill = replace(cfg.distill, ckpt=resolve(cfg.distill.ckpt, "distill.ckpt"))
+    return replace(cfg, ckpt=resolve(cfg.ckpt, "ckpt"), distill=distill)
 
 
 def checkpoint_names(ckpt: object) -> list[str]:

@@ -26,7 +26,7 @@ _WRITTEN = (
     "command.txt",
     "results.json",
     "hparams.yaml",
-    "metrics.csv",
+    "*metrics.csv",
     LOGGERS,
     "wandb/*",
     "figures/*.png",

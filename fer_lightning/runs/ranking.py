@@ -195,7 +195,7 @@ def _tags(run: Run) -> str:
     return f" tags={','.join(run.tags)}" if run.tags else ""
 
 
-def resolve_checkpoint(path: str) -> str:
+def resolve_checkpoint(path: str, setting: str = "ckpt") -> str:
     """Return the best checkpoint of the run or sweep in a folder, and print which; return any other path unchanged.
 
     Raises:
@@ -208,7 +208,7 @@ def resolve_checkpoint(path: str) -> str:
     best = _best_checkpoint(folder, runs)
     if best is None:
         raise UserError(
-            f"ckpt={path}: no run in this folder has a checkpoint. Pass the folder of a run or a sweep."
+            f"{setting}={path}: no run in this folder has finished an epoch, so there is no checkpoint."
         )
     [score] = [run for run in runs if folder / run.name == best.parent.parent]
     value = percent(score.best) if score.metric == "val_accuracy" else decimal(score.best)

@@ -612,6 +612,16 @@ def test_early_stopping_ends_the_fit_and_says_so(capsys):
     assert len(note) <= 80
 
 
+def test_a_resumed_run_that_had_stopped_early_does_not_go_on():
+    stop = ("callbacks=early_stopping", "callbacks.early_stopping.patience=2", "trainer.max_epochs=30")
+    run(*stop, "name=a", "stages=[fit]")
+    before = results_of("runs/default/a")["history"]
+    assert main(job, ["resume=runs/default/a"]) == 0
+    assert results_of("runs/default/a")["history"] == before
+    assert main(job, ["resume=runs/default/a", "callbacks.early_stopping.patience=3"]) == 0
+    assert len(results_of("runs/default/a")["history"]) > len(before)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -718,4 +728,4 @@ def test_the_folder_of_a_run_or_a_sweep_stands_for_its_best_checkpoint(capsys):
     capsys.readouterr()
     Path("empty").mkdir()
     assert main(job, [*UNNAMED, "stages=[test]", "ckpt=empty", "name=none"]) == 1
-    assert "ckpt=empty: no run in this folder has a checkpoint" in capsys.readouterr().err
+    assert "ckpt=empty: no run in this folder has finished an epoch" in capsys.readouterr().err

@@ -83,6 +83,7 @@ def test_a_logger_of_ones_own_writes_into_the_folder_of_the_run():
         (["logger._target_=test_loggers.Recorder"], r"logger\.mine\._target_=my_module\.MyLogger"),
         (["logger.mine._target_=builtins.dict"], r"logger\.mine is not a logger of Lightning"),
         (["logger=csv", "logger.csv.flush=3"], "CSVLogger: unknown option 'flush'"),
+        (["logger=csv", "logger.csv.flush_logs_every_n_steps=0"], "expected at least 1"),
         (["logger=[csv,mlflo]"], r"logger=mlflo does not exist\. Did you mean mlflow"),
         (["logger=wandb"], r'^error: logger=wandb is not installed: pip install -e "\.\[wandb\]"\.$'),
         (["tags=a"], "tags=a: expected a list of strings"),
@@ -107,11 +108,64 @@ def test_a_run_of_an_older_version_is_resumed_with_its_logger():
     assert len(EventAccumulator("runs/default/a").Reload().Scalars("accuracy/val")) == 2
 
 
-def test_damaged_numbers_of_loggers_are_named(capsys):
+@pytest.mark.parametrize("content", ["{", "[1]", "null", '{"mlflow": 5}'])
+def test_damaged_numbers_of_loggers_are_named(content, capsys):
     run("name=a", "logger=csv", "trainer.max_epochs=1")
-    Path("runs/default/a/loggers.json").write_text("{")
+    Path("runs/default/a/loggers.json").write_text(content)
     assert main(job, ["resume=runs/default/a", "trainer.max_epochs=2"]) == 1
-    assert "loggers.json is damaged: Expecting" in capsys.readouterr().err
+    assert "loggers.json is damaged: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [b"a,b,c,d\n", b",\n", b"1" + b",1" * 60 + b"\n", b"\xff\xfe\n", b"x\n"])
+def test_a_damaged_table_is_named_and_kept(damage, capsys):
+    run("name=a", "logger=csv", "trainer.max_epochs=1")
+    path = Path("runs/default/a/metrics.csv")
+    damaged = path.read_bytes() + damage
+    path.write_bytes(damaged)
+    assert main(job, ["resume=runs/default/a", "trainer.max_epochs=2"]) == 1
+    assert "metrics.csv is damaged: " in capsys.readouterr().err
+    assert path.read_bytes() == damaged
+
+
+def test_a_table_that_was_set_aside_by_a_killed_process_is_used():
+    run("name=a", "logger=csv", "trainer.max_epochs=1")
+    path = Path("runs/default/a/metrics.csv")
+    rows = column(table("runs/default/a"), "accuracy/val")
+    path.rename(path.with_name(".metrics.csv"))
+    assert main(job, ["resume=runs/default/a", "trainer.max_epochs=2"]) == 0
+    after = column(table("runs/default/a"), "accuracy/val")
+    assert (after[:1], len(after)) == (rows, 2)
+    assert not path.with_name(".metrics.csv").exists()
+
+
+def test_a_name_of_ones_own_is_a_folder_within_the_run():
+    run("name=a", "logger=[csv,tensorboard]", "logger.csv.name=b", "logger.tensorboard.name=c")
+    assert Path("runs/default/a/b/metrics.csv").exists()
+    assert list(Path("runs/default/a/c").glob("events.*"))
+    assert not Path("runs/default/b").exists()
+
+
+class Plain(CSVLogger):
+    """A logger whose arguments are not those of its base class."""
+
+    def __init__(self) -> None:
+        super().__init__("elsewhere", name="", version="")
+
+
+def test_a_logger_of_ones_own_may_have_other_arguments():
+    run("name=a", "logger.mine._target_=test_loggers.Plain")
+    assert column(table("elsewhere"), "accuracy/test")
+
+
+@pytest.mark.parametrize("mistake", ["trainer.accelerator=foo", "trainer.precision=foo", "logger.csv.name=[1]"])
+def test_a_mistake_that_is_found_late_leaves_nothing_behind(mistake, tmp_path):
+    run("name=a", "logger=[tensorboard,csv]", mistake, code=1)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_harmless_settings_of_a_logger_need_not_be_named_again():
+    run("name=a", "logger=tensorboard", "logger.tensorboard.max_queue=5", "trainer.max_epochs=1")
+    assert main(job, ["resume=runs/default/a", "trainer.max_epochs=2"]) == 0
 
 
 # Loggers with servers, in processes of their own: they keep threads, and connect to themselves.
@@ -122,9 +176,9 @@ DRAWN = [item for item in SMALL if item != "callbacks=none"] + [
 ]
 
 
-def train(*arguments):
+def train(*arguments, **more):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_"))}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment |= {"PYTHONPATH": str(ROOT)} | more
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     return subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
@@ -196,6 +250,30 @@ def test_wandb_without_an_account_is_one_line_and_nothing_is_written(tmp_path):
     assert "error: logger=wandb cannot start: " in done.stderr
     assert "logger.wandb.offline=true" in done.stderr.splitlines()[-1]
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "server", "message"),
+    [
+        (["logger=mlflow"], "foo://bar", "error: logger=mlflow cannot start: "),
+        (["logger=[mlflow,csv]", "trainer.precision=foo"], "", "precision"),
+        (
+            ["logger=wandb", "logger.wandb.offline=true", "logger.wandb.foo=3"],
+            "",
+            "unexpected keyword argument 'foo'",
+        ),
+        (["logger=wandb", "logger.wandb.offline=true", f"tags=[{'x' * 70}]"], "", "64 characters"),
+    ],
+)
+def test_what_the_logger_of_a_server_refuses_is_one_line(settings, server, message):
+    pytest.importorskip("mlflow", reason='pip install -e ".[mlflow]"')
+    pytest.importorskip("wandb", reason='pip install -e ".[wandb]"')
+    done = train(*DRAWN, "name=a", *settings, **({"MLFLOW_TRACKING_URI": server} if server else {}))
+    assert done.returncode == 1
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not Path("runs/default/a").exists()
 
 
 @pytest.mark.slow
