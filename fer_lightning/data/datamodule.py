@@ -196,6 +196,17 @@ class FaceLoader:
             yield dict(zip(parts, tensors, strict=True))
 
 
+def _check_choices(split: str, sampler: str, augment_epochs: int | None) -> None:
+    for name, choice, choices in (("split", split, SPLITS), ("sampler", sampler, SAMPLERS)):
+        if choice not in choices:
+            raise UserError(f"data.{name}={choice}: expected {' or '.join(choices)}.")
+    if sampler == "balanced" and augment_epochs is not None:
+        raise UserError(
+            "data.sampler=balanced draws an image several times in an epoch, so data.augment_epochs cannot store one "
+            "teacher's answer for it. Leave one of them out."
+        )
+
+
 class FaceDataModule(LightningDataModule):
     """Train, validation and test batches of one dataset.
 
@@ -257,14 +268,7 @@ class FaceDataModule(LightningDataModule):
             )
         if std <= 0:
             raise UserError(f"data.std={std}: expected a number above 0.")
-        for name, choice, choices in (("split", split, SPLITS), ("sampler", sampler, SAMPLERS)):
-            if choice not in choices:
-                raise UserError(f"data.{name}={choice}: expected {' or '.join(choices)}.")
-        if sampler == "balanced" and augment_epochs is not None:
-            raise UserError(
-                "data.sampler=balanced draws an image several times in an epoch, so data.augment_epochs cannot "
-                "store one teacher's answer for it. Leave one of them out."
-            )
+        _check_choices(split, sampler, augment_epochs)
         self.faces = faces
         self.augment = augment
         self.batch_size = batch_size
