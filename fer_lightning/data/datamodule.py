@@ -202,8 +202,8 @@ def _check_choices(split: str, sampler: str, augment_epochs: int | None) -> None
             raise UserError(f"data.{name}={choice}: expected {' or '.join(choices)}.")
     if sampler == "balanced" and augment_epochs is not None:
         raise UserError(
-            "data.sampler=balanced draws an image several times in an epoch, so data.augment_epochs cannot store one "
-            "teacher's answer for it. Leave one of them out."
+            "data.sampler=balanced draws an image several times in an epoch, so data.augment_epochs cannot store "
+            "one teacher's answer for it. Leave one of them out."
         )
 
 
