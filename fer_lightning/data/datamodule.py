@@ -294,7 +294,7 @@ class FaceDataModule(LightningDataModule):
                     "Training needs every split: check the names of the folders and files, or the Usage column."
                 )
 
-        labels = self._labels(self.rows(self.train_usages))
+        labels = self._labels(self.train_usages)
         self.class_weights = class_weights_of(class_weights, labels, faces.classes)
 
     def setup(self, stage: str) -> None:
@@ -320,8 +320,9 @@ class FaceDataModule(LightningDataModule):
         """Return the rows of the given splits: int64 (n,), ascending."""
         return torch.from_numpy(np.flatnonzero(np.isin(self.faces.usage, usages)))
 
-    def _labels(self, rows: Tensor) -> Tensor:
-        return torch.from_numpy(self.faces.labels[rows.numpy()])
+    def _labels(self, usages: tuple[int, ...]) -> Tensor:
+        """Return the classes of the rows of the given splits: int64 (n,)."""
+        return torch.from_numpy(self.faces.labels[np.isin(self.faces.usage, usages)])
 
     def images(self, rows: Tensor) -> Tensor:
         """Return the images of rows (B,), in memory of their own: uint8 (B, 1, 48, 48)."""
@@ -366,7 +367,7 @@ class FaceDataModule(LightningDataModule):
             self._store = FaceStore(self.faces, self.device)
         rows = self.rows(usages)
         is_balanced = self.sampler == "balanced" and usages == self.train_usages
-        balance = self._labels(rows).to(self._store.home) if is_balanced else None
+        balance = self._labels(usages).to(self._store.home) if is_balanced else None
         batches = EpochBatches(
             rows.to(self._store.home), batch_size, seed, rank, world_size, balance, len(self.faces.images)
         )
