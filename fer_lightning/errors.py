@@ -24,6 +24,12 @@ class Stopped(BaseException):
         self.exit_code = 128 + signum
 
 
+def check_at_least_one(setting: str, value: int) -> None:
+    """Raise UserError if the value of a setting is below 1."""
+    if value < 1:
+        raise UserError(f"{setting}={value}: expected at least 1.")
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return ' Did you mean X?', or an empty string if no candidate is close.
 

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.files import write_atomically
+from fer_lightning.runs.ranking import is_minimised
 from fer_lightning.training.module import logged_metrics
 
 
@@ -112,11 +113,6 @@ def check_monitor(monitor: str, classes: Sequence[str], key: str = "monitor") ->
         raise UserError(
             f"{key}={monitor} is not a metric.{did_you_mean(monitor, logged)} Choose from {', '.join(logged)}."
         )
-
-
-def is_minimised(monitor: str) -> bool:
-    """Return whether a lower value of the metric is better."""
-    return monitor.startswith("loss")
 
 
 def checkpoints(run_dir: Path, monitor: str, every_n_minutes: float | None = None) -> list[Callback]:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from fer_lightning.callbacks.drawing import SplitPredictions, save_figure, test_predictions, validation_predictions
 from fer_lightning.drawing.curves import confusion_matrix
-from fer_lightning.errors import UserError
+from fer_lightning.errors import check_at_least_one
 
 
 class ConfusionMatrix(Callback):
@@ -21,8 +21,7 @@ class ConfusionMatrix(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:
-        if every_n_epochs < 1:
-            raise UserError(f"callbacks.confusion_matrix.every_n_epochs={every_n_epochs}: expected at least 1.")
+        check_at_least_one("callbacks.confusion_matrix.every_n_epochs", every_n_epochs)
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
-from fer_lightning.callbacks.checkpoints import check_monitor, is_minimised
-from fer_lightning.errors import UserError
+from fer_lightning.callbacks.checkpoints import check_monitor
+from fer_lightning.errors import check_at_least_one
+from fer_lightning.runs.ranking import is_minimised
 from fer_lightning.training.module import EmotionClassifier
 
 
@@ -22,8 +23,7 @@ class EarlyStopping(callbacks.EarlyStopping):
     """
 
     def __init__(self, monitor: str = "accuracy/val", patience: int = 10, min_delta: float = 0.0) -> None:
-        if patience < 1:
-            raise UserError(f"callbacks.early_stopping.patience={patience}: expected at least 1.")
+        check_at_least_one("callbacks.early_stopping.patience", patience)
         super().__init__(monitor, min_delta, patience, mode="min" if is_minimised(monitor) else "max")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

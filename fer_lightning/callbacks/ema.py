@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, check_at_least_one
 from fer_lightning.training.compat import averaged_model, copy_all_, latest_update, lerp_all_, set_latest_update
 
 
@@ -28,8 +28,7 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.99, every_n_steps: int = 1) -> None:
         if not 0 <= decay < 1:
             raise UserError(f"callbacks.ema.decay={decay}: expected at least 0 and below 1.")
-        if every_n_steps < 1:
-            raise UserError(f"callbacks.ema.every_n_steps={every_n_steps}: expected at least 1.")
+        check_at_least_one("callbacks.ema.every_n_steps", every_n_steps)
         super().__init__()
         self.decay = decay
         self.every_n_steps = every_n_steps

@@ -12,7 +12,7 @@ from fer_lightning.callbacks.drawing import (
     validation_predictions,
 )
 from fer_lightning.drawing.faces import heat_overlay, prediction_grid
-from fer_lightning.errors import UserError
+from fer_lightning.errors import check_at_least_one
 from fer_lightning.inference.grad_cam import grad_cam
 from fer_lightning.training.compat import evaluated_module
 
@@ -32,8 +32,7 @@ class GradCAM(Callback):
 
     def __init__(self, n_faces: int = 28, every_n_epochs: int = 1) -> None:
         for name, value in (("n_faces", n_faces), ("every_n_epochs", every_n_epochs)):
-            if value < 1:
-                raise UserError(f"callbacks.grad_cam.{name}={value}: expected at least 1.")
+            check_at_least_one(f"callbacks.grad_cam.{name}", value)
         self.n_faces = n_faces
         self.every_n_epochs = every_n_epochs
 

@@ -13,7 +13,7 @@ from fer_lightning.callbacks.drawing import (
     validation_predictions,
 )
 from fer_lightning.drawing.faces import prediction_grid
-from fer_lightning.errors import UserError
+from fer_lightning.errors import check_at_least_one
 from fer_lightning.evaluation.scores import confident_mistakes
 
 
@@ -33,8 +33,7 @@ class PredictionGrid(Callback):
 
     def __init__(self, n_faces: int = 28, every_n_epochs: int = 1) -> None:
         self.n_faces = n_faces
-        if every_n_epochs < 1:
-            raise UserError(f"callbacks.prediction_grid.every_n_epochs={every_n_epochs}: expected at least 1.")
+        check_at_least_one("callbacks.prediction_grid.every_n_epochs", every_n_epochs)
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

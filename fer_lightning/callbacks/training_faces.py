@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fer_lightning.callbacks.drawing import balanced_sample, data_of, save_figure
 from fer_lightning.data.augment import resize
 from fer_lightning.drawing.faces import face_table
-from fer_lightning.errors import UserError
+from fer_lightning.errors import check_at_least_one
 
 _MOST_COLUMNS = 10
 
@@ -22,8 +22,7 @@ class TrainingFaces(Callback):
     """
 
     def __init__(self, n_epochs: int = 3) -> None:
-        if n_epochs < 1:
-            raise UserError(f"callbacks.training_faces.n_epochs={n_epochs}: expected at least 1.")
+        check_at_least_one("callbacks.training_faces.n_epochs", n_epochs)
         self.n_epochs = n_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

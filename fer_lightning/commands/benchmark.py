@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fer_lightning.benchmark.processes import Bench, contender
 from fer_lightning.benchmark.sections import N_DRAWN, N_TRAINING, SECTIONS, format_report, measure
-from fer_lightning.errors import UserError, did_you_mean
+from fer_lightning.errors import UserError, check_at_least_one, did_you_mean
 from fer_lightning.files import write_json
 
 
@@ -95,7 +95,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"{setting}: the plain script needs the data, too. Use --data {path} instead.")
     for name in ("repeats", "steps", "threads"):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name}={value}: expected at least 1.")
+        if value is not None:
+            check_at_least_one(f"--{name}", value)
     if not hasattr(os, "wait4"):
         raise UserError("the benchmark measures memory with os.wait4, which is not available on Windows.")

@@ -18,9 +18,9 @@ from fer_lightning.errors import UserError
 
 _MAX_CONFIG = 2**20  # characters; a run's config.yaml has about 2,000
 # Arguments of Trainer that could make it write or send data elsewhere.
-# Arguments of loggers that have no effect on where they write or send data.
-_HARMLESS = ("max_queue", "flush_secs", "flush_logs_every_n_steps", "group", "job_type", "notes")
 _OUTWARD = ("trainer.default_root_dir", "trainer.logger", "trainer.model_registry")
+# Arguments of loggers that could not.
+_HARMLESS = ("max_queue", "flush_secs", "flush_logs_every_n_steps", "group", "job_type", "notes")
 
 
 def _check_yaml(text: str) -> None:

@@ -17,7 +17,7 @@ from fer_lightning.data.balance import SAMPLERS, balanced_epoch
 from fer_lightning.data.balance import class_weights as class_weights_of
 from fer_lightning.data.faces import MAX_IMAGE_SIZE, TEST, TRAIN, VAL, Faces
 from fer_lightning.data.philox import permutation
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, check_at_least_one
 
 # "images", "labels" int64 (B,) and "index" int64 (B,), the rows of Faces; with soft labels also "targets" float32
 # (B, C), the probabilities to train on
@@ -258,8 +258,7 @@ class FaceDataModule(LightningDataModule):
             ("eval_batch_size", eval_batch_size),
             ("image_size", image_size),
         ):
-            if value < 1:
-                raise UserError(f"data.{name}={value}: expected at least 1.")
+            check_at_least_one(f"data.{name}", value)
         if augment_epochs is not None and (not isinstance(augment_epochs, int) or augment_epochs < 1):
             raise UserError(f"data.augment_epochs={augment_epochs}: expected an integer above 0, or null.")
         if image_size > MAX_IMAGE_SIZE:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fer_lightning.config.compose import build, locate
 from fer_lightning.config.schema import Config, Settings, shown
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, check_at_least_one
 from fer_lightning.files import write_atomically, write_json
 from fer_lightning.models.checkpoint import Checkpoint
 from fer_lightning.runs.folders import LOGGERS, RUNS
@@ -37,13 +37,11 @@ class Place:
     Attributes:
         run_dir: the run's folder.
         resumed: the checkpoint that the run resumes from.
-        again: whether the run was started before, with or without a checkpoint.
         ids: logger -> number of its run there, for loggers that number their runs themselves.
     """
 
     run_dir: Path
     resumed: Checkpoint | None
-    again: bool
     ids: Mapping[str, str]
 
     @property
@@ -66,7 +64,7 @@ def build_loggers(cfg: Settings, run_dir: Path, resumed: Checkpoint | None) -> d
     """
     if cfg.trainer.get("fast_dev_run") or "logger" in cfg.trainer:
         return {}  # Lightning would not use them
-    place = Place(run_dir, resumed, bool(cfg.resume), _read_ids(run_dir / LOGGERS) if resumed else {})
+    place = Place(run_dir, resumed, _read_ids(run_dir / LOGGERS) if resumed else {})
     return {name: _build(name, node, cfg, place) for name, node in cfg.logger.items()}
 
 
@@ -158,8 +156,7 @@ def _build(name: str, node: Any, cfg: Settings, place: Place) -> Logger:
             f"logger.{name} is not a logger of Lightning. One of your own inherits from lightning's Logger."
         )
     if isinstance(logger, CSVLogger):
-        if node.get("flush_logs_every_n_steps", 1) < 1:
-            raise UserError(f"logger.{name}.flush_logs_every_n_steps: expected at least 1.")
+        check_at_least_one(f"logger.{name}.flush_logs_every_n_steps", node.get("flush_logs_every_n_steps", 1))
         _read_table(logger)  # damage is an error before anything else happens
     return logger
 
@@ -182,7 +179,7 @@ def _arguments(name: str, kind: type, cfg: Settings, place: Place) -> Config:
         arguments: Config = {"save_dir": place.run_dir, "name": "", "version": ""}
         if issubclass(kind, TensorBoardLogger):
             # The steps after the checkpoint are repeated, so what was logged for them before has to be dropped.
-            first_step = place.resumed.global_step + 1 if place.resumed else 0 if place.again else None
+            first_step = place.resumed.global_step + 1 if place.resumed else 0 if cfg.resume else None
             arguments |= {"default_hp_metric": False, "purge_step": first_step}
         return arguments
     if issubclass(kind, WandbLogger):

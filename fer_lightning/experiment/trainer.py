@@ -98,8 +98,8 @@ def make_trainer(
     # It is what trainer.overfit_batches is for.
     warnings.filterwarnings("ignore", message="You requested to overfit but enabled")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # an internal of Lightning 2.6 with torch 2.15
-    # `announce` replaces Lightning's info messages, except for two tables and the message
-    # about a process that died and takes the others with it.
+    # `announce` replaces Lightning's info messages, except for the tables of layers and of a profiler, and the
+    # message about a process that died and takes the others with it.
     for package in ("fabric", "pytorch"):
         logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     kept = ("pytorch.callbacks.model_summary", "pytorch.profilers", "fabric.strategies.launchers.subprocess_script")

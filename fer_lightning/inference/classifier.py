@@ -15,7 +15,7 @@ from fer_lightning import hardware
 from fer_lightning.arguments import first_line
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.classes import columns_of
-from fer_lightning.errors import UserError, did_you_mean
+from fer_lightning.errors import UserError, check_at_least_one, did_you_mean
 from fer_lightning.inference.faces import DetectedFace
 from fer_lightning.inference.photos import Key, predict_faces, read_photo
 from fer_lightning.models.checkpoint import InputSpec, SelectClasses, net_from, read_checkpoint
@@ -110,8 +110,7 @@ class Classifier:
             UserError: `faces` is empty or of another form, `tta` is unknown, or `batch_size` is below 1.
         """
         check_tta(tta)
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: expected at least 1.")
+        check_at_least_one("batch_size", batch_size)
         batch = _check_faces(faces)
         probabilities = []
         with torch.inference_mode():

@@ -56,6 +56,11 @@ class Run:
         return entry
 
 
+def is_minimised(monitor: str) -> bool:
+    """Return whether a lower value of the monitored metric is better."""
+    return monitor.startswith("loss")
+
+
 def rank_runs(folder: Path) -> list[Run]:
     """Return the runs below `folder`, the best on the validation split first, runs without a value last.
 
@@ -205,32 +210,36 @@ def resolve_checkpoint(path: str, setting: str = "ckpt") -> str:
     if not folder.is_dir():
         return path
     runs = rank_runs(folder)
-    best = _best_checkpoint(folder, runs)
+    best = _best_run(folder, runs)
     if best is None:
         raise UserError(
             f"{setting}={path}: no run in this folder has finished an epoch, so there is no checkpoint."
         )
-    [score] = [run for run in runs if folder / run.name == best.parent.parent]
-    value = percent(score.best) if score.metric == "val_accuracy" else decimal(score.best)
+    checkpoint = _checkpoint(folder, best)
     among = f" of {len(runs)} runs" if len(runs) > 1 else ""
-    metric = score.metric.removeprefix("val_")
-    print(
-        f"note:     {path}: taking {best}, the best{among} ({metric} {value} on {score.val_split})", file=sys.stderr
-    )
-    return str(best)
+    score = f"{best.metric.removeprefix('val_')} {_score(best)} on {best.val_split}"
+    print(f"note:     {path}: taking {checkpoint}, the best{among} ({score})", file=sys.stderr)
+    return str(checkpoint)
 
 
-def _best_checkpoint(folder: Path, runs: Sequence[Run]) -> Path | None:
-    """Return the checkpoint of the first ranked run that has one."""
-    paths = (folder / run.name / "checkpoints" / "best.ckpt" for run in runs if run.best is not None)
-    return next(filter(Path.exists, paths), None)
+def _checkpoint(folder: Path, run: Run) -> Path:
+    return folder / run.name / "checkpoints" / "best.ckpt"
+
+
+def _best_run(folder: Path, runs: Sequence[Run]) -> Run | None:
+    """Return the first ranked run that has a checkpoint."""
+    return next((run for run in runs if run.best is not None and _checkpoint(folder, run).exists()), None)
+
+
+def _score(run: Run) -> str:
+    return percent(run.best) if run.metric == "val_accuracy" else decimal(run.best)
 
 
 def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     """Return the ranking as a table at most 80 columns wide, followed by the errors of failed runs."""
     numbers = [
         [
-            percent(run.best) if run.metric == "val_accuracy" else decimal(run.best),
+            _score(run),
             percent(run.accuracy),
             "-" if run.best_epoch is None else f"{run.best_epoch}/{len(run.history)}",
             "-" if run.train_seconds is None else f"{run.train_seconds:.0f}",
@@ -257,8 +266,8 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
         "",
         format_table(["run", *header], rows),
     ]
-    if best := _best_checkpoint(folder, runs):
-        lines += ["", f"best: {best}"]
+    if best := _best_run(folder, runs):
+        lines += ["", f"best: {_checkpoint(folder, best)}"]
     failed = [run for run in runs if run.status == "failed"]
     if failed:
         lines.append("")

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from fer_lightning.runs.folders import read_results, status
 from fer_lightning.runs.lock import lock
+from fer_lightning.runs.ranking import is_minimised
 from fer_lightning.runs.sweep import Sweep, lock_sweep
 
 JOURNAL = "optuna.journal"
@@ -84,7 +85,7 @@ def search(
     study = optuna.create_study(
         storage=_storage(folder),
         study_name=_STUDY,
-        direction="minimize" if monitor.startswith("loss") else "maximize",
+        direction="minimize" if is_minimised(monitor) else "maximize",
         load_if_exists=True,
     )
     sweep = Sweep(folder)
