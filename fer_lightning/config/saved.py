@@ -183,7 +183,7 @@ def _check_change(override: Override, folder: Path, saved: DictConfig, conf: Con
         raise UserError(
             f"{text}: a resumed run keeps its {key}. Change single values instead, e.g. trainer.max_epochs=40."
         )
-    if key.partition(".")[0] in ("model", "optim"):
+    if key.partition(".")[0] in ("model", "optim", "finetune"):
         raise UserError(
             f"{text}: a resumed run keeps its network and optimizer. To start a new run from its weights, use "
             f"ckpt={folder}/checkpoints/last.ckpt."

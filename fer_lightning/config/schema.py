@@ -70,6 +70,16 @@ class DistillSettings:
 
 
 @dataclass(frozen=True)
+class FinetuneSettings:
+    """``finetune``: training that starts from trained weights, those of ckpt, model.weights or model.pretrained."""
+
+    freeze_epochs: int = setting(
+        0, "epochs at the start in which only the last layer is trained; trainer.max_epochs or more: all of them"
+    )
+    backbone_lr_factor: float = setting(1.0, "learning rate of all layers but the last, as a fraction of optim.lr")
+
+
+@dataclass(frozen=True)
 class CheckpointSettings:
     """``checkpoint``: when checkpoints are written."""
 
@@ -91,7 +101,8 @@ class Settings:
     ckpt: str | list[str] | None = setting(
         None,
         "checkpoint, folder of a run or a sweep (its best checkpoint), or shipped network (best) to test without "
-        "fitting, or a list of them to average their probabilities; with a fit, the initial weights",
+        "fitting, or a list of them to average their probabilities; with a fit, the initial weights, without the "
+        "last layer if the data have other classes",
     )
     resume: str | None = setting(
         None,
@@ -99,6 +110,7 @@ class Settings:
         "from there on",
     )
     label_smoothing: float = setting(0.0, "share of each training label that is spread evenly over all classes")
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     tta: str = setting(
         "none", "test-time augmentation: none, mirror, shifts or ten_crop; reported in addition to none"
@@ -141,6 +153,7 @@ PATHS = (
     "ckpt",
     "distill.ckpt",
     "resume",
+    "model.weights",
     "data.source.path",
     "data.source.exclude",
     "data.source.relabel",
@@ -187,7 +200,13 @@ def to_settings(cfg: Config) -> Settings:
         if group in cfg and not (isinstance(cfg[group], dict) and cfg[group].get(name)):
             raise UserError(f"{group}: {name} is missing. Choose with {group}=NAME, or set {group}.{name}.")
     typed = dict(cfg)
-    for key, kind in (("data", DataSettings), ("distill", DistillSettings), ("checkpoint", CheckpointSettings)):
+    groups = {
+        "data": DataSettings,
+        "finetune": FinetuneSettings,
+        "distill": DistillSettings,
+        "checkpoint": CheckpointSettings,
+    }
+    for key, kind in groups.items():
         values = cfg.get(key) or {}
         if not isinstance(values, dict):
             raise UserError(f"{key}={shown(values)}: expected settings such as {key}.{fields(kind)[0].name}=VALUE.")

@@ -1,14 +1,16 @@
 """Carry out a run, from its configuration to its results."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 
 from fer_lightning import hardware
 from fer_lightning.arguments import check_options
 from fer_lightning.callbacks.checkpoints import check_monitor, checkpoints
 from fer_lightning.callbacks.dashboard import Dashboard
+from fer_lightning.callbacks.freezing import FreezeBackbone
 from fer_lightning.callbacks.history import History
 from fer_lightning.config.compose import build, to_yaml
 from fer_lightning.config.schema import Settings, to_dict
@@ -19,11 +21,15 @@ from fer_lightning.experiment.loggers import build_loggers, connected
 from fer_lightning.experiment.plan import (
     Plan,
     adopt_checkpoint,
+    adopt_weights,
     build_teacher,
     check_classes,
+    check_finetune,
     input_settings,
     make_plan,
     resolve_folders,
+    start_of,
+    starts_anew,
     tested_settings,
 )
 from fer_lightning.experiment.preflight import check_augmentation, check_network
@@ -39,6 +45,9 @@ from fer_lightning.experiment.test import test, test_ensemble
 from fer_lightning.experiment.trainer import build_callbacks, fit, make_trainer, resolve_trainer_arguments
 from fer_lightning.models import build_model
 from fer_lightning.models.checkpoint import InputSpec, load_weights
+from fer_lightning.models.pretrained import without_weights
+from fer_lightning.models.transfer import last_layer, load_all_but_last
+from fer_lightning.runs.folders import read_results
 from fer_lightning.training.module import EmotionClassifier, classifier_from
 from fer_lightning.training.optim import build_optimizer
 
@@ -56,7 +65,8 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
     """
     cfg = resolve_folders(cfg)
     plan = make_plan(cfg, run_dir)
-    cfg = adopt_checkpoint(cfg, plan)
+    cfg = adopt_weights(adopt_checkpoint(cfg, plan), plan)
+    check_finetune(cfg, plan)
     checkpoint_callbacks = checkpoints(run_dir, cfg.monitor, cfg.checkpoint.every_n_minutes) if plan.fit else []
 
     hardware.keep_freed_memory()
@@ -74,11 +84,19 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
 
     trainer_arguments, machine = resolve_trainer_arguments(cfg.trainer)
     record = new_record(cfg, datamodules[0], modules, plan.tested, machine)
+    earlier = read_results(run_dir) if plan.resumed else None
+    record.start = earlier.get("start") if earlier else start_of(cfg, plan, datamodules[0].faces.classes)
     effective = to_dict(cfg) | (tested_settings(cfg, plan.tested) if plan.tested else {})
     history = History(datamodules[0].val_split)
     dashboard = Dashboard(run_texts(to_yaml(effective), record), hparams(effective))
     # History follows the callbacks that draw, so that the time they take is not counted as training.
-    callbacks = [*build_callbacks(cfg.callbacks), history, dashboard, *checkpoint_callbacks]
+    callbacks = [
+        *build_callbacks(cfg.callbacks),
+        *freezing(cfg, modules),
+        history,
+        dashboard,
+        *checkpoint_callbacks,
+    ]
     resumed = plan.resumed
     loggers = build_loggers(cfg, run_dir, resumed)
     trainer = make_trainer(list(loggers.values()), callbacks, run_dir, trainer_arguments)
@@ -142,20 +160,38 @@ def build_modules(cfg: Settings, plan: Plan, data: FaceDataModule) -> list[Emoti
         if name in cfg.model:
             raise UserError(f"model.{name}={cfg.model[name]}: leave it out, it follows from {source}.")
     inputs = InputSpec(data.image_size, data.mean, data.std, data.faces.classes)
-    net = build_model(image_size=data.image_size, n_classes=len(inputs.classes), **cfg.model)
+    plain = without_weights(cfg.model)
+    net = build_model(
+        image_size=data.image_size,
+        n_classes=len(inputs.classes),
+        **(cfg.model if starts_anew(plan) else plain),
+    )
     check_options(build_optimizer, "optim", cfg.optim, [], 1, 1)
     module = EmotionClassifier(
         net,
         partial(build_optimizer, **cfg.optim),
         inputs,
-        cfg.model,
+        plain,
         cfg.channels_last,
         cfg.compile,
         cfg.label_smoothing,
         cfg.tta,
         build_teacher(cfg.distill, plan.teachers, inputs, data),
         data.class_weights,
+        cfg.finetune.backbone_lr_factor,
     )
     for checkpoint in plan.initial:  # at most one
-        load_weights(net, checkpoint)
+        if checkpoint.inputs.classes == inputs.classes:
+            load_weights(net, checkpoint)
+        else:
+            weights = {name.removeprefix("net."): value for name, value in checkpoint.state_dict.items()}
+            load_all_but_last(net, weights, f"ckpt={checkpoint.path}", len(inputs.classes))
     return [module]
+
+
+def freezing(cfg: Settings, modules: Sequence[EmotionClassifier]) -> list[Callback]:
+    """Return the callback that freezes all layers but the last at first, if there is anything to freeze."""
+    if not cfg.finetune.freeze_epochs or "fit" not in cfg.stages:
+        return []
+    (module,) = modules
+    return [FreezeBackbone(last_layer(module.net, len(module.inputs.classes)), cfg.finetune.freeze_epochs)]

@@ -1,19 +1,21 @@
 """Resolve what a run does and which checkpoints it starts from, before anything is built."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fer_lightning.config.schema import Config, DistillSettings, Settings, shown, to_dict
+from fer_lightning.config.schema import Config, DataSettings, DistillSettings, Settings, shown, to_dict
 from fer_lightning.data.classes import columns_of
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.emotions import canonical
 from fer_lightning.errors import UserError
 from fer_lightning.inference.classifier import checkpoint_path
+from fer_lightning.models import EXPECTED_INPUTS
 from fer_lightning.models.checkpoint import Checkpoint, InputSpec, SelectClasses, net_from, read_checkpoint
+from fer_lightning.models.pretrained import weights_of
 from fer_lightning.runs.ranking import resolve_checkpoint
 from fer_lightning.training.distillation import InputAdapter, Teacher
 
@@ -114,8 +116,15 @@ def checkpoint_names(ckpt: object) -> list[str]:
 
 
 def check_classes(plan: Plan, classes: Sequence[str]) -> None:
-    """Raise UserError if a checkpoint that is tested or trained further has other classes than the data."""
+    """Raise UserError if a checkpoint that is tested or trained further has other classes than the data.
+
+    A fit can start from one with other classes, but not from one with the same in another order, whose last layer
+    would be lost for nothing.
+    """
     for checkpoint in (*plan.initial, *([plan.resumed] if plan.resumed else [])):
+        is_start = plan.fit and checkpoint is not plan.resumed
+        if is_start and set(map(canonical, checkpoint.inputs.classes)) != set(map(canonical, classes)):
+            continue
         if checkpoint.inputs.classes != tuple(classes):
             raise UserError(
                 f"ckpt={checkpoint.path} has the classes {', '.join(checkpoint.inputs.classes)}, the data have "
@@ -177,8 +186,12 @@ def adopt_checkpoint(cfg: Settings, plan: Plan) -> Settings:
     Raises:
         UserError: the command line names another network or input format than that of a checkpoint.
     """
-    named = [text.lstrip("+").partition("=")[0] for text in cfg.overrides]
+    named = named_settings(cfg)
     for checkpoint in plan.initial:
+        if (setting := weights_of(cfg.model)) and setting.partition("=")[0] in named:
+            raise UserError(
+                f"{setting} and ckpt={checkpoint.path} are both initial weights. Leave one of them out."
+            )
         for key, value in input_settings(checkpoint).items():
             _check_named(named, f"data.{key}", getattr(cfg.data, key), value, checkpoint)
         if any(name in ("model", "model.name") for name in named):
@@ -191,6 +204,60 @@ def adopt_checkpoint(cfg: Settings, plan: Plan) -> Settings:
     kept = {key: value for key, value in cfg.model.items() if f"model.{key}" in named}
     data = replace(cfg.data, **input_settings(checkpoint))
     return replace(cfg, data=data, model=checkpoint.model | kept)
+
+
+def adopt_weights(cfg: Settings, plan: Plan) -> Settings:
+    """Return the settings with the input format that the pretrained weights of the network expect.
+
+    Settings that the command line names are kept, as are those of an experiment that chooses the weights itself.
+
+    Raises:
+        UserError: the network or the weights do not exist.
+    """
+    setting = weights_of(cfg.model)
+    if not setting or not starts_anew(plan):
+        return cfg
+    named, defaults = named_settings(cfg), DataSettings()
+    by_experiment = setting.partition("=")[0] not in named
+    expected = {
+        key: value
+        for key, value in asdict(EXPECTED_INPUTS[cfg.model["name"]](cfg.model)).items()
+        if f"data.{key}" not in named and not (by_experiment and getattr(cfg.data, key) != getattr(defaults, key))
+    }
+    return replace(cfg, data=replace(cfg.data, **expected))
+
+
+def starts_anew(plan: Plan) -> bool:
+    """Return whether the run is a fit that neither resumes nor starts from a checkpoint."""
+    return plan.fit and not plan.resumed and not plan.initial
+
+
+def named_settings(cfg: Settings) -> list[str]:
+    """Return the keys that the command line names."""
+    return [text.lstrip("+").partition("=")[0] for text in cfg.overrides]
+
+
+def check_finetune(cfg: Settings, plan: Plan) -> None:
+    """Raise UserError for layers to freeze that have random weights, or for less than no epochs."""
+    epochs = cfg.finetune.freeze_epochs
+    if epochs < 0:
+        raise UserError(f"finetune.freeze_epochs={epochs}: expected at least 0.")
+    if epochs and starts_anew(plan) and not weights_of(cfg.model):
+        raise UserError(
+            f"finetune.freeze_epochs={epochs}: the layers to freeze would have random weights. Start from trained "
+            "ones: ckpt=best, ckpt=PATH, or model.weights=DEFAULT with model=torchvision."
+        )
+
+
+def start_of(cfg: Settings, plan: Plan, classes: Sequence[str]) -> str | None:
+    """Return what a fit starts from, in words; None for random weights."""
+    if not plan.fit:
+        return None
+    for checkpoint, name in zip(plan.initial, checkpoint_names(cfg.ckpt), strict=True):
+        is_same = checkpoint.inputs.classes == tuple(classes)
+        return name if is_same else f"{name}, all but the last layer, which is for other classes"
+    setting = weights_of(cfg.model)
+    return f"{setting}, all but the last layer" if setting else None
 
 
 def _check_named(named: Sequence[str], key: str, value: Any, stored: Any, checkpoint: Checkpoint) -> None:

@@ -25,6 +25,7 @@ from fer_lightning.experiment.plan import checkpoint_names, selection_splits
 from fer_lightning.experiment.processes import managed_processes
 from fer_lightning.files import Json, write_atomically, write_json
 from fer_lightning.models.checkpoint import Checkpoint
+from fer_lightning.models.pretrained import weights_of
 from fer_lightning.runs.folders import error_line, read_results
 from fer_lightning.training.module import EmotionClassifier
 
@@ -60,6 +61,7 @@ class RunRecord:
     accuracy_strict: float | None = None
     n_strict: int | None = None
     ckpt: list[str] = field(default_factory=list)  # the weights that a fit starts from, or that are tested
+    start: str | None = None  # what a fit starts from, in words; None for random weights
     tta: str
     per_class: dict[str, Json] | None = None  # class -> precision, recall, f1, n
     splits: dict[str, Json] | None = None  # split -> scores
@@ -173,8 +175,10 @@ def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], record:
 
 
 def _announce_networks(modules: Sequence[EmotionClassifier], record: RunRecord) -> None:
-    for name in record.ckpt:
-        print(f"weights:  {'start from ' if 'fit' in record.stages else ''}{name}")
+    if record.start:
+        print(f"weights:  start from {record.start}")
+    for name in record.ckpt if "fit" not in record.stages else []:
+        print(f"weights:  {name}")
     for module in modules:
         options = " ".join(f"{key}={value}" for key, value in module.model.items() if key != "name")
         size = module.inputs.image_size
@@ -284,6 +288,7 @@ def hparams(cfg: Config) -> dict[str, bool | int | float | str]:
     groups = {"data": data} | {name: cfg[name] for name in ("augment", "model", "optim", "trainer")}
     columns = {name: cfg[name] for name in ("experiment", "seed", "ckpt", "label_smoothing", "tta")}
     groups |= {"distill": cfg["distill"]} if cfg["distill"]["ckpt"] else {}
+    groups |= {"finetune": cfg["finetune"]} if cfg["ckpt"] or weights_of(cfg["model"]) else {}
     for group, settings in groups.items():
         for key, value in settings.items():
             if key == "_target_":

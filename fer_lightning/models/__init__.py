@@ -1,7 +1,7 @@
 """Network registry: plain torch modules that map grey faces (B, 1, H, W) to logits (B, classes)."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -11,20 +11,28 @@ from fer_lightning.arguments import call, first_line
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.models.fer_model0 import FERModel0
+from fer_lightning.models.pretrained import ExpectedInput
 from fer_lightning.models.resnet import ResNet
 from fer_lightning.models.small_vgg import SmallVGG
-from fer_lightning.models.torchvision import torchvision_net
+from fer_lightning.models.timm import timm_input, timm_net
+from fer_lightning.models.torchvision import torchvision_input, torchvision_net
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "fer_model0": FERModel0,
     "resnet": ResNet,
     "small_vgg": SmallVGG,
+    "timm": timm_net,
     "torchvision": torchvision_net,
+}
+# What the pretrained weights of a network expect, given its options; those networks that have any.
+EXPECTED_INPUTS: dict[str, Callable[[Mapping[str, Any]], ExpectedInput]] = {
+    "timm": timm_input,
+    "torchvision": torchvision_input,
 }
 
 
 def build_model(name: str, image_size: int, n_classes: int = len(EMOTIONS), **options: Any) -> nn.Module:
-    """Build a network by name, with freshly initialised weights.
+    """Build a network by name, with random weights or the pretrained ones that its options choose.
 
     Args:
         name: a key of MODELS.
@@ -33,7 +41,8 @@ def build_model(name: str, image_size: int, n_classes: int = len(EMOTIONS), **op
         options: keyword arguments of the network, e.g. ``channels=[16, 32, 64]``.
 
     Raises:
-        UserError: `name` is unknown, the options are invalid, or the network does not fit in memory.
+        UserError: `name` is unknown, the options are invalid, pretrained weights cannot be had, or the network
+            does not fit in memory.
     """
     if name not in MODELS:
         known = ", ".join(sorted(MODELS))
@@ -47,6 +56,8 @@ def build_model(name: str, image_size: int, n_classes: int = len(EMOTIONS), **op
     try:
         return call(MODELS[name], f"model={name}", options)
     except UserError as error:
+        if str(error).startswith("model"):  # it names the setting already
+            raise
         own = {key: value for key, value in options.items() if key not in ("image_size", "n_classes")}
         given = ", ".join(f"{key}={value}" for key, value in own.items())
         raise UserError(f"The network {name} cannot be built with {given} at {image_size} px: {error}") from error

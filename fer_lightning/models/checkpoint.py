@@ -19,6 +19,7 @@ from fer_lightning.data.faces import MAX_IMAGE_SIZE
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models import build_model
+from fer_lightning.models.pretrained import without_weights
 
 # The only globals in a checkpoint of plain weights, besides storage classes. weights_only=True allows others, some
 # of which can allocate unlimited memory, such as a bytearray of arbitrary length.
@@ -188,6 +189,8 @@ def _parse(path: Path, content: Any) -> Checkpoint:
 def _check_model(model: dict[Any, Any]) -> None:
     """Check that the network's name and options are plain values."""
     _field(model, "name", str)
+    if without_weights(model) != model:  # they would be downloaded, or read from any file of this machine
+        raise _ForeignError("model: it names pretrained weights")
     for name, value in model.items():
         values = value if isinstance(value, list | tuple) else [value]
         plain = all(isinstance(item, int | float | str | None) for item in values)

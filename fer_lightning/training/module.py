@@ -21,6 +21,7 @@ from fer_lightning.models.checkpoint import Checkpoint, InputSpec, net_from
 from fer_lightning.models.tta import check_tta, predict_logits
 from fer_lightning.training.compat import HOOK_NAME
 from fer_lightning.training.distillation import Teacher
+from fer_lightning.training.optim import parameter_groups
 
 StepOutput = tuple[Tensor, Tensor, Tensor]  # index (B,), logits (B, C), labels (B,)
 OptimizerFactory = Callable[..., tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
@@ -68,6 +69,7 @@ class EmotionClassifier(LightningModule):
         teacher: networks whose soft targets enter the training loss; they get the same images.
         class_weights: float32 (C,), factors of each image's loss by its class, for ``loss/train`` but not
             ``loss/val``.
+        backbone_lr_factor: learning rate of all layers of `net` but the last, as a fraction of the optimizer's.
 
     Attributes:
         held_out: the predictions of the last validation, test or prediction epoch, of all processes; None before.
@@ -88,6 +90,7 @@ class EmotionClassifier(LightningModule):
         tta: str = "none",
         teacher: Teacher | None = None,
         class_weights: Tensor | None = None,
+        backbone_lr_factor: float = 1.0,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -104,10 +107,13 @@ class EmotionClassifier(LightningModule):
             # In place, which keeps the names of the weights. Separate kernels for the smaller last batch are faster
             # than one dynamic kernel for all shapes.
             self.net.compile(dynamic=False)
-        if optimizer is not None:
-            optimizer(net.parameters(), total_steps=1, steps_per_epoch=1)  # fail now rather than during the fit
-        self.optimizer_factory = optimizer
         self.inputs = inputs
+        if not 0 < backbone_lr_factor <= 1:
+            raise UserError(f"finetune.backbone_lr_factor={backbone_lr_factor}: expected above 0, at most 1.")
+        self.backbone_lr_factor = backbone_lr_factor
+        if optimizer is not None:
+            optimizer(self._parameter_groups(), total_steps=1, steps_per_epoch=1)  # fail now, not during the fit
+        self.optimizer_factory = optimizer
         self.model = model
         self.held_out: Predictions | None = None
         self._outputs: list[StepOutput] = []
@@ -120,6 +126,9 @@ class EmotionClassifier(LightningModule):
         self._window_sums = [0.0] * 3
         self._finite_steps = 0.0
         self._saved_epoch: dict[str, Any] | None = None  # progress within the epoch, from the checkpoint
+
+    def _parameter_groups(self) -> list[Any]:
+        return parameter_groups(self.net, len(self.inputs.classes), self.backbone_lr_factor)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Skip nn.Module's lookup of parameters, submodules and buffers of that name, which is slow.
@@ -333,7 +342,7 @@ class EmotionClassifier(LightningModule):
         self.trainer.fit_loop.setup_data()  # the line above skips this when max_steps suffices
         steps_per_epoch = ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer, schedule = self.optimizer_factory(
-            self.net.parameters(), total_steps=total_steps, steps_per_epoch=steps_per_epoch
+            self._parameter_groups(), total_steps=total_steps, steps_per_epoch=steps_per_epoch
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

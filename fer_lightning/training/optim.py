@@ -9,6 +9,7 @@ from torch import nn
 
 from fer_lightning.arguments import call
 from fer_lightning.errors import UserError, did_you_mean
+from fer_lightning.models.transfer import last_layer
 from fer_lightning.training.compat import let_lightning_unscale
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -41,8 +42,29 @@ def lr_factor(step: int, total_steps: float, warmup_steps: int, schedule: str) -
     return 0.5 * (1 + cos(pi * min(1.0, progress)))
 
 
+def parameter_groups(net: nn.Module, n_classes: int, backbone_lr_factor: float) -> list[Any]:
+    """Return the parameters of a network, in two groups if all layers but the last have another learning rate.
+
+    Args:
+        net: float (B, 1, H, W) -> logits (B, n_classes).
+        n_classes: number of logits.
+        backbone_lr_factor: learning rate of all layers but the last, as a fraction of that of the last.
+
+    Returns:
+        Parameters, or groups of them for ``build_optimizer``, the last layer first.
+
+    Raises:
+        UserError: it is not clear which layer is the last.
+    """
+    if backbone_lr_factor == 1:
+        return list(net.parameters())
+    last = list(net.get_submodule(last_layer(net, n_classes)).parameters())
+    others = [parameter for parameter in net.parameters() if not any(parameter is one for one in last)]
+    return [{"params": last}, {"params": others, "lr_factor": backbone_lr_factor}]
+
+
 def build_optimizer(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[Any],
     total_steps: float,
     steps_per_epoch: int,
     name: str = "adam",
@@ -55,7 +77,8 @@ def build_optimizer(
     """Build an optimizer and its learning-rate schedule, which is stepped after every optimizer step.
 
     Args:
-        parameters: the parameters to optimise.
+        parameters: the parameters to optimise; or groups of them as torch's optimizers take, where "lr_factor"
+            scales the learning rate.
         total_steps: steps of the whole fit; infinity keeps a cosine at its maximum.
         steps_per_epoch: optimizer steps per epoch.
         name: a key of OPTIMIZERS.
@@ -79,13 +102,17 @@ def build_optimizer(
     for key, value in (("weight_decay", weight_decay), ("warmup_epochs", warmup_epochs)):
         if value < 0:
             raise UserError(f"optim.{key}={value}: expected at least 0.")
-    weights = list(parameters)
+    groups = list(parameters)
+    weights = [weight for group in groups for weight in (group["params"] if isinstance(group, dict) else [group])]
     # Fused optimizers update all weights with one kernel instead of a dozen kernels for each.
     fused = all(weight.device.type in ("cpu", "cuda") and weight.is_floating_point() for weight in weights)
     options = {"lr": lr, "weight_decay": weight_decay, "fused": fused} | options
-    optimizer = call(OPTIMIZERS[name], f"optim.name={name}", options, weights)
+    optimizer = call(OPTIMIZERS[name], f"optim.name={name}", options, groups)
     let_lightning_unscale(optimizer)
     warmup_steps = round(warmup_epochs * steps_per_epoch)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, total_steps, warmup_steps, schedule)
-    )
+
+    def factor_of(group: dict[str, Any]) -> Callable[[int], float]:
+        scale = group.get("lr_factor", 1.0)
+        return lambda step: scale * lr_factor(step, total_steps, warmup_steps, schedule)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, list(map(factor_of, optimizer.param_groups)))

@@ -1,0 +1,95 @@
+"""Pretrained weights of torchvision and timm: where they are, how files are read, and the input they expect."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fer_lightning.arguments import first_line
+from fer_lightning.errors import UserError
+
+# Options of a network that choose its initial weights. A checkpoint has weights of its own, so it leaves them out:
+# reading one must neither download nor open anything else.
+WEIGHT_OPTIONS = {"torchvision": ("weights",), "timm": ("weights", "pretrained")}
+
+
+@dataclass(frozen=True)
+class ExpectedInput:
+    """The images that pretrained weights were trained on.
+
+    Attributes:
+        image_size: height and width, in pixels.
+        mean: mean of the pixels in [0, 1], over the colours.
+        std: standard deviation, over the colours.
+    """
+
+    image_size: int
+    mean: float
+    std: float
+
+
+def without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the name and options of a network without those that choose its initial weights."""
+    left_out = WEIGHT_OPTIONS.get(model["name"], ())
+    return {key: value for key, value in model.items() if key not in left_out}
+
+
+def weights_of(model: Mapping[str, Any]) -> str:
+    """Return the setting that gives a network pretrained weights, e.g. "model.weights=DEFAULT"; empty for none."""
+    for option in WEIGHT_OPTIONS.get(model["name"], ()):
+        if value := model.get(option):
+            return f"model.{option}={'true' if value is True else value}"
+    return ""
+
+
+def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
+    """Read a file of weights, as torchvision, timm and most training scripts save them; it cannot run code.
+
+    Args:
+        path: a .pth or .pt file that torch.save wrote, or a .safetensors file.
+        setting: the setting that names it, for messages.
+
+    Returns:
+        The weights by name, on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # comes with timm
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise UserError(f'{setting}: .safetensors files need safetensors: pip install -e ".[timm]".') from error
+    except OSError as error:
+        raise UserError(f"{setting}: {path} cannot be read: {error.strerror or first_line(error)}.") from error
+    except Exception as error:  # torch.load raises nearly any exception for damaged input
+        raise UserError(
+            f"{setting}: {path} is damaged or not a file of weights ({first_line(error)}). Delete it and download "
+            "it again, or give another."
+        ) from error
+    if isinstance(content, dict) and "fer_lightning" in content:
+        raise UserError(f"{setting}: {path} is a checkpoint of this project. Start from it with ckpt={path}.")
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
+        raise UserError(
+            f"{setting}: {path} holds no weights. Expected a dict of tensors, the network's state_dict()."
+        )
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def not_downloaded(setting: str, url: str, folder: object, error: BaseException) -> UserError:
+    """Return the error for weights that cannot be downloaded, with the three ways out."""
+    return UserError(
+        f"{setting}: the weights are not in {folder}, and the download failed ({first_line(error).rstrip('.')}). "
+        f"Connect to the internet and try again; or download {url} elsewhere and set model.weights=FILE; or leave "
+        f"{setting.partition('=')[0]} out, to start from random weights."
+    )
