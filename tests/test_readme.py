@@ -25,16 +25,38 @@ from fer_lightning.models import MODELS
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     ROOT / name
-    for name in ("README.md", "results/README.md", "fer_lightning/weights/README.md", ".github/CONTRIBUTING.md")
+    for name in (
+        "README.md",
+        "results/README.md",
+        "results/first_steps.ipynb",
+        "fer_lightning/weights/README.md",
+        ".github/CONTRIBUTING.md",
+    )
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def text_of(page):
+    """Return the text of a page; of a notebook, its prose and the commands that its code runs in a shell."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        part = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            lines = re.findall(r"^ *[!%](.*)$", part, re.MULTILINE)
+            lines = [line.replace('"{python}" -m fer_lightning', "fer-lightning") for line in lines]
+            part = "\n".join(["```bash", *lines, "```"])
+        parts.append(part)
+    return "\n\n".join(parts)
 
 
 def commands(program):
     """Return the commands that the pages show for a program, as (page, command line) without repetitions."""
     found = {}
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
+        text = text_of(page)
         blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
         lines = [line for block in blocks for line in block.splitlines()]
         for line in lines + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
@@ -42,6 +64,8 @@ def commands(program):
                 words = shlex.split(command, comments=True)
                 while words and re.fullmatch(r"[A-Z0-9_]+=\S*", words[0]):  # environment variables
                     del words[0]
+                if words[:2] == ["fer-lightning", "train"] and len(words) > 2:
+                    words[:2] = ["python", "train.py"]
                 start = program.split()
                 if words[: len(start)] == start and len(words) > len(start):
                     found.setdefault(shlex.join(words), page.name)
@@ -102,7 +126,7 @@ def test_a_test_command_names_what_exists(arguments):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page):
-    text = page.read_text(encoding="utf-8")
+    text = text_of(page)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith("https://"):
             continue
