@@ -154,6 +154,7 @@ PATHS = (
 
 # Types of settings of the data source that their defaults in conf/ do not show.
 SOURCE_TYPES: dict[str, Any] = {"data.source.classes": str | list[Any] | None, "data.source.rename": dict | None}
+EXAMPLES: dict[str, Any] = {"data.fold": "0/5"}  # values to suggest for settings whose default is null
 RENAME = "data.source.rename."  # every key below it is the name of a class
 
 
