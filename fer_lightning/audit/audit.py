@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fer_lightning.audit.mislabels import confident_labels
 from fer_lightning.audit.quality import is_blurred, is_bright, is_dark
 from fer_lightning.data.faces import Faces, first_copies
-from fer_lightning.data.near_copies import MIN_CONTRAST, contrast, near_copies
+from fer_lightning.data.near_copies import MIN_CONTRAST, connected, contrast, near_copies
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -52,7 +52,7 @@ def audit(faces: Faces, cache_dir: str | Path | None = None) -> Audit:
     """
     exact = first_copies(faces)
     pairs = near_copies(faces, cache_dir)
-    near = _connected(len(faces), pairs)[exact]
+    near = connected(len(faces), pairs)[exact]
     std = contrast(faces.images)
     constant = std == 0
     return Audit(
@@ -66,19 +66,6 @@ def audit(faces: Faces, cache_dir: str | Path | None = None) -> Audit:
         is_bright(faces.images) & ~constant,
         is_blurred(faces.images) & ~constant,
     )
-
-
-def _connected(n: int, pairs: Rows) -> Rows:
-    """Return the smallest node that each of n nodes is connected to, (n,), given edges (P, 2)."""
-    root = np.arange(n)
-    while True:
-        smaller = root.copy()
-        np.minimum.at(smaller, pairs[:, 0], root[pairs[:, 1]])
-        np.minimum.at(smaller, pairs[:, 1], root[pairs[:, 0]])
-        smaller = smaller[smaller]
-        if (smaller == root).all():
-            return root
-        root = smaller
 
 
 def suspect_labels(result: Audit, probabilities: npt.NDArray[np.floating[Any]]) -> Audit:

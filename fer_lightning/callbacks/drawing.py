@@ -75,7 +75,7 @@ def _predictions(
     held_out = pl_module.held_out
     assert held_out is not None
     rows = held_out.index.numpy()
-    selected = np.isin(data.faces.usage[rows], usages)
+    selected = np.isin(data.usage[rows], usages)
     probabilities = torch.softmax(held_out.logits, dim=1).numpy()
     return SplitPredictions(
         title=split + suffix,

@@ -1,7 +1,8 @@
 """Rank the runs below a folder and show the settings in which they differ.
 
 Runs are ranked by their score on the validation split; the test score is shown but not used. The status of a run is
-running, finished, failed (with its error below the table), interrupted (or killed), or pruned by a search.
+running, finished, failed (with its error below the table), interrupted (or killed), or pruned by a search. Finished
+runs that differ only in seed or fold also get their mean and standard deviation.
 """
 
 import argparse
@@ -36,15 +37,16 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    from fer_lightning.runs.ranking import draw_runs, format_runs, rank_runs
+    from fer_lightning.runs.ranking import draw_runs, format_runs, group_runs, rank_runs
 
     runs = rank_runs(args.folder)
     if not runs:
         raise UserError(f"no runs below {args.folder}. Pass the folder of a run or sweep, or one above it.")
+    group_of = {run.name: group.to_json() for group in group_runs(runs) for run in group.runs}
+    rows = [run.to_json() | group_of.get(run.name, {"group": None}) for run in runs]
     if args.json:
-        print(json.dumps([run.to_json() for run in runs], indent=2, allow_nan=False))
+        print(json.dumps(rows, indent=2, allow_nan=False))
     elif args.csv:
-        rows = [run.to_json() for run in runs]
         rows = [row | row.pop("settings") | {"tags": ", ".join(row["tags"])} for row in rows]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")

@@ -16,7 +16,7 @@ from fer_lightning.arguments import describe_type, fits
 from fer_lightning.config.compat import IntervalSweep, Override, flag_parser
 from fer_lightning.config.compose import CONF, GLOBAL_GROUPS, Conf, to_plain
 from fer_lightning.config.grammar import parse, quoting_hint, values_of
-from fer_lightning.config.schema import PATHS, RENAME, SOURCE_TYPES, TYPES, full_key, shown, to_settings
+from fer_lightning.config.schema import EXAMPLES, PATHS, RENAME, SOURCE_TYPES, TYPES, full_key, shown, to_settings
 from fer_lightning.errors import UserError, did_you_mean
 
 # Every argument of lightning.pytorch.Trainer (2.6), listed so that typos are found without importing Lightning. A
@@ -388,7 +388,8 @@ def check_value(override: Override, cfg: DictConfig, conf: Conf) -> None:
         is_interpolation = isinstance(value, str) and "${" in value  # its value is not known yet
         null_for_guessed_type = value is None and full not in TYPES
         if not (is_interpolation or null_for_guessed_type or fits(value, kind)):
-            example = f", e.g. {key}={shown(default)}" if default is not None else ""
+            suggested = EXAMPLES.get(full, default)
+            example = f", e.g. {key}={shown(suggested)}" if suggested is not None else ""
             raise UserError(
                 f"{key}={shown(value)}: expected {describe_type(kind)}{example}.{quoting_hint(override)}"
             )

@@ -189,7 +189,7 @@ def _check_change(override: Override, folder: Path, saved: DictConfig, conf: Con
             f"ckpt={folder}/checkpoints/last.ckpt."
         )
     without_fit = key == "stages" and "fit" not in str(override.value())
-    if key in ("ckpt", "monitor", "seed") or without_fit:
+    if key in ("ckpt", "monitor", "seed", "data.fold") or without_fit:
         raise UserError(
             f"{text}: a resumed run continues its fit. To test a checkpoint, start a new run with "
             f"stages=[test] ckpt={folder}/checkpoints/best.ckpt."

@@ -37,6 +37,11 @@ class DataSettings:
         "official: train on Training, validate on PublicTest, test on PrivateTest; kaggle_folder: validate and "
         "test on both held-out splits together, like test/ of the Kaggle folder",
     )
+    fold: str | None = setting(
+        None,
+        "K/N: train without fold K of N of Training, from 0/N, and select the best epoch on it instead; copies and "
+        "near copies share a fold; null: train on all of Training",
+    )
     batch_size: int = setting(32, "images per training batch, over all processes")
     eval_batch_size: int = setting(128, "images per validation or test batch")
     image_size: int = setting(128, "height and width of the network's input, in pixels")
@@ -162,6 +167,7 @@ PATHS = (
 
 # Types of settings of the data source that their defaults in conf/ do not show.
 SOURCE_TYPES: dict[str, Any] = {"data.source.classes": str | list[Any] | None, "data.source.rename": dict | None}
+EXAMPLES: dict[str, Any] = {"data.fold": "0/5"}  # values to suggest for settings whose default is null
 RENAME = "data.source.rename."  # every key below it is the name of a class
 
 

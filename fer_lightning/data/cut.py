@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from random import Random
 
@@ -33,7 +34,7 @@ def cut_missing_splits(faces: Faces, seed: int, classes: ClassSet) -> Faces:
         classes: the classes that the names of folders mean.
 
     Returns:
-        Faces without UNNAMED images, with a note if anything was cut.
+        Faces without UNNAMED images, with their `persons`, and with a note if anything was cut.
 
     Raises:
         UserError: no way was found to divide the persons so that each split has every class.
@@ -41,9 +42,10 @@ def cut_missing_splits(faces: Faces, seed: int, classes: ClassSet) -> Faces:
     usage = np.where(faces.usage == UNNAMED, TRAIN, faces.usage).astype(np.uint8)
     missing = [split for split in (VAL, TEST) if not (usage == split).any()]
     rows = np.flatnonzero(usage == TRAIN)
+    groups = _groups(faces, rows, classes)
+    faces = replace(faces, persons={faces.ids[row]: names for row, names in groups.items()})
     if not missing or not len(rows):
         return faces
-    groups = _groups(faces, rows, classes)
     units = _units(faces, rows, groups, seed)
     order = Random(seed)
     for attempt in range(_ATTEMPTS):

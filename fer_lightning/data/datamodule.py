@@ -16,6 +16,7 @@ from fer_lightning.data.augment import Augment, normalise, resize
 from fer_lightning.data.balance import SAMPLERS, balanced_epoch
 from fer_lightning.data.balance import class_weights as class_weights_of
 from fer_lightning.data.faces import MAX_IMAGE_SIZE, TEST, TRAIN, VAL, Faces
+from fer_lightning.data.folds import FOLD, hold_out
 from fer_lightning.data.philox import permutation
 from fer_lightning.errors import UserError, check_at_least_one
 
@@ -229,12 +230,15 @@ class FaceDataModule(LightningDataModule):
         class_weights: weights of the classes in the training loss; see ``balance.class_weights``.
         sampler: "shuffle" for all training images in each epoch; "balanced" for equally many of each class, see
             ``balance.balanced_epoch``.
+        fold: "K/N" to train without fold K of N of TRAIN and to validate on it, whatever `split` is; see
+            ``folds.hold_out``. The tests stay those of `split`.
 
     Attributes:
         class_weights: float32 (C,), or None.
+        usage: uint8 (N,), `Faces.usage`, but FOLD for the images of the fold.
 
     Raises:
-        UserError: a value is out of range, or a split has no images.
+        UserError: a value is out of range, a split has no images, or there is no such fold.
     """
 
     def __init__(
@@ -251,6 +255,7 @@ class FaceDataModule(LightningDataModule):
         augment_epochs: int | None = None,
         class_weights: str | Sequence[float] = "none",
         sampler: str = "shuffle",
+        fold: str | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -281,6 +286,8 @@ class FaceDataModule(LightningDataModule):
         self.device = torch.device("cpu")  # device of the batches
         self._store: FaceStore | None = None
         both = (VAL, TEST)
+        self.usage = faces.usage
+        self.fold = fold
         self.train_usages: tuple[int, ...] = (TRAIN,)
         self.val_usages: tuple[int, ...] = both if split == "kaggle_folder" else (VAL,)
         self.test_usages: tuple[int, ...] = both if split == "kaggle_folder" else (TEST,)
@@ -292,6 +299,9 @@ class FaceDataModule(LightningDataModule):
                     f"({', '.join(f'{name} {count:,}' for name, count in counts)}). "
                     "Training needs every split: check the names of the folders and files, or the Usage column."
                 )
+        if fold is not None:
+            self.usage = hold_out(faces, fold)
+            self.val_usages = (FOLD,)
 
         labels = self._labels(self.train_usages)
         self.class_weights = class_weights_of(class_weights, labels, faces.classes)
@@ -302,8 +312,10 @@ class FaceDataModule(LightningDataModule):
         self.device = self.trainer.strategy.root_device
 
     def split_name(self, usages: tuple[int, ...]) -> str:
-        """Return the display name of a split: "PublicTest" or "PublicTest+PrivateTest"."""
-        return "+".join(self.faces.split_names[usage] for usage in usages)
+        """Return the display name of a split: "PublicTest", "PublicTest+PrivateTest" or "Training fold 0/5"."""
+        names = dict(enumerate(self.faces.split_names))
+        names[FOLD] = f"{names[TRAIN]} fold {self.fold}"
+        return "+".join(names[usage] for usage in usages)
 
     @property
     def val_split(self) -> str:
@@ -317,11 +329,11 @@ class FaceDataModule(LightningDataModule):
 
     def rows(self, usages: tuple[int, ...]) -> Tensor:
         """Return the rows of the given splits: int64 (n,), ascending."""
-        return torch.from_numpy(np.flatnonzero(np.isin(self.faces.usage, usages)))
+        return torch.from_numpy(np.flatnonzero(np.isin(self.usage, usages)))
 
     def _labels(self, usages: tuple[int, ...]) -> Tensor:
         """Return the classes of the rows of the given splits: int64 (n,)."""
-        return torch.from_numpy(self.faces.labels[np.isin(self.faces.usage, usages)])
+        return torch.from_numpy(self.faces.labels[np.isin(self.usage, usages)])
 
     def images(self, rows: Tensor) -> Tensor:
         """Return the images of rows (B,), in memory of their own: uint8 (B, 1, 48, 48)."""

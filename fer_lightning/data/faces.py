@@ -1,6 +1,6 @@
 """Labelled faces as arrays, the common output of all data sources."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -41,6 +41,7 @@ class Faces:
             data.ferplus.
         whole: the dataset that these images are a part of; None if they are all of it. Copies are searched in it,
             because a network may have been trained on an image that has no label here.
+        persons: id -> the persons or clips that a training image belongs to, as its folders name them.
     """
 
     images: npt.NDArray[np.uint8]
@@ -56,6 +57,7 @@ class Faces:
     targets: npt.NDArray[np.float32] | None = None
     votes: npt.NDArray[np.uint8] | None = None
     whole: "Faces | None" = None
+    persons: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)

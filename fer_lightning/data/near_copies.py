@@ -130,6 +130,19 @@ def copied_among(chosen: Mask, first: Rows, near: Rows) -> Mask:
     return found
 
 
+def connected(n: int, pairs: Rows) -> Rows:
+    """Return the smallest node that each of n nodes is connected to, (n,), given edges (P, 2)."""
+    root = np.arange(n)
+    while True:
+        smaller = root.copy()
+        np.minimum.at(smaller, pairs[:, 0], root[pairs[:, 1]])
+        np.minimum.at(smaller, pairs[:, 1], root[pairs[:, 0]])
+        smaller = smaller[smaller]
+        if (smaller == root).all():
+            return root
+        root = smaller
+
+
 def measure(
     images: npt.NDArray[np.uint8], function: Callable[[Floats], npt.NDArray[Number]]
 ) -> npt.NDArray[Number]:

@@ -20,6 +20,7 @@ from fer_lightning import hardware
 from fer_lightning.arguments import first_line
 from fer_lightning.config.schema import Config, Settings
 from fer_lightning.data.datamodule import FaceDataModule
+from fer_lightning.data.faces import TRAIN
 from fer_lightning.errors import Pruned, Stopped, UserError
 from fer_lightning.experiment.plan import checkpoint_names, selection_splits
 from fer_lightning.experiment.processes import managed_processes
@@ -155,6 +156,9 @@ def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], record:
     print(f"run:      {run_dir}")
     print(f"data:     {faces.dataset} from {faces.source}")
     print(f"          {counts}")
+    if data.fold is not None:
+        n_train, n_val = len(data.rows(data.train_usages)), len(data.rows(data.val_usages))
+        print(f"          {n_train} of {faces.split_names[TRAIN]} outside fold {data.fold}, {n_val} inside")
     val_split = record.val_split
     members = record.members or []
     selecting_runs = "checkpoints' own runs" if members else "checkpoint's own run"

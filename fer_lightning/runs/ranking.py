@@ -1,18 +1,21 @@
 """Rank the runs below a folder, and format and plot the ranking. Imports nothing heavy."""
 
 import math
+import re
 import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 from fer_lightning.errors import UserError
 from fer_lightning.files import Json
 from fer_lightning.runs.folders import read_results, run_folders, status
 from fer_lightning.text import decimal, format_table, percent
+
+_REPEATS = ("seed", "data.fold")  # settings that repeat an experiment instead of changing it
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,30 @@ class Run:
         """Return the fields as plain values, with the number of epochs in place of the history."""
         entry = {**vars(self), "epochs": len(self.history)}
         del entry["history"]
+        return entry
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs that differ only in the seed or the fold.
+
+    Attributes:
+        label: their common settings, and what differs: "optim.lr=1e-3 data.fold=K/5".
+        runs: at least two.
+        best: mean and standard deviation of `Run.best`.
+        accuracy: those of `Run.accuracy`; None if fewer than two runs were tested.
+    """
+
+    label: str
+    runs: list[Run]
+    best: tuple[float, float]
+    accuracy: tuple[float, float] | None
+
+    def to_json(self) -> Json:
+        """Return the statistics as plain values."""
+        entry: Json = {"group": self.label, "group_runs": len(self.runs)}
+        for name, statistics in (("best", self.best), ("accuracy", self.accuracy)):
+            entry[f"{name}_mean"], entry[f"{name}_std"] = statistics or (None, None)
         return entry
 
 
@@ -116,6 +143,45 @@ def _settings(run_dir: Path, results: Json) -> dict[str, str]:
     return {key: value for key, _, value in pairs if key != "tags"}
 
 
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Return the groups of at least two finished runs that differ only in the seed or the fold, the best first."""
+    alike: dict[object, list[Run]] = {}
+    for run in runs:
+        if run.status == "finished" and run.best is not None:
+            common = {key: value for key, value in run.settings.items() if key not in _REPEATS}
+            alike.setdefault((frozenset(common.items()), _selected_on(run), run.split), []).append(run)
+    groups = [_group(members) for members in alike.values() if any(map(_varied(members).get, _REPEATS))]
+    sign = 1 if runs and runs[0].metric == "val_loss" else -1
+    return sorted(groups, key=lambda group: sign * group.best[0])
+
+
+def _varied(runs: Sequence[Run]) -> dict[str, bool]:
+    """Return whether a setting differs between runs, for each setting of theirs."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    return {key: len({run.settings.get(key) for run in runs}) > 1 for key in keys}
+
+
+def _group(runs: list[Run]) -> Group:
+    """Return runs that differ only in the seed or the fold as a group."""
+    folds = re.search(r"K/\d+", _selected_on(runs[0]))
+    shown = {"seed": "*", "data.fold": folds[0] if folds else "*"}
+    words = [f"{key}={shown[key] if varied else runs[0].settings[key]}" for key, varied in _varied(runs).items()]
+    best = _mean_and_std([run.best for run in runs])
+    assert best is not None
+    return Group(" ".join(words), runs, best, _mean_and_std([run.accuracy for run in runs]))
+
+
+def _mean_and_std(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Return the mean and the sample standard deviation of at least two values; unknown ones are left out."""
+    known = [value for value in values if value is not None]
+    return (fmean(known), stdev(known)) if len(known) > 1 else None
+
+
+def _selected_on(run: Run) -> str:
+    """Return the name of a run's validation split, the same for all folds: "Training fold K/5"."""
+    return re.sub(r" fold \d+/", " fold K/", str(run.val_split))
+
+
 def importance(runs: Sequence[Run]) -> dict[str, float]:
     """Return the share of the variance between runs that each setting alone explains, from 0 to 1.
 
@@ -165,7 +231,7 @@ def draw_runs(folder: Path, runs: Sequence[Run]) -> list[Path]:
         return []
     names = [_label(run) for run in scored]
     metric = scored[0].metric
-    val_split = " and ".join(sorted({str(run.val_split) for run in scored}))
+    val_split = " and ".join(sorted({_selected_on(run) for run in scored}))
     title = f"{len(scored)} runs, {metric.removeprefix('val_')} on {val_split}"
     histories = {name: run.history for name, run in zip(names, scored, strict=True)}
     figures = {"history": run_histories(histories, metric, title)}
@@ -249,14 +315,8 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
     ]
     quantity = runs[0].metric.removeprefix("val_")
     header = [quantity, "test", "best/epochs", "seconds", "status"]
-    width = 80 - sum(2 + max(map(len, column)) for column in zip(header, *numbers, strict=True))
-    rows = []
-    for run, cells in zip(runs, numbers, strict=True):
-        first, *more = textwrap.wrap(
-            _label(run) + _tags(run), width, subsequent_indent="  ", break_on_hyphens=False
-        )
-        rows += [[first, *cells], *([line, "", "", "", "", ""] for line in more)]
-    val_splits = ", ".join(sorted({run.val_split for run in runs if run.val_split and run.best is not None}))
+    rows = [(_label(run) + _tags(run), cells) for run, cells in zip(runs, numbers, strict=True)]
+    val_splits = ", ".join(sorted({_selected_on(run) for run in runs if run.val_split and run.best is not None}))
     lines = [
         *textwrap.wrap(
             f"{len(runs)} run{'s' * (len(runs) > 1)} in {folder}, ranked by {quantity} on {val_splits or '-'}",
@@ -264,8 +324,10 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
             break_on_hyphens=False,
         ),
         "",
-        format_table(["run", *header], rows),
+        _format_table("run", header, rows),
     ]
+    if groups := group_runs(runs):
+        lines += ["", _format_groups(groups, quantity)]
     if best := _best_run(folder, runs):
         lines += ["", f"best: {_checkpoint(folder, best)}"]
     failed = [run for run in runs if run.status == "failed"]
@@ -275,3 +337,28 @@ def format_runs(folder: Path, runs: Sequence[Run]) -> str:
             text = f"{run.name} failed: {run.error or 'error not recorded'}"
             lines += textwrap.wrap(text, 80, subsequent_indent="  ", max_lines=3)
     return "\n".join(lines)
+
+
+def _format_groups(groups: Sequence[Group], quantity: str) -> str:
+    def shown(statistics: tuple[float, float] | None, is_loss: bool) -> str:
+        if statistics is None:
+            return "-"
+        mean, std = statistics
+        return f"{mean:.4f} ± {std:.4f}" if is_loss else f"{100 * mean:.2f} ± {100 * std:.2f}%"
+
+    rows = [
+        (group.label, [shown(group.best, quantity == "loss"), shown(group.accuracy, False), str(len(group.runs))])
+        for group in groups
+    ]
+    return _format_table("mean ± standard deviation", [quantity, "test", "runs"], rows)
+
+
+def _format_table(title: str, header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Format rows of a text and cells as a table at most 80 columns wide, with the texts wrapped under `title`."""
+    cells = [header, *(cells for _, cells in rows)]
+    width = 80 - sum(2 + max(map(len, column)) for column in zip(*cells, strict=True))
+    lines: list[list[str]] = []
+    for text, numbers in rows:
+        first, *more = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+        lines += [[first, *numbers], *([line, *[""] * len(numbers)] for line in more)]
+    return format_table([title, *header], lines)

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -330,6 +331,60 @@ def test_tags_stand_beside_the_settings(tmp_path, capsys):
     assert command(["runs", str(tmp_path), "--csv"]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [(row["name"], row["tags"]) for row in rows] == [("b", ""), ("a", "x, y")]
+
+
+def test_runs_that_differ_only_in_seed_or_fold_are_averaged(tmp_path, capsys):
+    def fold(name, settings, val_accuracy, n=2, **more):
+        number = settings.partition("data.fold=")[2][:1]
+        split = f"Training fold {number}/{n}"
+        some_run(tmp_path / name, settings, [0.0, val_accuracy], **({"val_split": split} | more))
+
+    fold("0", "lr=1 data.fold=0/2 seed=0", 0.4, accuracy=0.1)
+    fold("1", "lr=1 data.fold=1/2 seed=0", 0.6, accuracy=0.3)
+    fold("2", "lr=2 data.fold=0/2 seed=0", 0.5, accuracy=None)
+    fold("3", "lr=2 data.fold=1/2 seed=1", 0.7, accuracy=None)
+    fold("4", "lr=2 data.fold=1/2 seed=2", 0.9, accuracy=None)
+    # None of these belongs to a group: another number of folds, no fold, alone, not finished.
+    fold("5", "lr=1 data.fold=0/3 seed=0", 0.9, n=3)
+    some_run(tmp_path / "6", "lr=1 seed=0", [0.9])
+    some_run(tmp_path / "7", "lr=3 seed=0", [0.9])
+    fold("8", "lr=1 data.fold=1/2 seed=3", 0.9, status="interrupted")
+    ranked = runs.rank_runs(tmp_path)
+    text = runs.format_runs(tmp_path, ranked)
+    [table] = [part for part in text.split("\n\n") if part.startswith("mean")]
+    assert [line.split("  ") for line in re.sub(" {2,}", "  ", table).splitlines() if "=" in line] == [
+        ["lr=2 data.fold=K/2 seed=*", "70.00 ± 20.00%", "-", "3"],
+        ["lr=1 data.fold=K/2 seed=0", "50.00 ± 14.14%", "20.00 ± 14.14%", "2"],
+    ]
+    assert max(map(len, text.splitlines())) <= 80
+    title = " ".join(text.split("\n\n")[0].split())
+    assert title.endswith("on PublicTest, Training fold K/2, Training fold K/3")
+
+    assert command(["runs", str(tmp_path), "--json"]) == 0
+    entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert [entries[name]["group"] for name in "5678"] == [None] * 4
+    for name in "01":
+        entry = entries[name]
+        assert (entry["group"], entry["group_runs"]) == ("lr=1 data.fold=K/2 seed=0", 2)
+        assert (entry["best_mean"], entry["accuracy_mean"]) == pytest.approx((0.5, 0.2))
+        assert (entry["best_std"], entry["accuracy_std"]) == pytest.approx((0.02**0.5, 0.02**0.5))
+    assert command(["runs", str(tmp_path), "--csv"]) == 0
+    rows = {row["name"]: row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    assert float(rows["2"]["best_mean"]) == pytest.approx(0.7)
+    assert (rows["2"]["accuracy_mean"], rows["7"]["best_mean"]) == ("", "")
+
+
+def test_mean_and_standard_deviation_of_losses(tmp_path):
+    some_run(tmp_path / "0", "a=1 seed=1", [0.1], monitor="loss/val")
+    some_run(tmp_path / "1", "a=1 seed=2", [0.3], monitor="loss/val")
+    some_run(tmp_path / "2", "a=2 seed=1", [0.6], monitor="loss/val")
+    some_run(tmp_path / "3", "a=2", [0.6], monitor="loss/val")
+    ranked = runs.rank_runs(tmp_path)
+    lines = [line.split() for line in runs.format_runs(tmp_path, ranked).splitlines() if "seed=*" in line]
+    assert lines == [
+        ["a=2", "seed=*", "1.4000", "±", "0.0000", "50.00", "±", "0.00%", "2"],
+        ["a=1", "seed=*", "1.8000", "±", "0.1414", "50.00", "±", "0.00%", "2"],
+    ]
 
 
 def test_the_command_prints_table_json_and_csv_and_plots(tmp_path, capsys):
