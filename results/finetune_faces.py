@@ -1,8 +1,8 @@
 """Write a small dataset of three classes from FER-2013, to measure what a pretrained start is worth.
 
-``python results/finetune_faces.py FOLDER --seed 0`` writes 200 faces of PublicTest, drawn at random, to FOLDER/train/
-and the faces of PrivateTest that have no exact or near copy in any other split to FOLDER/test/, each in positive/
-(happy), negative/ (angry, disgust, fear, sad) or neutral/. Surprise, which can be either, is left out.
+``python results/finetune_faces.py FOLDER --seed 0`` writes 200 faces of PublicTest, drawn at random, to
+FOLDER/train/, and those of PrivateTest without an exact or near copy in any other split to FOLDER/test/, each in
+positive/ (happy), negative/ (angry, disgust, fear, sad) or neutral/. Surprise, which can be either, is left out.
 ``--test PublicTest`` tests on the rest of PublicTest instead, to choose settings on. It prints what the shipped
 network `best` reaches on the test without fine-tuning, its probabilities added up by class.
 """
