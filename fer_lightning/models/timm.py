@@ -13,6 +13,7 @@ from fer_lightning.arguments import first_line
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.models.pretrained import ExpectedInput, not_downloaded, read_weights
+from fer_lightning.models.transfer import last_layer
 
 
 def timm_net(
@@ -50,8 +51,15 @@ def timm_net(
         reason = first_line(error).rstrip(".")
         raise UserError(f"choose another data.image_size; most expect 224 ({reason})") from error
     if weights is not None:
-        own = {"state_dict": read_weights(Path(weights), f"model.weights={weights}")}
-        net = _load(architecture, options, f"model.weights={weights}", pretrained_cfg_overlay=own)
+        setting = f"model.weights={weights}"
+        given, last = read_weights(Path(weights), setting), f"{last_layer(net, n_classes)}."
+        # timm itself would leave these random without a word, because the last layer has to be missing.
+        if lacking := [name for name in net.state_dict() if name not in given and not name.startswith(last)]:
+            raise UserError(
+                f"{setting} holds the weights of another network than {architecture}: it lacks {len(lacking)} of "
+                f"{len(net.state_dict())}, e.g. {lacking[0]}."
+            )
+        net = _load(architecture, options, setting, pretrained_cfg_overlay={"state_dict": given})
     elif pretrained:
         net = _load(architecture, options, "model.pretrained=true")
     return net.train()

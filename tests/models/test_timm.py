@@ -107,6 +107,10 @@ def test_a_vision_transformer_takes_other_sizes(tmp_path):
         ({"architecture": "resnet18.a9_in1k"}, "timm has no weights a9_in1k of resnet18. Choose from a1_in1k, "),
         ({"architecture": "coatnet_0_224", "pretrained": True}, "timm has no pretrained weights for it"),
         ({"architecture": "test_resnet", "weights": "own.pth"}, "holds the weights of another network than test_r"),
+        (
+            {"architecture": "test_vit2", "weights": "own.pth"},
+            "holds the weights of another network than test_vit2",
+        ),
         ({"architecture": "test_vit", "image_size": 50}, "choose another data.image_size"),
     ],
 )
