@@ -91,6 +91,15 @@ def test_identity_when_off(faces, image_size):
     torch.testing.assert_close(ours, resize(faces, image_size), atol=2e-5, rtol=0)
 
 
+def test_enlarging_to_the_size_of_pretrained_networks_is_a_single_warp(faces, monkeypatch):
+    def second_step(*_, **__):
+        raise AssertionError("interpolated a second time")
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", second_step)
+    out = BatchAugment(**BASELINE)(faces, torch.arange(8), seed=0, epoch=0, image_size=224)
+    assert out.shape == (8, 1, 224, 224)
+
+
 def test_resize_at_48_keeps_every_pixel(faces):
     assert torch.equal(resize(faces, 48), faces.float() / 255)
     assert torch.equal(NoAugment()(faces, torch.arange(8), 0, 0, 48), faces.float() / 255)
