@@ -95,7 +95,7 @@ def test_results_json_keeps_its_structure_and_numbers():
     assert after["command"] == before["command"].replace("name=old", "name=new")
     assert after["versions"].pop("fer-lightning") == fer_lightning.__version__  # version 0.1.0 did not record it
     assert (after.pop("classes"), after.pop("labels")) == (list(EMOTIONS), "fer2013")  # nor these
-    assert (after.pop("ckpt"), after.pop("tags")) == ([], [])
+    assert (after.pop("ckpt"), after.pop("tags"), after.pop("start")) == ([], [], None)
     for scores in (after, *after["splits"].values(), *after["last_epoch"].values()):
         assert scores.pop("accuracy_strict") is not None
         assert 0 < scores.pop("n_strict") <= scores["n_leak_free"]

@@ -193,12 +193,12 @@ def test_a_misspelt_key_in_an_experiment_file_is_reported(capsys, in_conf):
 @pytest.mark.parametrize("experiment", sorted(CONF.options("experiment") - {"none"}))
 def test_an_experiment_sets_only_what_the_chosen_network_and_augmentation_have(experiment):
     [(cfg, _)] = composed(f"experiment={experiment}", "model=torchvision", "augment=none")
-    assert (list(cfg.model), list(cfg.augment)) == (["name", "architecture"], ["_target_"])
+    assert (list(cfg.model), list(cfg.augment)) == (["name", "architecture", "weights"], ["_target_"])
 
 
 def test_every_run_of_a_sweep_has_the_settings_of_its_own_network():
     runs = composed("-m", "experiment=best,demo", "model=torchvision,resnet,fer_model0", "name=s")
-    torchvision = {"name": "torchvision", "architecture": "resnet18"}
+    torchvision = {"name": "torchvision", "architecture": "resnet18", "weights": None}
     resnet = {"name": "resnet", "blocks": 2, "stem_stride": 1}
     assert [cfg.model for cfg, _ in runs] == [
         torchvision,
