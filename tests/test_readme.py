@@ -187,6 +187,18 @@ def result(path):
     return json.loads((ROOT / path).read_text(encoding="utf-8"))
 
 
+def test_the_fine_tuning_table_repeats_its_file():
+    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    runs = result("results/finetune.json")["runs"]
+    assert len(runs) == 10
+    for is_pretrained in (True, False):
+        chosen = [run for run in runs if (run["start"] is not None) == is_pretrained]
+        accuracies = [100 * run["accuracy"] for run in chosen]
+        cell = f"{fmean(accuracies):.2f} ± {stdev(accuracies):.2f}%"
+        macro_f1 = f"{fmean(run['macro_f1'] for run in chosen):.3f}"
+        assert (f"**{cell}** | {macro_f1} |" if is_pretrained else f"{cell} | {macro_f1} |") in page
+
+
 def test_the_table_of_results_repeats_its_files():
     def private(scores):
         return f"{scores['PrivateTest']['accuracy']:.2%}"
