@@ -6,6 +6,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
+from fer_lightning.models.transfer import is_within
+
 
 class FreezeBackbone(Callback):
     """Train only the last layer at first, so that its random weights do not spoil the pretrained ones before it.
@@ -15,11 +17,11 @@ class FreezeBackbone(Callback):
     learning-rate schedule, and their gradients are not averaged between processes.
 
     Args:
-        last_layer: name of the last layer in the module's `net`.
+        last_layer: names of the last layer, or of several side by side, in the module's `net`.
         epochs: number of epochs in which the others are frozen.
     """
 
-    def __init__(self, last_layer: str, epochs: int) -> None:
+    def __init__(self, last_layer: tuple[str, ...], epochs: int) -> None:
         self.last_layer = last_layer
         self.epochs = epochs
         self._frozen: bool | None = None
@@ -33,7 +35,7 @@ class FreezeBackbone(Callback):
             return
         self._frozen = frozen
         net = pl_module.get_submodule("net")
-        last = net.get_submodule(self.last_layer)
+        last = nn.ModuleList(net.get_submodule(name) for name in self.last_layer)
         net.train(not frozen)
         last.train()
         if trainer.model is pl_module:  # saves the backward pass; DDP would wait for these gradients
@@ -43,8 +45,6 @@ class FreezeBackbone(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Discard the gradients of the frozen layers: without one, no optimizer changes a weight or its moments."""
         if self._frozen:
-            net: nn.Module = pl_module.get_submodule("net")
-            last = set(net.get_submodule(self.last_layer).parameters())
-            for parameter in net.parameters():
-                if parameter not in last:
+            for name, parameter in pl_module.get_submodule("net").named_parameters():
+                if not is_within(name, self.last_layer):
                     parameter.grad = None

@@ -25,7 +25,8 @@ def hold_out(faces: Faces, fold: str) -> npt.NDArray[np.uint8]:
         uint8 (N,): FOLD for the images of the fold, otherwise `Faces.usage`.
 
     Raises:
-        UserError: another text, or more folds than groups of training images.
+        UserError: another text, more folds than groups of training images, or a class that is only in the fold or
+            only outside it.
     """
     match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", str(fold))
     number, n = map(int, match.groups()) if match else (0, 0)
@@ -36,6 +37,13 @@ def hold_out(faces: Faces, fold: str) -> npt.NDArray[np.uint8]:
         )
     usage = np.array(faces.usage)
     usage[assign_folds(faces, n) == number] = FOLD
+    for label, name in enumerate(faces.classes):
+        n_inside, n_outside = (int(((usage == part) & (faces.labels == label)).sum()) for part in (FOLD, TRAIN))
+        if bool(n_inside) != bool(n_outside):
+            raise UserError(
+                f"data.fold={fold}: of the {n_inside + n_outside} images of {name}, {n_inside} are in the fold and "
+                f"{n_outside} outside; both need some. Use fewer folds, or leave the class out with data.rename."
+            )
     return usage
 
 

@@ -28,6 +28,7 @@ from fer_lightning.experiment.plan import (
     input_settings,
     make_plan,
     resolve_folders,
+    start_notes,
     start_of,
     starts_anew,
     tested_settings,
@@ -104,7 +105,7 @@ def run(cfg: Settings, run_dir: Path, started: float) -> None:
     check_batches(plan, datamodules[0], trainer.world_size)
 
     with connected(loggers, run_dir, resumed):
-        announce(datamodules[0], modules, record, run_dir)
+        announce(datamodules[0], modules, record, run_dir, start_notes(cfg, plan, datamodules[0]))
         resumed_step = resumed.global_step if resumed else None
         with record_outcome(trainer, run_dir, to_yaml(effective), record, started, resumed_step):
             if plan.fit:

@@ -7,7 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from fer_lightning.config.schema import Config, DataSettings, DistillSettings, Settings, shown, to_dict
+from fer_lightning.config.schema import (
+    Config,
+    DataSettings,
+    DistillSettings,
+    FinetuneSettings,
+    Settings,
+    shown,
+    to_dict,
+)
 from fer_lightning.data.classes import columns_of
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.emotions import canonical
@@ -53,6 +61,8 @@ def make_plan(cfg: Settings, run_dir: Path) -> Plan:
     """
     ckpts = checkpoint_paths(cfg.ckpt)
     fit, test = parse_stages(cfg.stages, ckpts, cfg.checkpoint.every_n_minutes)
+    if not fit and cfg.data.fold is not None:
+        raise UserError(f"data.fold={cfg.data.fold}: only a fit uses it. Leave it out.")
     check_seed(cfg.seed)
     resumed = resume_point(run_dir) if cfg.resume else None
     return Plan(
@@ -190,7 +200,8 @@ def adopt_checkpoint(cfg: Settings, plan: Plan) -> Settings:
     for checkpoint in plan.initial:
         if (setting := weights_of(cfg.model)) and setting.partition("=")[0] in named:
             raise UserError(
-                f"{setting} and ckpt={checkpoint.path} are both initial weights. Leave one of them out."
+                f"{setting} and ckpt={checkpoint.path} are both initial weights. Leave one out, or set ckpt=null "
+                "if an experiment sets it."
             )
         for key, value in input_settings(checkpoint).items():
             _check_named(named, f"data.{key}", getattr(cfg.data, key), value, checkpoint)
@@ -219,9 +230,12 @@ def adopt_weights(cfg: Settings, plan: Plan) -> Settings:
         return cfg
     named, defaults = named_settings(cfg), DataSettings()
     by_experiment = setting.partition("=")[0] not in named
+    expected_input = EXPECTED_INPUTS[cfg.model["name"]](cfg.model)
+    if expected_input is None:
+        return cfg
     expected = {
         key: value
-        for key, value in asdict(EXPECTED_INPUTS[cfg.model["name"]](cfg.model)).items()
+        for key, value in asdict(expected_input).items()
         if f"data.{key}" not in named and not (by_experiment and getattr(cfg.data, key) != getattr(defaults, key))
     }
     return replace(cfg, data=replace(cfg.data, **expected))
@@ -238,15 +252,34 @@ def named_settings(cfg: Settings) -> list[str]:
 
 
 def check_finetune(cfg: Settings, plan: Plan) -> None:
-    """Raise UserError for layers to freeze that have random weights, or for less than no epochs."""
-    epochs = cfg.finetune.freeze_epochs
-    if epochs < 0:
-        raise UserError(f"finetune.freeze_epochs={epochs}: expected at least 0.")
-    if epochs and starts_anew(plan) and not weights_of(cfg.model):
-        raise UserError(
-            f"finetune.freeze_epochs={epochs}: the layers to freeze would have random weights. Start from trained "
-            "ones: ckpt=best, ckpt=PATH, or model.weights=DEFAULT with model=torchvision."
-        )
+    """Raise UserError for layers to freeze or to slow down that have random weights, or for less than no epochs."""
+    if cfg.finetune.freeze_epochs < 0:
+        raise UserError(f"finetune.freeze_epochs={cfg.finetune.freeze_epochs}: expected at least 0.")
+    if not starts_anew(plan) or weights_of(cfg.model):
+        return
+    for key, value in asdict(cfg.finetune).items():
+        if value != getattr(FinetuneSettings, key):
+            raise UserError(
+                f"finetune.{key}={value}: all layers would have random weights. Start from trained ones: "
+                "ckpt=best, ckpt=PATH, or model.weights=DEFAULT with model=torchvision."
+            )
+
+
+def start_notes(cfg: Settings, plan: Plan, data: FaceDataModule) -> list[str]:
+    """Return what a person should know about the weights that a fit starts from, and how they are trained."""
+    notes = []
+    if plan.fit and (epochs := cfg.finetune.freeze_epochs):
+        notes.append(f"only the last layer is trained until epoch {epochs}")
+    if plan.fit and (factor := cfg.finetune.backbone_lr_factor) != 1:
+        notes.append(f"all layers but the last learn at {factor:g} of its rate")
+    for checkpoint in (*plan.initial, *plan.teachers) if data.fold is not None else ():
+        same_data = checkpoint.data_fingerprint in (None, data.faces.fingerprint)
+        if same_data and checkpoint.val_split != data.val_split:
+            notes.append(
+                f"{checkpoint.path} may have been trained on images of the fold, so that the accuracy on it is "
+                "optimistic"
+            )
+    return notes
 
 
 def start_of(cfg: Settings, plan: Plan, classes: Sequence[str]) -> str | None:

@@ -146,8 +146,14 @@ def count_parameters(module: EmotionClassifier) -> int:
     return sum(parameter.numel() for parameter in module.net.parameters())
 
 
-def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], record: RunRecord, run_dir: Path) -> None:
-    """Print the folder, data, networks and machine of the run that is about to start."""
+def announce(
+    data: FaceDataModule,
+    modules: Sequence[EmotionClassifier],
+    record: RunRecord,
+    run_dir: Path,
+    notes: Sequence[str] = (),
+) -> None:
+    """Print the folder, data, networks with `notes` on their weights, and machine of the run that is to start."""
     faces = data.faces
     counts = ", ".join(
         f"{count} {name}"
@@ -170,7 +176,7 @@ def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], record:
         print(f"          note: the members were selected on different splits: {', '.join(splits)}")
     if both := [name for name in data.test_split.split("+") if name in (val_split or "").split("+")]:
         print(f"          note: weights selected on {'+'.join(both)} have optimistic scores on it")
-    _announce_networks(modules, record)
+    _announce_networks(modules, record, notes)
     machine, _, precision = record.hardware.partition("; ")
     print(f"machine:  {machine}\n          {precision}")
     if (n := record.processes) > 1:
@@ -178,11 +184,13 @@ def announce(data: FaceDataModule, modules: Sequence[EmotionClassifier], record:
     sys.stdout.flush()
 
 
-def _announce_networks(modules: Sequence[EmotionClassifier], record: RunRecord) -> None:
+def _announce_networks(modules: Sequence[EmotionClassifier], record: RunRecord, notes: Sequence[str]) -> None:
     if record.start:
         print(f"weights:  start from {record.start}")
     for name in record.ckpt if "fit" not in record.stages else []:
         print(f"weights:  {name}")
+    for note in notes:
+        print(f"          note: {note}")
     for module in modules:
         options = " ".join(f"{key}={value}" for key, value in module.model.items() if key != "name")
         size = module.inputs.image_size

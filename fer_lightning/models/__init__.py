@@ -25,7 +25,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "torchvision": torchvision_net,
 }
 # What the pretrained weights of a network expect, given its options; those networks that have any.
-EXPECTED_INPUTS: dict[str, Callable[[Mapping[str, Any]], ExpectedInput]] = {
+EXPECTED_INPUTS: dict[str, Callable[[Mapping[str, Any]], ExpectedInput | None]] = {
     "timm": timm_input,
     "torchvision": torchvision_input,
 }

@@ -1,5 +1,6 @@
 """Pretrained weights of torchvision and timm: where they are, how files are read, and the input they expect."""
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +41,13 @@ def without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
 def weights_of(model: Mapping[str, Any]) -> str:
     """Return the setting that gives a network pretrained weights, e.g. "model.weights=DEFAULT"; empty for none."""
     for option in WEIGHT_OPTIONS.get(model["name"], ()):
-        if value := model.get(option):
+        value = model.get(option)
+        if value not in (None, False):
             return f"model.{option}={'true' if value is True else value}"
     return ""
 
 
-def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
+def read_weights(path: Path, setting: str) -> Mapping[str, Tensor]:
     """Read a file of weights, as torchvision, timm and most training scripts save them; it cannot run code.
 
     Args:
@@ -69,10 +71,16 @@ def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
         raise UserError(f'{setting}: .safetensors files need safetensors: pip install -e ".[timm]".') from error
     except OSError as error:
         raise UserError(f"{setting}: {path} cannot be read: {error.strerror or first_line(error)}.") from error
-    except Exception as error:  # torch.load raises nearly any exception for damaged input
+    except pickle.UnpicklingError as error:
         raise UserError(
-            f"{setting}: {path} is damaged or not a file of weights ({first_line(error)}). Delete it and download "
-            "it again, or give another."
+            f"{setting}: {path} was not loaded: it is damaged, or holds more than weights, and loading it could "
+            "run code. Save the network's state_dict() alone, or give another file."
+        ) from error
+    except Exception as error:  # torch.load raises nearly any exception for damaged input
+        reason = "it ends early" if isinstance(error, EOFError) else "its format is unknown"
+        raise UserError(
+            f"{setting}: {path} is damaged or not a file of weights ({reason}). Delete it and download it "
+            "again, or give another."
         ) from error
     if isinstance(content, dict) and "fer_lightning" in content:
         raise UserError(f"{setting}: {path} is a checkpoint of this project. Start from it with ckpt={path}.")
@@ -80,10 +88,10 @@ def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
-        raise UserError(
-            f"{setting}: {path} holds no weights. Expected a dict of tensors, the network's state_dict()."
-        )
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+        raise UserError(f"{setting}: {path} holds no weights. Expected the network's state_dict().")
+    if all(name.startswith("module.") for name in content):  # saved by DataParallel
+        return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return content
 
 
 def not_downloaded(setting: str, url: str, folder: object, error: BaseException) -> UserError:

@@ -13,7 +13,7 @@ from fer_lightning.arguments import first_line
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.models.pretrained import ExpectedInput, not_downloaded, read_weights
-from fer_lightning.models.transfer import last_layer
+from fer_lightning.models.transfer import load_all_but_last
 
 
 def timm_net(
@@ -29,7 +29,7 @@ def timm_net(
         architecture: a name for ``timm.create_model``, perhaps with the tag of its weights: "resnet18.a1_in1k".
         pretrained: whether to start from timm's weights, which are downloaded unless they lie in the cache of
             huggingface_hub. The last layer stays random.
-        weights: a file of weights to start from instead.
+        weights: a file of weights to start from instead, with timm's names for them and for the same image size.
         image_size: height and width of the input, in pixels.
         n_classes: number of logits.
 
@@ -37,7 +37,13 @@ def timm_net(
         UserError: timm is not installed or has no network or weights of that name, the network does not support
             this image size, or the weights cannot be downloaded, cannot be read or are those of another network.
     """
+    if pretrained and weights is not None:
+        raise UserError(f"model.weights={weights} and model.pretrained=true are both initial weights. Leave one.")
+    if weights == "DEFAULT":
+        raise UserError("model.weights=DEFAULT: expected a file. timm's own weights are model.pretrained=true.")
     timm, config = _timm(architecture), _config(architecture)
+    if pretrained:
+        timm_input({"architecture": architecture, "pretrained": True})  # raises if there are none
     options: dict[str, Any] = {"num_classes": n_classes, "in_chans": 1}
     if config is not None and config.fixed_input_size:  # of a vision transformer; others take any size
         options["img_size"] = image_size
@@ -52,21 +58,14 @@ def timm_net(
         raise UserError(f"choose another data.image_size; most expect 224 ({reason})") from error
     if weights is not None:
         setting = f"model.weights={weights}"
-        given, last = read_weights(Path(weights), setting), f"{last_layer(net, n_classes)}."
-        # timm itself would leave these random without a word, because the last layer has to be missing.
-        if lacking := [name for name in net.state_dict() if name not in given and not name.startswith(last)]:
-            raise UserError(
-                f"{setting} holds the weights of another network than {architecture}: it lacks {len(lacking)} of "
-                f"{len(net.state_dict())}, e.g. {lacking[0]}."
-            )
-        net = _load(architecture, options, setting, pretrained_cfg_overlay={"state_dict": given})
+        load_all_but_last(net, read_weights(Path(weights), setting), setting, n_classes)
     elif pretrained:
-        net = _load(architecture, options, "model.pretrained=true")
+        net = _load(architecture, options)
     return net.train()
 
 
-def timm_input(model: Mapping[str, Any]) -> ExpectedInput:
-    """Return the images that an architecture's pretrained weights expect.
+def timm_input(model: Mapping[str, Any]) -> ExpectedInput | None:
+    """Return the images that an architecture's pretrained weights expect; None if timm has none to know it from.
 
     Args:
         model: the options of ``timm_net``.
@@ -75,37 +74,34 @@ def timm_input(model: Mapping[str, Any]) -> ExpectedInput:
         UserError: timm is not installed, or has no network or weights of that name.
     """
     config = _config(model["architecture"])
-    if config is None:
-        raise _no_weights(model["architecture"])
-    return ExpectedInput(config.input_size[-1], fmean(config.mean), fmean(config.std))
+    if config is not None:
+        return ExpectedInput(config.input_size[-1], fmean(config.mean), fmean(config.std))
+    if model["pretrained"]:
+        raise UserError(
+            f"model.architecture={model['architecture']}: timm has no pretrained weights for it. Leave "
+            "model.pretrained out, or choose from timm.list_pretrained()."
+        )
+    return None
 
 
-def _load(architecture: str, options: Mapping[str, Any], setting: str, **source: Any) -> nn.Module:
-    """Build a network with pretrained weights, by timm's own means."""
+def _load(architecture: str, options: Mapping[str, Any]) -> nn.Module:
+    """Build a network with timm's pretrained weights, by timm's own means."""
     timm, config = _timm(architecture), _config(architecture)
-    if config is None:
-        raise _no_weights(architecture)
+    assert config is not None  # checked by timm_input
     try:
-        net: nn.Module = timm.create_model(architecture, pretrained=True, **options, **source)
+        net: nn.Module = timm.create_model(architecture, pretrained=True, **options)
     except OSError as error:  # what huggingface_hub and requests raise without a connection
         hub = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors"
         url = hub if config.hf_hub_id else config.url
-        raise not_downloaded(setting, url, "huggingface_hub's cache", error) from error
+        raise not_downloaded("model.pretrained=true", url, "huggingface_hub's cache", error) from error
     except RuntimeError as error:
         if hardware.is_out_of_memory(error):
             raise
         raise UserError(
-            f"{setting} holds the weights of another network than {architecture}, or of another data.image_size "
+            f"model.pretrained=true: timm's weights do not fit {architecture} at this data.image_size "
             f"({str(error).strip().splitlines()[-1].strip()})."
         ) from error
     return net
-
-
-def _no_weights(architecture: str) -> UserError:
-    return UserError(
-        f"model.architecture={architecture}: timm has no pretrained weights for it. Leave model.pretrained out, or "
-        "choose from timm.list_pretrained()."
-    )
 
 
 def _timm(architecture: str) -> Any:

@@ -1,5 +1,6 @@
 """Classification networks of torchvision, adapted to grey faces."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +15,10 @@ from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
 from fer_lightning.models.pretrained import ExpectedInput, not_downloaded, read_weights
 from fer_lightning.models.transfer import load_all_but_last
+
+# Networks with further classifiers beside the last layer, which only their first training used.
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def torchvision_net(
@@ -40,7 +45,7 @@ def torchvision_net(
     """
     models = _models(architecture)
     options: dict[str, Any] = {}
-    if architecture in ("googlenet", "inception_v3"):
+    if architecture in _WITH_AUXILIARY:
         # In training mode the auxiliary classifiers would return extra outputs. init_weights=True is the default,
         # but torchvision warns unless it is passed explicitly.
         options = {"aux_logits": False, "init_weights": True}
@@ -60,7 +65,8 @@ def torchvision_net(
         reason = first_line(error).rstrip(".")
         raise UserError(f"choose another data.image_size; most expect 224 ({reason})") from error
     if weights is not None:
-        load_all_but_last(net, _find(architecture, weights), f"model.weights={weights}", n_classes)
+        given = _in_our_names(architecture, _find(architecture, weights))
+        load_all_but_last(net, given, f"model.weights={weights}", n_classes)
     return net.train()
 
 
@@ -76,6 +82,8 @@ def torchvision_input(model: Mapping[str, Any]) -> ExpectedInput:
     architecture, weights = model["architecture"], model["weights"]
     known = _models(architecture).get_model_weights(architecture)
     transforms = (_named(architecture, weights) or known["DEFAULT"]).transforms()
+    if architecture in _WITH_AUXILIARY:  # they normalise anew, to this
+        return ExpectedInput(transforms.crop_size[0], 0.5, 0.5)
     return ExpectedInput(transforms.crop_size[0], fmean(transforms.mean), fmean(transforms.std))
 
 
@@ -103,7 +111,8 @@ def _named(architecture: str, weights: str) -> Any:
     name = weights.rpartition(".")[2] if weights.startswith(f"{known.__name__}.") else weights
     if name in known.__members__:
         return known[name]
-    if "/" in weights or "." in weights or Path(weights).exists():
+    is_name = re.fullmatch(r"\w*(_Weights\.\w+)?", weights) is not None
+    if not is_name or (weights and Path(weights).exists()):
         return None
     raise UserError(
         f"model.weights={weights}: {architecture} has no such weights.{did_you_mean(weights, known.__members__)} "
@@ -111,7 +120,16 @@ def _named(architecture: str, weights: str) -> Any:
     )
 
 
-def _find(architecture: str, weights: str) -> dict[str, Tensor]:
+def _in_our_names(architecture: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return published weights with the names of the network's layers today, without auxiliary classifiers."""
+    if architecture.startswith("densenet"):  # published when norm1 was called norm.1
+        return {re.sub(r"\b(norm|conv)\.([12])\.", r"\1\2.", name): value for name, value in weights.items()}
+    if architecture in _WITH_AUXILIARY:
+        return {name: value for name, value in weights.items() if not name.startswith(_AUXILIARY)}
+    return weights
+
+
+def _find(architecture: str, weights: str) -> Mapping[str, Tensor]:
     """Read pretrained weights by name, downloading them if needed, or from a file."""
     setting, named = f"model.weights={weights}", _named(architecture, weights)
     if named is None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fer_lightning.arguments import call
 from fer_lightning.errors import UserError, did_you_mean
-from fer_lightning.models.transfer import last_layer
+from fer_lightning.models.transfer import is_within, last_layer
 from fer_lightning.training.compat import let_lightning_unscale
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -58,8 +58,9 @@ def parameter_groups(net: nn.Module, n_classes: int, backbone_lr_factor: float) 
     """
     if backbone_lr_factor == 1:
         return list(net.parameters())
-    last = list(net.get_submodule(last_layer(net, n_classes)).parameters())
-    others = [parameter for parameter in net.parameters() if not any(parameter is one for one in last)]
+    layers = last_layer(net, n_classes)
+    last = [parameter for name, parameter in net.named_parameters() if is_within(name, layers)]
+    others = [parameter for name, parameter in net.named_parameters() if not is_within(name, layers)]
     return [{"params": last}, {"params": others, "lr_factor": backbone_lr_factor}]
 
 

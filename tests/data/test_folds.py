@@ -179,6 +179,18 @@ def test_more_folds_than_groups_are_refused() -> None:
         assign_folds(faces, 7)
 
 
+def test_a_fold_without_an_image_of_a_class_is_refused() -> None:
+    keep = np.ones(len(DRAWN), bool)
+    keep[np.flatnonzero((DRAWN.labels == 1) & (DRAWN.usage == TRAIN))[3:]] = False
+    faces = select_rows(DRAWN, keep)
+    empty = [k for k in range(5) if not (faces.labels[assign_folds(faces, 5) == k] == 1).any()]
+    assert len(empty) == 2
+    message = rf"data\.fold={empty[0]}/5: of the 3 images of disgust, 0 are in the fold and 3 outside"
+    with pytest.raises(UserError, match=message):
+        hold_out(faces, f"{empty[0]}/5")
+    assert (hold_out(faces, "0/3") == FOLD).any()
+
+
 def test_no_copy_crosses_a_fold_of_fer2013(real_data: str) -> None:
     faces = load_faces(real_data, download=False)
     folds = assign_folds(faces, 5)

@@ -59,7 +59,7 @@ def test_a_checkpoint_of_other_classes_gives_all_but_the_last_layer(start, capsy
     capsys.readouterr()
     finetune("trainer.max_epochs=1", "finetune.freeze_epochs=1")
     told = "runs/default/a/checkpoints/best.ckpt, all but the last layer, which is for other classes"
-    assert f"weights:  start from {told}\n" in capsys.readouterr().out
+    assert f"weights:  start from {told}\n          note: only the last layer is" in capsys.readouterr().out
     assert results_of("runs/default/b")["start"] == told
     after = weights("b")
     assert {name: len(after[name]) for name in LAST} == dict.fromkeys(LAST, 3)
@@ -145,7 +145,8 @@ def test_a_lower_rate_changes_the_backbone_less(start):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["finetune.freeze_epochs=2", "ckpt=null"], "finetune.freeze_epochs=2: the layers to freeze would"),
+        (["finetune.freeze_epochs=2", "ckpt=null"], "finetune.freeze_epochs=2: all layers would have"),
+        (["finetune.backbone_lr_factor=0.5", "ckpt=null"], "finetune.backbone_lr_factor=0.5: all layers would"),
         (["finetune.freeze_epochs=-1"], "finetune.freeze_epochs=-1: expected at least 0."),
         (["finetune.backbone_lr_factor=0"], "finetune.backbone_lr_factor=0: expected above 0, at most 1."),
         (["finetune.backbone_lr_factor=2"], "finetune.backbone_lr_factor=2: expected above 0, at most 1."),

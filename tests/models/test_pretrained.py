@@ -1,5 +1,8 @@
 """Pretrained weights: torchvision's by name and from files, the input that they expect, and what is refused."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torchvision import models as vision
 
 from fer_lightning.errors import UserError
 from fer_lightning.models import EXPECTED_INPUTS, MODELS, build_model
-from fer_lightning.models.transfer import last_layer, load_all_but_last
+from fer_lightning.models.transfer import last_layer
 
 SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
 
@@ -72,12 +75,33 @@ def test_a_file_of_grey_weights_with_these_classes_keeps_all_but_the_last_layer(
     assert net.state_dict().keys() - same == {"classifier.1.weight"}  # its bias starts at 0 in both
 
 
-def test_auxiliary_classifiers_are_left_out():
+@pytest.mark.parametrize(
+    ("architecture", "file"),
+    [("googlenet", "googlenet-1378be20.pth"), ("densenet121", "densenet121-a639ec97.pth")],
+)
+def test_published_files_whose_names_differ_from_the_network(hub, architecture, file):
+    """GoogLeNet's has auxiliary classifiers, and DenseNet's layers were called norm.1 when it was saved."""
     torch.manual_seed(0)
-    weights = vision.googlenet(init_weights=False).state_dict()
-    net = build_model("torchvision", 64, 3, architecture="googlenet")
-    load_all_but_last(net, weights, "googlenet.pth", 3)
-    assert torch.equal(net.inception5b.branch1.conv.weight, weights["inception5b.branch1.conv.weight"])
+    colour = getattr(vision, architecture)(**({"init_weights": False} if architecture == "googlenet" else {}))
+    old = re.compile(r"(denselayer\d+\.)(norm|conv)(\d)\.")
+    published = {old.sub(r"\1\2.\3.", name): value for name, value in colour.state_dict().items()}
+    assert published.keys() != build_model("torchvision", 64, architecture=architecture).state_dict().keys()
+    torch.save(published, hub / file)
+    net = squeezenet("DEFAULT", architecture=architecture)
+    name = {"googlenet": "inception5b.branch1.conv", "densenet121": "features.denseblock4.denselayer16.conv2"}
+    weight = f"{name[architecture]}.weight"
+    assert torch.equal(net.state_dict()[weight], colour.state_dict()[weight])
+
+
+def test_published_files_of_older_batch_norms(hub):
+    """Those of ResNet were saved before batch norm counted its batches."""
+    torch.manual_seed(0)
+    colour = vision.resnet18()
+    published = {n: value for n, value in colour.state_dict().items() if not n.endswith("num_batches_tracked")}
+    torch.save(published, hub / "resnet18-f37072fd.pth")
+    net = squeezenet("DEFAULT", architecture="resnet18")
+    assert torch.equal(net.layer4[1].bn2.running_var, colour.layer4[1].bn2.running_var)
+    assert net.bn1.num_batches_tracked == 0
 
 
 def test_a_missing_download_is_one_line_with_three_ways_out(hub):
@@ -101,15 +125,27 @@ def nan_weights():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"half a file", "is damaged or not a file of weights"),
+        (b"half a file", "is damaged or not a file of weights (its format is unknown)"),
+        (b"", "is damaged or not a file of weights (it ends early)"),
+        (lambda: {"features.0.weight": Path()}, "was not loaded: it is damaged, or holds more than weights"),
         ({"fer_lightning": {}, "state_dict": {}}, "is a checkpoint of this project. Start from it with ckpt="),
         ({"epoch": 3}, "holds no weights"),
         ({}, "holds no weights"),
         (nan_weights, "has weights that are NaN or infinite"),
-        (lambda: vision.squeezenet1_0().state_dict(), "holds the weights of another network: "),
-        (lambda: vision.shufflenet_v2_x0_5().state_dict(), "holds the weights of another network: "),
+        (lambda: vision.squeezenet1_0().state_dict(), "holds the weights of another network ("),
+        (lambda: vision.shufflenet_v2_x0_5().state_dict(), "holds the weights of another network ("),
     ],
-    ids=["damaged", "of this project", "no weights", "empty", "nan", "another size", "another family"],
+    ids=[
+        "damaged",
+        "empty file",
+        "code",
+        "of this project",
+        "no weights",
+        "empty",
+        "nan",
+        "another size",
+        "another family",
+    ],
 )
 def test_files_that_hold_something_else_are_refused(tmp_path, content, message):
     path = tmp_path / "own.pth"
@@ -133,6 +169,8 @@ def test_files_that_hold_something_else_are_refused(tmp_path, content, message):
         ),
         ("./none.pth", "model.weights=./none.pth: none.pth cannot be read: No such file or directory."),
         (".", ". cannot be read: Is a directory."),
+        ("", "model.weights=: squeezenet1_1 has no such weights."),
+        ("ResNet34_Weights.DEFAULT", "model.weights=ResNet34_Weights.DEFAULT: squeezenet1_1 has no such weights."),
     ],
 )
 def test_weights_that_do_not_exist(weights, message):
@@ -158,7 +196,8 @@ def test_the_input_that_weights_expect(architecture, expected):
 def test_the_last_layer_of_every_network_computes_the_logits(name):
     options = {"torchvision": {"architecture": "mobilenet_v3_small"}}.get(name, {})
     net = build_model(name, 48, 5, **options)
-    layer = net.get_submodule(last_layer(net, 5))
+    [name] = last_layer(net, 5)
+    layer = net.get_submodule(name)
     outputs = []
     layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     logits = net.eval()(torch.rand(2, 1, 48, 48))
@@ -174,5 +213,5 @@ def test_a_network_that_registers_its_last_layer_first_is_refused():
 
     with pytest.raises(UserError, match="Backwards: the layer that is registered last, body, does not"):
         last_layer(Backwards(), 3)
-    with pytest.raises(UserError, match="registered last, none, does not"):
+    with pytest.raises(UserError, match="Flatten: the layer that is registered last does not"):
         last_layer(nn.Flatten(), 3)

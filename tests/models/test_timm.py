@@ -11,9 +11,10 @@ import torch
 from project import ROOT, SMALL
 
 from fer_lightning.errors import UserError
-from fer_lightning.models import build_model
+from fer_lightning.models import EXPECTED_INPUTS, build_model
 from fer_lightning.models.checkpoint import read_checkpoint
 from fer_lightning.models.transfer import last_layer
+from fer_lightning.training.optim import parameter_groups
 
 pytestmark = pytest.mark.slow
 timm = pytest.importorskip("timm", reason='pip install -e ".[timm]"')
@@ -90,13 +91,30 @@ def test_a_file_of_weights(tmp_path, colour, suffix):
     torch.testing.assert_close(
         net.forward_features(images), colour.forward_features(images.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-4
     )
-    assert last_layer(net, 3) == "fc"
+    assert last_layer(net, 3) == ("fc",)
 
 
-def test_a_vision_transformer_takes_other_sizes(tmp_path):
-    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "own.pth")
-    net = build_model("timm", 96, 3, architecture="test_vit", weights=str(tmp_path / "own.pth"))
-    assert net(torch.rand(2, 1, 96, 96)).shape == (2, 3)
+def test_a_file_for_a_network_without_weights_of_timms(tmp_path):
+    torch.save(timm.create_model("resnet50_mlp").state_dict(), tmp_path / "own.pth")
+    net = build_model("timm", 64, 3, architecture="resnet50_mlp", weights=str(tmp_path / "own.pth"))
+    assert torch.equal(net.layer4[0].conv1.weight, torch.load(tmp_path / "own.pth")["layer4.0.conv1.weight"])
+    assert EXPECTED_INPUTS["timm"]({"architecture": "resnet50_mlp", "pretrained": False}) is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("test_vit", ("head",)),
+        ("deit_tiny_distilled_patch16_224", ("head", "head_dist")),  # two, which it averages
+        ("repvit_m0_9", ("head",)),  # a layer of layers
+    ],
+)
+def test_timm_names_the_last_layer(architecture, expected):
+    net = build_model("timm", 224, 3, architecture=architecture)
+    assert last_layer(net, 3) == expected
+    [weights, _] = parameter_groups(net, 3, 0.1)
+    names = {name for name, value in net.named_parameters() if any(value is weight for weight in weights["params"])}
+    assert {name.partition(".")[0] for name in names} == set(expected)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +124,7 @@ def test_a_vision_transformer_takes_other_sizes(tmp_path):
         ({"architecture": "hf-hub:someone/else"}, "model.architecture=hf-hub:someone/else does not exist in timm."),
         ({"architecture": "resnet18.a9_in1k"}, "timm has no weights a9_in1k of resnet18. Choose from a1_in1k, "),
         ({"architecture": "coatnet_0_224", "pretrained": True}, "timm has no pretrained weights for it"),
-        ({"architecture": "test_resnet", "weights": "own.pth"}, "holds the weights of another network than test_r"),
+        ({"architecture": "test_resnet", "weights": "own.pth"}, "own.pth holds the weights of another network (it"),
         (
             {"architecture": "test_vit2", "weights": "own.pth"},
             "holds the weights of another network than test_vit2",
@@ -115,7 +133,9 @@ def test_a_vision_transformer_takes_other_sizes(tmp_path):
     ],
 )
 def test_what_timm_does_not_have_is_one_line(own_folder, options, message):
-    torch.save(timm.create_model("test_vit").state_dict(), "own.pth")
+    weights = timm.create_model("test_vit").state_dict()
+    torch.save(weights, "own.pth")
+    torch.save(weights | {"cls_token": weights["cls_token"] / 0}, "nan.pth")
     with pytest.raises(UserError) as error:
         build_model("timm", **{"image_size": 224, "n_classes": 3, **options})
     assert message in str(error.value)

@@ -70,6 +70,23 @@ def test_a_bad_fold_is_one_line_and_nothing_is_written(fold, message, capsys, tm
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_weights_that_saw_the_fold_are_pointed_out(trained, capsys):
+    trained()  # on all of Training
+    run("name=b", "trainer.max_epochs=1", "data.fold=0/4", "ckpt=runs/default/a")
+    note = "may have been trained on images of the fold, so that the accuracy on it is optimistic\n"
+    assert note in capsys.readouterr().out
+    run("name=c", "trainer.max_epochs=1", "data.fold=0/4", "ckpt=runs/default/b")
+    assert note not in capsys.readouterr().out
+    run("name=d", "trainer.max_epochs=1", "data.fold=1/4", "distill.ckpt=runs/default/b")
+    assert note in capsys.readouterr().out
+
+
+def test_a_fold_without_a_fit_is_refused(trained, capsys):
+    trained()
+    run("name=b", "stages=[test]", "ckpt=runs/default/a", "data.fold=0/4", code=1)
+    assert "data.fold=0/4: only a fit uses it. Leave it out." in capsys.readouterr().err
+
+
 def test_a_stopped_run_resumes_on_its_own_fold_only(monkeypatch, capsys):
     settings = ["data.fold=2/4", "trainer.max_epochs=2", "model.channels=[2]"]
     run("name=never", *settings)
