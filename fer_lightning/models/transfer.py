@@ -80,7 +80,7 @@ def load_all_but_last(net: nn.Module, weights: Mapping[str, Tensor], source: str
     try:
         missing, superfluous = net.load_state_dict(given, strict=False)
     except (RuntimeError, ValueError) as error:  # other shapes, or another version of the network
-        problems = [str(error).strip().splitlines()[-1].strip()]
+        problems = [str(error).strip().splitlines()[-1].strip().rstrip(".")]
     else:
         missing = [name for name in missing if not is_within(name, last)]
         found = {"lacks": missing, "has too many": superfluous}

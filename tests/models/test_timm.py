@@ -95,9 +95,11 @@ def test_a_file_of_weights(tmp_path, colour, suffix):
 
 
 def test_a_file_for_a_network_without_weights_of_timms(tmp_path):
-    torch.save(timm.create_model("resnet50_mlp").state_dict(), tmp_path / "own.pth")
+    colour = timm.create_model("resnet50_mlp").state_dict()
+    torch.save(colour, tmp_path / "own.pth")
     net = build_model("timm", 64, 3, architecture="resnet50_mlp", weights=str(tmp_path / "own.pth"))
-    assert torch.equal(net.layer4[0].conv1.weight, torch.load(tmp_path / "own.pth")["layer4.0.conv1.weight"])
+    unlike = {name for name, value in net.state_dict().items() if not torch.equal(value, colour[name])}
+    assert unlike == {"stem.conv1.conv.weight", "head.fc.weight", "head.fc.bias"}
     assert EXPECTED_INPUTS["timm"]({"architecture": "resnet50_mlp", "pretrained": False}) is None
 
 
@@ -126,9 +128,15 @@ def test_timm_names_the_last_layer(architecture, expected):
         ({"architecture": "coatnet_0_224", "pretrained": True}, "timm has no pretrained weights for it"),
         ({"architecture": "test_resnet", "weights": "own.pth"}, "own.pth holds the weights of another network (it"),
         (
-            {"architecture": "test_vit2", "weights": "own.pth"},
-            "holds the weights of another network than test_vit2",
+            {"architecture": "test_vit", "weights": "own.pth", "image_size": 96},
+            "Choose the network and the data.im",
         ),
+        ({"architecture": "test_vit", "weights": "nan.pth", "image_size": 160}, "nan.pth has weights that are NaN"),
+        (
+            {"architecture": "test_vit", "weights": "own.pth", "pretrained": True},
+            "are both initial weights. Leave one.",
+        ),
+        ({"architecture": "test_vit", "weights": "DEFAULT"}, "timm's own weights are model.pretrained=true."),
         ({"architecture": "test_vit", "image_size": 50}, "choose another data.image_size"),
     ],
 )
