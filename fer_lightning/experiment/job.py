@@ -1,6 +1,7 @@
 """Carry out a run, from its configuration to its results."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fer_lightning.callbacks.freezing import FreezeBackbone
 from fer_lightning.callbacks.history import History
 from fer_lightning.config.compose import build, to_yaml
 from fer_lightning.config.schema import Settings, to_dict
+from fer_lightning.data.classes import columns_of
 from fer_lightning.data.datamodule import EpochBatches, FaceDataModule
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.report import format_results
@@ -25,6 +27,7 @@ from fer_lightning.experiment.plan import (
     build_teacher,
     check_classes,
     check_finetune,
+    has_same_classes,
     input_settings,
     make_plan,
     resolve_folders,
@@ -47,7 +50,7 @@ from fer_lightning.experiment.trainer import build_callbacks, fit, make_trainer,
 from fer_lightning.models import build_model
 from fer_lightning.models.checkpoint import InputSpec, load_weights
 from fer_lightning.models.pretrained import without_weights
-from fer_lightning.models.transfer import last_layer, load_all_but_last
+from fer_lightning.models.transfer import last_layer, load_all_but_last, reorder_last
 from fer_lightning.runs.folders import read_results
 from fer_lightning.training.module import EmotionClassifier, classifier_from
 from fer_lightning.training.optim import build_optimizer
@@ -182,8 +185,14 @@ def build_modules(cfg: Settings, plan: Plan, data: FaceDataModule) -> list[Emoti
         cfg.finetune.backbone_lr_factor,
     )
     for checkpoint in plan.initial:  # at most one
-        if checkpoint.inputs.classes == inputs.classes:
+        own = checkpoint.inputs.classes
+        if own == inputs.classes:
             load_weights(net, checkpoint)
+        elif has_same_classes(own, inputs.classes):
+            columns = columns_of(inputs.classes, own)
+            load_weights(
+                net, replace(checkpoint, state_dict=reorder_last(net, checkpoint.state_dict, columns, "net."))
+            )
         else:
             weights = {name.removeprefix("net."): value for name, value in checkpoint.state_dict.items()}
             load_all_but_last(net, weights, f"ckpt={checkpoint.path}", len(inputs.classes))

@@ -126,21 +126,19 @@ def checkpoint_names(ckpt: object) -> list[str]:
 
 
 def check_classes(plan: Plan, classes: Sequence[str]) -> None:
-    """Raise UserError if a checkpoint that is tested or trained further has other classes than the data.
-
-    A fit can start from one with other classes, but not from one with the same in another order, whose last layer
-    would be lost for nothing.
-    """
-    for checkpoint in (*plan.initial, *([plan.resumed] if plan.resumed else [])):
-        is_start = plan.fit and checkpoint is not plan.resumed
-        if is_start and set(map(canonical, checkpoint.inputs.classes)) != set(map(canonical, classes)):
-            continue
+    """Raise UserError if a checkpoint that is tested or resumed has other classes than the data."""
+    for checkpoint in (*plan.tested, *([plan.resumed] if plan.resumed else [])):
         if checkpoint.inputs.classes != tuple(classes):
             raise UserError(
                 f"ckpt={checkpoint.path} has the classes {', '.join(checkpoint.inputs.classes)}, the data have "
                 f"{', '.join(classes)}. Set data.classes and data.rename so that they agree in names and order; "
                 "fer-lightning evaluate compares the classes that both have."
             )
+
+
+def has_same_classes(own: Sequence[str], classes: Sequence[str]) -> bool:
+    """Return whether a network has the classes of the data, in any order and by any of their names."""
+    return set(map(canonical, own)) == set(map(canonical, classes))
 
 
 def build_teacher(
@@ -287,7 +285,7 @@ def start_of(cfg: Settings, plan: Plan, classes: Sequence[str]) -> str | None:
     if not plan.fit:
         return None
     for checkpoint, name in zip(plan.initial, checkpoint_names(cfg.ckpt), strict=True):
-        is_same = checkpoint.inputs.classes == tuple(classes)
+        is_same = has_same_classes(checkpoint.inputs.classes, classes)
         return name if is_same else f"{name}, all but the last layer, which is for other classes"
     setting = weights_of(cfg.model)
     return f"{setting}, all but the last layer" if setting else None

@@ -60,13 +60,27 @@ def read_weights(path: Path, setting: str) -> Mapping[str, Tensor]:
     Raises:
         UserError: the file is missing, damaged, or holds something else.
     """
+    content = _load(path, setting)
+    if isinstance(content, dict) and "fer_lightning" in content:
+        raise UserError(f"{setting}: {path} is a checkpoint of this project. Start from it with ckpt={path}.")
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
+        raise UserError(f"{setting}: {path} holds no weights. Expected the network's state_dict().")
+    if all(name.startswith("module.") for name in content):  # saved by DataParallel
+        return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return content
+
+
+def _load(path: Path, setting: str) -> Any:
+    """Return the content of a file of tensors, without running code."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # comes with timm
 
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise UserError(f'{setting}: .safetensors files need safetensors: pip install -e ".[timm]".') from error
     except OSError as error:
@@ -82,16 +96,6 @@ def read_weights(path: Path, setting: str) -> Mapping[str, Tensor]:
             f"{setting}: {path} is damaged or not a file of weights ({reason}). Delete it and download it "
             "again, or give another."
         ) from error
-    if isinstance(content, dict) and "fer_lightning" in content:
-        raise UserError(f"{setting}: {path} is a checkpoint of this project. Start from it with ckpt={path}.")
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
-        raise UserError(f"{setting}: {path} holds no weights. Expected the network's state_dict().")
-    if all(name.startswith("module.") for name in content):  # saved by DataParallel
-        return {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    return content
 
 
 def not_downloaded(setting: str, url: str, folder: object, error: BaseException) -> UserError:

@@ -1,6 +1,6 @@
 """Start a network from the weights of one with other classes or other colours: all layers but the last."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -48,6 +48,25 @@ def _weight(module: nn.Module) -> Tensor | None:
 def is_within(name: str, layers: tuple[str, ...]) -> bool:
     """Return whether a weight belongs to one of the layers."""
     return name.startswith(tuple(f"{layer}." for layer in layers))
+
+
+def reorder_last(
+    net: nn.Module, weights: Mapping[str, Tensor], columns: Sequence[int], prefix: str = ""
+) -> dict[str, Tensor]:
+    """Return weights whose last layer computes the logits in another order.
+
+    Args:
+        net: float (B, 1, H, W) -> logits (B, C), the network that they are for.
+        weights: its state dict.
+        columns: the present position of each of the C logits.
+        prefix: what the names in `weights` have before those in `net`.
+    """
+    n = len(columns)
+    last = tuple(f"{prefix}{layer}" for layer in last_layer(net, n))
+    return {
+        name: value[list(columns)] if is_within(name, last) and value.shape[:1] == (n,) else value
+        for name, value in weights.items()
+    }
 
 
 def load_all_but_last(net: nn.Module, weights: Mapping[str, Tensor], source: str, n_classes: int) -> None:

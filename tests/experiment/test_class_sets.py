@@ -153,7 +153,7 @@ def test_three_classes_of_merged_folders_teach_and_continue(capsys: pytest.Captu
     capsys.readouterr()
     run("data.path=eight", "data.rename={contempt: null}", f"distill.ckpt={ckpt}", "name=c", code=1)
     assert f"distill.ckpt={ckpt} does not know the class angry" in capsys.readouterr().err
-    run("data.path=eight", "data.rename={contempt: null}", f"ckpt={ckpt}", "name=c", code=1)
+    run("data.path=eight", "data.rename={contempt: null}", f"ckpt={ckpt}", "name=c", "stages=[test]", code=1)
     assert f"ckpt={ckpt} has the classes negative, happy, neutral, the data have angry" in capsys.readouterr().err
     assert (
         main(job, ["resume=runs/default/a", "trainer.max_epochs=2", "data.classes=[happy,neutral,negative]"]) == 1
