@@ -284,8 +284,8 @@ def start_of(cfg: Settings, plan: Plan, classes: Sequence[str]) -> str | None:
     """Return what a fit starts from, in words; None for random weights."""
     if not plan.fit:
         return None
-    for checkpoint, name in zip(plan.initial, checkpoint_names(cfg.ckpt), strict=True):
-        is_same = has_same_classes(checkpoint.inputs.classes, classes)
+    for name in checkpoint_names(cfg.ckpt):  # at most one; a resumed run does not read it again
+        is_same = plan.resumed or has_same_classes(plan.initial[0].inputs.classes, classes)
         return name if is_same else f"{name}, all but the last layer, which is for other classes"
     setting = weights_of(cfg.model)
     return f"{setting}, all but the last layer" if setting else None

@@ -73,12 +73,12 @@ def timm_input(model: Mapping[str, Any]) -> ExpectedInput | None:
     Raises:
         UserError: timm is not installed, or has no network or weights of that name.
     """
-    config = _config(model["architecture"])
+    config = _config(model.get("architecture", "resnet18"))
     if config is not None:
         return ExpectedInput(config.input_size[-1], fmean(config.mean), fmean(config.std))
-    if model["pretrained"]:
+    if model.get("pretrained"):
         raise UserError(
-            f"model.architecture={model['architecture']}: timm has no pretrained weights for it. Leave "
+            f"model.architecture={model.get('architecture')}: timm has no pretrained weights for it. Leave "
             "model.pretrained out, or choose from timm.list_pretrained()."
         )
     return None

@@ -79,7 +79,7 @@ def torchvision_input(model: Mapping[str, Any]) -> ExpectedInput:
     Raises:
         UserError: torchvision has no network or weights of that name.
     """
-    architecture, weights = model["architecture"], model["weights"]
+    architecture, weights = model.get("architecture", "resnet18"), model["weights"]
     known = _models(architecture).get_model_weights(architecture)
     transforms = (_named(architecture, weights) or known["DEFAULT"]).transforms()
     if architecture in _WITH_AUXILIARY:  # they normalise anew, to this
