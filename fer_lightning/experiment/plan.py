@@ -266,9 +266,12 @@ def check_finetune(cfg: Settings, plan: Plan) -> None:
 def start_notes(cfg: Settings, plan: Plan, data: FaceDataModule) -> list[str]:
     """Return what a person should know about the weights that a fit starts from, and how they are trained."""
     notes = []
-    if plan.fit and (epochs := cfg.finetune.freeze_epochs):
-        notes.append(f"only the last layer is trained until epoch {epochs}")
-    if plan.fit and (factor := cfg.finetune.backbone_lr_factor) != 1:
+    epochs, factor = cfg.finetune.freeze_epochs, cfg.finetune.backbone_lr_factor
+    max_epochs = cfg.trainer.get("max_epochs")
+    is_never_unfrozen = isinstance(max_epochs, int) and 0 <= max_epochs <= epochs
+    if plan.fit and epochs:
+        notes.append(f"only the last layer is trained{'' if is_never_unfrozen else f' before epoch {epochs}'}")
+    if plan.fit and factor != 1 and not is_never_unfrozen:
         notes.append(f"all layers but the last learn at {factor:g} of its rate")
     for checkpoint in (*plan.initial, *plan.teachers) if data.fold is not None else ():
         same_data = checkpoint.data_fingerprint in (None, data.faces.fingerprint)

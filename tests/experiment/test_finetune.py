@@ -59,7 +59,10 @@ def test_a_checkpoint_of_other_classes_gives_all_but_the_last_layer(start, capsy
     capsys.readouterr()
     finetune("trainer.max_epochs=1", "finetune.freeze_epochs=1")
     told = "runs/default/a/checkpoints/best.ckpt, all but the last layer, which is for other classes"
-    assert f"weights:  start from {told}\n          note: only the last layer is" in capsys.readouterr().out
+    assert (
+        f"weights:  start from {told}\n          note: only the last layer is trained\nnetwork:"
+        in capsys.readouterr().out
+    )
     assert results_of("runs/default/b")["start"] == told
     after = weights("b")
     assert {name: len(after[name]) for name in LAST} == dict.fromkeys(LAST, 3)
@@ -68,8 +71,11 @@ def test_a_checkpoint_of_other_classes_gives_all_but_the_last_layer(start, capsy
     assert read_checkpoint("runs/default/b/checkpoints/last.ckpt").inputs.classes == ("bad", "good", "so-so")
 
 
-def test_frozen_layers_are_trained_afterwards(start):
-    finetune("trainer.max_epochs=2", "finetune.freeze_epochs=1")
+def test_frozen_layers_are_trained_afterwards(start, capsys):
+    finetune("trainer.max_epochs=2", "finetune.freeze_epochs=1", "finetune.backbone_lr_factor=0.5")
+    out = capsys.readouterr().out
+    assert "note: only the last layer is trained before epoch 1\n" in out
+    assert "note: all layers but the last learn at 0.5 of its rate\n" in out
     kept = {name: value for name, value in start.items() if name not in LAST}
     assert changed(kept, weights("b")) == kept.keys()
 
