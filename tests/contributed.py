@@ -36,7 +36,7 @@ class MyCallback(Callback):
 
 
 class MyNet(nn.Module):
-    def __init__(self, architecture: str = "", image_size: int = 48) -> None:
+    def __init__(self, architecture: str = "", weights: str | None = None, image_size: int = 48) -> None:
         super().__init__()
         bug(architecture, "constructor")
         self.where = architecture

@@ -550,7 +550,7 @@ CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF_DIR.glob("*/*.yaml"))
     if path.parent.name not in ("experiment", "sweep", "ablation", "debug")
-    and path.stem not in ("wandb", "mlflow")  # their tests are slow ones
+    and path.stem not in ("wandb", "mlflow", "timm")  # their tests are slow ones
 ]
 
 

@@ -63,7 +63,7 @@ def test_maps_equal_those_computed_by_hand():
     assert heat.any(axis=(1, 2)).tolist() == [True, False, False, True, True, False, True]
 
 
-@pytest.mark.parametrize("name", [*MODELS, "resnet50", "vit_b_32", "swin_t"])
+@pytest.mark.parametrize("name", [*sorted(MODELS.keys() - {"timm"}), "resnet50", "vit_b_32", "swin_t"])
 def test_every_network_can_be_explained_and_is_not_changed(name, faces):
     small = {
         "fer_model0": {"channels": [4, 8]},

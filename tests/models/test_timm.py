@@ -10,7 +10,10 @@ import pytest
 import torch
 from project import ROOT, SMALL
 
+import fer_lightning
+from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.errors import UserError
+from fer_lightning.inference.grad_cam import grad_cam
 from fer_lightning.models import EXPECTED_INPUTS, build_model
 from fer_lightning.models.checkpoint import read_checkpoint
 from fer_lightning.models.transfer import last_layer
@@ -68,6 +71,10 @@ def test_a_run_starts_from_timms_weights_and_its_checkpoint_needs_none(own_folde
     shutil.rmtree(home)
     done = train("stages=[test]", "ckpt=runs/default/a", "name=b", home=home)
     assert done.returncode == 0, done.stderr
+    classifier = fer_lightning.load_checkpoint("runs/default/a/checkpoints/last.ckpt")
+    faces = synthetic_faces(n_train=3, n_val=0, n_test=0).images
+    labels = classifier.predict(faces).labels
+    assert grad_cam(classifier, faces, labels.tolist()).shape[0] == 3
 
 
 def test_a_missing_download_is_one_line_and_nothing_is_written(own_folder, tmp_path):
