@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fer_lightning.data.faces import FER2013_SPLITS, TRAIN
+from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 
 
@@ -64,6 +65,16 @@ def write_folder(root: Path, faces: Iterable[FakeFace]) -> Path:
         file = root / face.path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(face.jpeg)
+    return root
+
+
+def write_folders(root: str, names: Sequence[str], n: int = 10) -> str:
+    """Write n drawn faces into a folder of each name."""
+    images = synthetic_faces(n_train=n * len(names), n_val=0, n_test=0).images
+    for at, image in enumerate(images):
+        folder = Path(root, names[at % len(names)])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{at}.png").write_bytes(encode(image, "PNG"))
     return root
 
 

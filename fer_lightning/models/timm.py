@@ -1,17 +1,17 @@
 """Networks of timm, adapted to grey faces. timm is an extra; it is imported only for these networks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import nn
 
 from fer_lightning import hardware
-from fer_lightning.arguments import first_line
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
+from fer_lightning.models.library import build_for
 from fer_lightning.models.pretrained import ExpectedInput, not_downloaded, read_weights
 from fer_lightning.models.transfer import load_all_but_last
 
@@ -41,26 +41,20 @@ def timm_net(
         raise UserError(f"model.weights={weights} and model.pretrained=true are both initial weights. Leave one.")
     if weights == "DEFAULT":
         raise UserError("model.weights=DEFAULT: expected a file. timm's own weights are model.pretrained=true.")
-    timm, config = _timm(architecture), _config(architecture)
-    if pretrained:
-        timm_input({"architecture": architecture, "pretrained": True})  # raises if there are none
+    timm, config = _look_up(architecture)
+    if pretrained and config is None:
+        raise _no_weights(architecture)
     options: dict[str, Any] = {"num_classes": n_classes, "in_chans": 1}
     if config is not None and config.fixed_input_size:  # of a vision transformer; others take any size
         options["img_size"] = image_size
-    try:
-        net: nn.Module = timm.create_model(architecture, pretrained=False, **options)
-        with torch.no_grad():
-            net.eval()(torch.zeros(1, 1, image_size, image_size))
-    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, RuntimeError) and hardware.is_out_of_memory(error):
-            raise
-        reason = first_line(error).rstrip(".")
-        raise UserError(f"choose another data.image_size; most expect 224 ({reason})") from error
+    build = partial(timm.create_model, architecture, **options)
+    # With random weights first: a wrong image size must not cost a download.
+    net = build_for(image_size, build, TypeError)
     if weights is not None:
         setting = f"model.weights={weights}"
         load_all_but_last(net, read_weights(Path(weights), setting), setting, n_classes)
     elif pretrained:
-        net = _load(architecture, options)
+        net = _pretrained(architecture, config, partial(build, pretrained=True))
     return net.train()
 
 
@@ -73,23 +67,26 @@ def timm_input(model: Mapping[str, Any]) -> ExpectedInput | None:
     Raises:
         UserError: timm is not installed, or has no network or weights of that name.
     """
-    config = _config(model.get("architecture", "resnet18"))
+    architecture = model.get("architecture", "resnet18")
+    _, config = _look_up(architecture)
     if config is not None:
         return ExpectedInput(config.input_size[-1], fmean(config.mean), fmean(config.std))
     if model.get("pretrained"):
-        raise UserError(
-            f"model.architecture={model.get('architecture')}: timm has no pretrained weights for it. Leave "
-            "model.pretrained out, or choose from timm.list_pretrained()."
-        )
+        raise _no_weights(architecture)
     return None
 
 
-def _load(architecture: str, options: Mapping[str, Any]) -> nn.Module:
+def _no_weights(architecture: str) -> UserError:
+    return UserError(
+        f"model.architecture={architecture}: timm has no pretrained weights for it. Leave model.pretrained out, or "
+        "choose from timm.list_pretrained()."
+    )
+
+
+def _pretrained(architecture: str, config: Any, build: Callable[[], nn.Module]) -> nn.Module:
     """Build a network with timm's pretrained weights, by timm's own means."""
-    timm, config = _timm(architecture), _config(architecture)
-    assert config is not None  # checked by timm_input
     try:
-        net: nn.Module = timm.create_model(architecture, pretrained=True, **options)
+        return build()
     except OSError as error:  # what huggingface_hub and requests raise without a connection
         hub = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors"
         url = hub if config.hf_hub_id else config.url
@@ -101,11 +98,14 @@ def _load(architecture: str, options: Mapping[str, Any]) -> nn.Module:
             f"model.pretrained=true: timm's weights do not fit {architecture} at this data.image_size "
             f"({str(error).strip().splitlines()[-1].strip()})."
         ) from error
-    return net
 
 
-def _timm(architecture: str) -> Any:
-    """Return timm, after a check that it has a network and weights of that name."""
+def _look_up(architecture: str) -> tuple[Any, Any]:
+    """Return timm and its description of an architecture's pretrained weights, None if there are none.
+
+    Raises:
+        UserError: timm is not installed, or has no network or weights of that name.
+    """
     try:
         import timm
     except ImportError as error:
@@ -122,10 +122,5 @@ def _timm(architecture: str) -> Any:
     if tag and tag not in tags:
         choices = f" Choose from {', '.join(tags)}." if tags else ""
         raise UserError(f"model.architecture={architecture}: timm has no weights {tag} of {name}.{choices}")
-    return timm
-
-
-def _config(architecture: str) -> Any:
-    """Return timm's description of an architecture's pretrained weights; None if there are none."""
-    config = _timm(architecture).models.get_pretrained_cfg(architecture)
-    return config if config is not None and (config.hf_hub_id or config.url) else None
+    config = timm.models.get_pretrained_cfg(architecture)
+    return timm, config if config is not None and (config.hf_hub_id or config.url) else None

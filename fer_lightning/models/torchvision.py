@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fer_lightning import hardware
-from fer_lightning.arguments import first_line
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
+from fer_lightning.models.library import build_for
 from fer_lightning.models.pretrained import ExpectedInput, not_downloaded, read_weights
 from fer_lightning.models.transfer import load_all_but_last
 
@@ -53,17 +52,13 @@ def torchvision_net(
         options = {"image_size": image_size}
     elif architecture.startswith("maxvit_"):
         options = {"input_size": (image_size, image_size)}
-    try:
+
+    def build() -> nn.Module:
         net: nn.Module = models.get_model(architecture, weights=None, num_classes=n_classes, **options)
         _use_grey_input(net)
-        with torch.no_grad():
-            # Some architectures detect only here that the image is too small.
-            net.eval()(torch.zeros(1, 1, image_size, image_size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        if isinstance(error, RuntimeError) and hardware.is_out_of_memory(error):
-            raise
-        reason = first_line(error).rstrip(".")
-        raise UserError(f"choose another data.image_size; most expect 224 ({reason})") from error
+        return net
+
+    net = build_for(image_size, build)
     if weights is not None:
         given = _in_our_names(architecture, _find(architecture, weights))
         load_all_but_last(net, given, f"model.weights={weights}", n_classes)

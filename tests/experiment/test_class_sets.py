@@ -2,12 +2,11 @@
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_fer2013 import encode, fake_faces, write_zip
+from fake_fer2013 import encode, fake_faces, write_folders, write_zip
 from PIL import Image
 from project import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -17,7 +16,6 @@ import fer_lightning
 from fer_lightning.__main__ import main as command
 from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
-from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.models.checkpoint import read_checkpoint
 
@@ -26,16 +24,6 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 EIGHT = ("anger", "contempt", "disgust", "fear", "happiness", "neutrality", "sadness", "$x_1$ & <b>")
 DRAWN = "callbacks=[default,grad_cam,projector]"
 OPTIONS = [setting for setting in SMALL if not setting.startswith(("data=", "data.n_", "trainer.max_epochs"))]
-
-
-def write_folders(root: str, names: Sequence[str], n: int = 10) -> str:
-    """Write n drawn faces into a folder of each name."""
-    images = synthetic_faces(n_train=n * len(names), n_val=0, n_test=0).images
-    for at, image in enumerate(images):
-        folder = Path(root, names[at % len(names)])
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{at}.png").write_bytes(encode(image, "PNG"))
-    return root
 
 
 def run(*settings: str, code: int = 0) -> None:

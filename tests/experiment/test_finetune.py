@@ -9,14 +9,13 @@ import pytest
 import torch
 import yaml
 from composing import composed
-from fake_fer2013 import encode
+from fake_fer2013 import write_folders
 from faults import Killed, KilledAt, content, differences, results_of, same, with_callback
 from project import ROOT, SMALL
 from torch import nn
 
 from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
-from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.errors import UserError
 from fer_lightning.experiment.plan import Plan, adopt_weights
 from fer_lightning.models.checkpoint import read_checkpoint
@@ -33,10 +32,7 @@ OPTIONS = [text for text in SMALL if not text.startswith(("data=", "data.n_", "m
 def start(trained):
     """Train a network on seven classes, and write 60 faces of three others."""
     trained()
-    for at, image in enumerate(synthetic_faces(n_train=60, n_val=0, n_test=0).images):
-        folder = Path("faces", ("bad", "good", "so-so")[at % 3])
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{at}.png").write_bytes(encode(image, "PNG"))
+    write_folders("faces", ("bad", "good", "so-so"), 20)
     return weights("a")
 
 
@@ -177,10 +173,7 @@ def test_what_cannot_be_fine_tuned_is_one_line_and_writes_nothing(start, setting
 def test_the_same_classes_in_another_order_keep_their_logits(trained):
     trained()
     names = ("disgust", "anger", "fear", "happy", "sad", "surprise", "neutral")  # anger: another name of angry
-    for at, image in enumerate(synthetic_faces(n_train=70, n_val=0, n_test=0).images):
-        folder = Path("faces", names[at % 7])
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{at}.png").write_bytes(encode(image, "PNG"))
+    write_folders("faces", names)
     finetune(f"data.classes=[{','.join(names)}]", "optim.lr=1e-9", "trainer.max_epochs=1")
     assert results_of("runs/default/b")["start"] == "runs/default/a/checkpoints/best.ckpt"
     before, after = read_checkpoint("runs/default/a/checkpoints/best.ckpt").state_dict, weights("b")
