@@ -78,13 +78,14 @@ large=runs/best/gpu-64px/0/checkpoints/best.ckpt
 
 case "$call" in
 check)
-    run python -m pytest -o addopts='--strict-markers' -q -m gpu
-    benchmark training --repeats 1 --steps "${STEPS:-400}"
-    benchmark data --repeats 1
+    run python -m pytest -o addopts='--strict-markers' -q -m gpu tests/test_gpu.py
+    train gpu experiment=fast seed=0,1,2,3,4
     train gpu-throughput experiment=best data.batch_size=128,256,512 trainer.benchmark=false,true 'stages=[fit]' \
         trainer.max_epochs=2 trainer.limit_val_batches=1 callbacks=none logger=none
-    train gpu experiment=fast seed=0,1,2,3,4
-    train gpu experiment=best seed=0
+    benchmark training --repeats 1 --steps "${STEPS:-400}"
+    benchmark data --repeats 1
+    train gpu-compiled experiment=best compile=true 'stages=[fit]' trainer.max_epochs=3 trainer.limit_val_batches=1 \
+        callbacks=none logger=none
     ;;
 teachers)
     train gpu experiment=best seed=0
