@@ -35,7 +35,7 @@ def row(folder: Path, results: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Archive the runs, export the best weights in half precision and print the table."""
+    """Archive the runs, export the best weights of tested runs in half precision and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--since", type=float, default=0, help="export only weights written since this Unix time")
@@ -47,7 +47,8 @@ def main() -> None:
             archive.add(path)
     for path in results:
         best = path.parent / "checkpoints" / "best.ckpt"
-        if path.parts[1] in ("best", "best_cpu") and best.exists() and best.stat().st_mtime >= args.since:
+        is_tested = path.parts[1] in ("best", "best_cpu") and json.loads(path.read_text()).get("splits")
+        if is_tested and best.exists() and best.stat().st_mtime >= args.since:
             weights = halved(torch.load(best, map_location="cpu", weights_only=True))
             torch.save(weights, args.folder / f"{'-'.join(path.parts[1:-1])}.pt")
     columns = ["run", "status", "epochs", "Public", "Private", "fit, s", "images/s"]
