@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The experiments of this project that need a GPU, in commands of less than ten minutes each:
 #
-#   results/gpu.sh check OUT       the GPU tests, the benchmark, the throughput of `best`, the speed run and `best`
-#   results/gpu.sh teachers OUT    a wide VGG, and `best` at 64 px
-#   results/gpu.sh student OUT     `best` again, distilled from these three
+#   results/gpu.sh check OUT       the GPU tests, the speed run, the throughput of `best` and the benchmark
+#   results/gpu.sh teachers OUT    `best`, a wide VGG, and `best` at 64 px, at the same time
+#   results/gpu.sh student OUT     `best` and `tiny` distilled from these three, at the same time
 #   results/gpu.sh rest OUT        the baseline in two widths, seeds 1 and 2 of `best`, the rest of the benchmark
 #
 # Arguments after OUT are overrides for every training. FER2013_PATH is the path of the data. Runs and measurements are
@@ -48,11 +48,40 @@ run() {
         return
     fi
     echo "--- $*" | tee -ia "$out/$call.log"
-    timeout --foreground --signal=INT --kill-after=20 "$left" "$@" 2>&1 | tee -ia "$out/$call.log"
+    timeout --foreground --signal=INT --kill-after=20 "$left" "$@" 2>&1 | sed -u "s/^/$label/" | tee -ia "$out/$call.log"
     code=${PIPESTATUS[0]}
     case "$code" in 0) ;; 124) unfinished=1 ;; *) failed=1 ;; esac
-    echo "--- exit code $code after $((SECONDS - started)) s" | tee -ia "$out/$call.log"
-    keep
+    echo "$label--- exit code $code after $((SECONDS - started)) s" | tee -ia "$out/$call.log"
+    [ -n "$label" ] || keep
+}
+
+# Start a command beside others, because a single training leaves the GPU idle between its steps; `join` waits for all.
+label='' jobs=()
+beside() {
+    if [ -n "${PLAN:-}" ]; then
+        "$@"
+        return
+    fi
+    (
+        label="$2: "
+        "$@"
+        exit $((failed + 2 * unfinished))
+    ) &
+    jobs+=($!)
+}
+join() {
+    local job code
+    for job in ${jobs[@]+"${jobs[@]}"}; do
+        wait "$job"
+        code=$?
+        if [ -n "$stopped" ]; then
+            wait
+            exit 130
+        fi
+        [ $((code & 1)) -eq 0 ] || failed=1
+        [ $((code & 2)) -eq 0 ] || unfinished=1
+        keep
+    done
 }
 
 # Run a training as a sweep under a name: finished jobs are skipped, the others are resumed.
@@ -88,10 +117,11 @@ check)
         callbacks=none logger=none
     ;;
 teachers)
-    train gpu experiment=best seed=0
-    train gpu-wide experiment=best_cpu seed=0 'model.channels=[64,128,256,512]' augment=strong callbacks=long \
-        tta=shifts data.batch_size=256 optim.lr=0.2 optim.warmup_epochs=5.0 trainer.max_epochs=200
-    train gpu-64px experiment=best seed=0 data.image_size=64 trainer.max_epochs=110
+    beside train gpu experiment=best seed=0
+    beside train gpu-wide experiment=best_cpu seed=0 'model.channels=[64,128,256,512]' augment=strong callbacks=long \
+        tta=shifts data.batch_size=256 optim.lr=0.2 optim.warmup_epochs=5.0 mix.mixup_alpha=0.2 trainer.max_epochs=130
+    beside train gpu-64px experiment=best seed=0 data.image_size=64 trainer.max_epochs=90
+    join
     ;;
 student)
     teachers=(${TEACHERS:-})
@@ -104,9 +134,11 @@ student)
         exit 1
     fi
     list="[$(IFS=, && echo "${teachers[*]}")]"
-    train gpu-student experiment=best seed=0 "distill.ckpt=$list" distill.weight=1.0 distill.tta=mirror \
-        data.augment_epochs=30 trainer.max_epochs=220
-    run python train.py "name=gpu-ensemble-$(date +%H%M%S)" 'stages=[test]' "ckpt=$list" tta=shifts
+    beside train gpu-student experiment=best seed=0 "distill.ckpt=$list" distill.weight=1.0 distill.tta=mirror \
+        data.augment_epochs=30 trainer.max_epochs=180
+    beside train gpu-tiny experiment=tiny seed=0 "distill.ckpt=$list" distill.tta=none tta=shifts
+    beside run python train.py "name=gpu-ensemble-$(date +%H%M%S)" 'stages=[test]' "ckpt=$list" tta=shifts
+    join
     ;;
 rest)
     train gpu experiment=baseline seed=0,1,2 'model.channels=[16,32,128],[32,64,128]' \

@@ -47,7 +47,7 @@ def main() -> None:
             archive.add(path)
     for path in results:
         best = path.parent / "checkpoints" / "best.ckpt"
-        is_tested = path.parts[1] in ("best", "best_cpu") and json.loads(path.read_text()).get("splits")
+        is_tested = path.parts[1] in ("best", "best_cpu", "tiny") and json.loads(path.read_text()).get("splits")
         if is_tested and best.exists() and best.stat().st_mtime >= args.since:
             weights = halved(torch.load(best, map_location="cpu", weights_only=True))
             torch.save(weights, args.folder / f"{'-'.join(path.parts[1:-1])}.pt")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fer_lightning.data.faces import FER2013_SPLITS, TRAIN
+from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, VAL, Faces
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.emotions import EMOTIONS
 
@@ -41,6 +41,23 @@ def fake_faces(per_class: Sequence[int] = (4, 2, 2), seed: int = 0) -> list[Fake
                 pixels = np.asarray(Image.open(io.BytesIO(jpeg)))
                 faces.append(FakeFace(f"{folder}/{emotion}/{name}", label, usage, jpeg, pixels))
     return sorted(faces, key=lambda face: face.path)
+
+
+def random_faces(counts: Sequence[int] = (20, 8, 6)) -> Faces:
+    """Return faces of random pixels, with `counts` of them in the three splits, in a random order."""
+    rng = np.random.default_rng(0)
+    usage = np.repeat(np.array([TRAIN, VAL, TEST], np.uint8), counts)
+    rng.shuffle(usage)
+    return Faces(
+        images=rng.integers(0, 256, (len(usage), 48, 48), np.uint8),
+        labels=np.arange(len(usage), dtype=np.int64) % 7,
+        usage=usage,
+        ids=[f"face:{n}" for n in range(len(usage))],
+        dataset="FER-2013",
+        source="made for the test",
+        fingerprint="0" * 16,
+        split_names=FER2013_SPLITS,
+    )
 
 
 def encode(pixels: npt.NDArray[np.uint8], file_format: str = "JPEG") -> bytes:

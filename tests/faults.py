@@ -22,6 +22,7 @@ STATEFUL = [
     "model.channels=[4,8]",
     "model.blocks=1",
     "model.dropout=0.5",
+    "mix.mixup_alpha=0.4",
     "optim=sgd",
     "label_smoothing=0.1",
 ]

@@ -51,7 +51,7 @@ def network(name):
 
 def data_of(faces, augment="strong"):
     # Five training batches, in groups of two.
-    return FaceDataModule(faces, augmentation(augment), 8, INPUTS.image_size, eval_batch_size=8)
+    return FaceDataModule(faces, augmentation(augment), 8, INPUTS.image_size, eval_batch_size=8, mixup_alpha=0.4)
 
 
 def module_of(name, optim="adam", teacher=None, **options):

@@ -179,7 +179,7 @@ def test_ddp_with_one_device(device):
     settings += ["data.n_train=35", "data.n_val=7", "data.n_test=7", "model.channels=[2]", "callbacks=none"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *settings, "name=a", "logger=none"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},  # packages may lie anywhere
         capture_output=True,
         text=True,
     )

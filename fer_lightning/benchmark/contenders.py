@@ -29,7 +29,7 @@ from fer_lightning import hardware
 from fer_lightning.benchmark.plain_script import train_transform
 from fer_lightning.config.cli import main
 from fer_lightning.config.compose import build
-from fer_lightning.config.schema import Settings, to_dict
+from fer_lightning.config.schema import Settings, data_arguments
 from fer_lightning.data import cache
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.datamodule import FaceDataModule
@@ -348,9 +348,7 @@ def many_faces(n_train: int, n_val: int, n_test: int, seed: int) -> Faces:
 
 
 def _data(cfg: Settings) -> FaceDataModule:
-    batching = to_dict(cfg.data)
-    del batching["source"]
-    return FaceDataModule(build(cfg.data.source), build(cfg.augment), seed=cfg.seed, **batching)
+    return FaceDataModule(build(cfg.data.source), build(cfg.augment), **data_arguments(cfg))
 
 
 def _batches(data: FaceDataModule, device: str) -> Iterator[tuple[Tensor, Tensor]]:

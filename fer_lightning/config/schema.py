@@ -59,6 +59,17 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class MixSettings:
+    """``mix``: training images blended with each other."""
+
+    mixup_alpha: float = setting(
+        0.0,
+        "mixup: blend each training image and its label with another's, whose share has the distribution "
+        "Beta(mixup_alpha, mixup_alpha); above 0 to 1, or 0 for none",
+    )
+
+
+@dataclass(frozen=True)
 class DistillSettings:
     """``distill``: knowledge distillation from trained networks."""
 
@@ -115,6 +126,7 @@ class Settings:
         "from there on",
     )
     label_smoothing: float = setting(0.0, "share of each training label that is spread evenly over all classes")
+    mix: MixSettings = field(default_factory=MixSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     tta: str = setting(
@@ -208,6 +220,7 @@ def to_settings(cfg: Config) -> Settings:
     typed = dict(cfg)
     groups = {
         "data": DataSettings,
+        "mix": MixSettings,
         "finetune": FinetuneSettings,
         "distill": DistillSettings,
         "checkpoint": CheckpointSettings,
@@ -227,6 +240,13 @@ def _expand_home(value: Any, key: str = "") -> Any:
     if key in PATHS and isinstance(value, list):
         return [_expand_home(element, key) for element in value]
     return os.path.expanduser(value) if key in PATHS and isinstance(value, str) else value
+
+
+def data_arguments(settings: Settings) -> Config:
+    """Return the arguments of FaceDataModule, apart from the faces and their augmentation."""
+    arguments = to_dict(settings.data) | {"seed": settings.seed, "mixup_alpha": settings.mix.mixup_alpha}
+    del arguments["source"]
+    return arguments
 
 
 def to_dict(settings: Settings | DataSettings) -> Config:

@@ -17,11 +17,12 @@ from fer_lightning.data.balance import SAMPLERS, balanced_epoch
 from fer_lightning.data.balance import class_weights as class_weights_of
 from fer_lightning.data.faces import MAX_IMAGE_SIZE, TEST, TRAIN, VAL, Faces
 from fer_lightning.data.folds import FOLD, hold_out
+from fer_lightning.data.mixup import Mixup, blend, check_mixup_alpha
 from fer_lightning.data.philox import permutation
 from fer_lightning.errors import UserError, check_at_least_one
 
-# "images", "labels" int64 (B,) and "index" int64 (B,), the rows of Faces; with soft labels also "targets" float32
-# (B, C), the probabilities to train on
+# "images", "labels" int64 (B,) and "index" int64 (B,), the rows of Faces; with soft labels or mixup also "targets"
+# float32 (B, C), the probabilities to train on
 Batch = dict[str, Tensor]
 
 SPLITS = ("official", "kaggle_folder")
@@ -157,6 +158,7 @@ class FaceLoader:
         prepare: transform of the images of a batch.
         group: batches per call.
         skip: returns the number of batches to skip at the start of the epoch; called when iteration begins.
+        mixup: partners to blend the images with, if any.
     """
 
     batch_sampler = None  # Lightning treats anything with a sampler as a DataLoader, and reads this attribute too
@@ -168,12 +170,14 @@ class FaceLoader:
         prepare: Prepare,
         group: int = 1,
         skip: Callable[[], int] = lambda: 0,
+        mixup: Mixup | None = None,
     ) -> None:
         self.store = store
         self.sampler = sampler
         self.prepare = prepare
         self.group = group
         self.skip = skip
+        self.mixup = mixup
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -187,14 +191,21 @@ class FaceLoader:
 
     def _prepare_group(self, batches: list[Tensor]) -> Iterator[Batch]:
         draws = torch.cat(batches)
-        gathered = self.store.gather(draws % self.sampler.stride)
-        draws = draws.to(self.store.device)
         # The transform gets the draw instead of the row, so that an image drawn again in an epoch looks different.
-        images = self.prepare(gathered["images"], draws, self.sampler.epoch)
-        parts = gathered | {"images": images, "index": draws % self.sampler.stride}
+        parts = self._gather(draws)
+        if self.mixup is not None:
+            partners, shares = self.mixup.draw(draws, self.sampler.epoch)
+            n_classes = len(self.store.faces.classes)
+            parts = blend(parts, self._gather(partners), shares.to(self.store.device), n_classes)
         sizes = [len(batch) for batch in batches]
         for tensors in zip(*(torch.split(part, sizes) for part in parts.values()), strict=True):
             yield dict(zip(parts, tensors, strict=True))
+
+    def _gather(self, draws: Tensor) -> Batch:
+        batch = self.store.gather(draws % self.sampler.stride)
+        draws = draws.to(self.store.device)
+        images = self.prepare(batch["images"], draws, self.sampler.epoch)
+        return batch | {"images": images, "index": draws % self.sampler.stride}
 
 
 def _check_choices(split: str, sampler: str, augment_epochs: int | None) -> None:
@@ -225,13 +236,14 @@ class FaceDataModule(LightningDataModule):
             images themselves).
         seed: seed of the epochs' order and of the augmentation.
         eval_batch_size: images per validation or test batch, over all processes.
-        augment_epochs: number of epochs after which the augmentation repeats its draws (the order of the images
-            does not repeat); None for never.
+        augment_epochs: number of epochs after which augmentation and mixup repeat their draws (the order of the
+            images does not repeat); None for never.
         class_weights: weights of the classes in the training loss; see ``balance.class_weights``.
         sampler: "shuffle" for all training images in each epoch; "balanced" for equally many of each class, see
             ``balance.balanced_epoch``.
         fold: "K/N" to train without fold K of N of TRAIN and to validate on it, whatever `split` is; see
             ``folds.hold_out``. The tests stay those of `split`.
+        mixup_alpha: 0, or the strength with which ``Mixup`` blends training images.
 
     Attributes:
         class_weights: float32 (C,), or None.
@@ -256,6 +268,7 @@ class FaceDataModule(LightningDataModule):
         class_weights: str | Sequence[float] = "none",
         sampler: str = "shuffle",
         fold: str | None = None,
+        mixup_alpha: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -273,6 +286,7 @@ class FaceDataModule(LightningDataModule):
         if std <= 0:
             raise UserError(f"data.std={std}: expected a number above 0.")
         _check_choices(split, sampler, augment_epochs)
+        check_mixup_alpha(mixup_alpha)
         self.faces = faces
         self.augment = augment
         self.batch_size = batch_size
@@ -282,6 +296,7 @@ class FaceDataModule(LightningDataModule):
         self.std = std
         self.seed = seed
         self.augment_epochs = augment_epochs
+        self.mixup_alpha = mixup_alpha
         self.sampler = sampler
         self.device = torch.device("cpu")  # device of the batches
         self._store: FaceStore | None = None
@@ -340,7 +355,7 @@ class FaceDataModule(LightningDataModule):
         return torch.from_numpy(self.faces.images[rows.numpy()]).unsqueeze(1)
 
     def preview(self, rows: Tensor, epoch: int) -> Tensor:
-        """Augment images on the CPU as an epoch does, without an effect on what torch's generator draws next.
+        """Augment and mix images on the CPU as an epoch does, without changing what torch's generator draws next.
 
         Args:
             rows: int64 (B,).
@@ -350,7 +365,12 @@ class FaceDataModule(LightningDataModule):
             What `augment` returns, which should be float32 (B, 1, image_size, image_size) in [0, 1].
         """
         with torch.random.fork_rng(devices=[]):
-            return self._augment(self.images(rows), rows, epoch)
+            images = self._augment(self.images(rows), rows, epoch)
+            if (mixup := self._mixup(torch.device("cpu"))) is not None:
+                partners, shares = mixup.draw(rows, epoch)
+                others = self._augment(self.images(partners), partners, epoch)
+                images = torch.lerp(images, others, shares.view(-1, 1, 1, 1))
+            return images
 
     def train_dataloader(self) -> FaceLoader:
         """Return the augmented training batches, shuffled in every epoch."""
@@ -385,7 +405,14 @@ class FaceDataModule(LightningDataModule):
         pixels = GROUP_PIXELS if self.device.type == "cpu" else GPU_GROUP_PIXELS
         side = max(self.image_size, self.faces.images.shape[-1])  # images are never warped below their own size
         group = max(1, pixels * world_size // (batch_size * side**2))
-        return FaceLoader(self._store, batches, prepare, group, self._count_trained)
+        mixup = self._mixup(self._store.home) if usages == self.train_usages else None
+        return FaceLoader(self._store, batches, prepare, group, self._count_trained, mixup)
+
+    def _mixup(self, device: torch.device) -> Mixup | None:
+        if not self.mixup_alpha:
+            return None
+        rows = self.rows(self.train_usages).to(device)
+        return Mixup(self.mixup_alpha, self.seed, rows, self.augment_epochs)
 
     def _count_trained(self) -> int:
         """Return the batches already trained in this epoch; non-zero only when resuming mid-epoch."""

@@ -9,7 +9,13 @@ no generator state.
 import torch
 from torch import Tensor
 
-AUGMENT, ORDER, TORCH_SEED, BALANCE = 0, 1, 2, 3  # streams, one per purpose, so that no two uses share bits
+AUGMENT, ORDER, TORCH_SEED, BALANCE, MIXUP = (
+    0,
+    1,
+    2,
+    3,
+    4,
+)  # streams, one per purpose, so that no two uses share bits
 
 # Constants from the paper: multipliers and the Weyl increments of the key.
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -53,7 +59,7 @@ def words(seed: int, epoch: int, index: Tensor, blocks: int, stream: int) -> Ten
         epoch: epoch number, from 0.
         index: int64 (B,), the images' rows in the dataset.
         blocks: number of Philox blocks, four words each.
-        stream: AUGMENT, ORDER, TORCH_SEED or BALANCE.
+        stream: AUGMENT, ORDER, TORCH_SEED, BALANCE or MIXUP.
 
     Returns:
         int64 (B, 4 * blocks), uniform in [0, 2^32), on the device of `index`.

@@ -14,7 +14,7 @@ from fer_lightning.callbacks.dashboard import Dashboard
 from fer_lightning.callbacks.freezing import FreezeBackbone
 from fer_lightning.callbacks.history import History
 from fer_lightning.config.compose import build, to_yaml
-from fer_lightning.config.schema import Settings, to_dict
+from fer_lightning.config.schema import Settings, data_arguments, to_dict
 from fer_lightning.data.classes import columns_of
 from fer_lightning.data.datamodule import EpochBatches, FaceDataModule
 from fer_lightning.errors import UserError
@@ -132,8 +132,6 @@ def build_data(cfg: Settings, plan: Plan) -> list[FaceDataModule]:
         UserError: data that are missing or invalid, or differ from those of the resumed run, or settings out of
             range.
     """
-    batching = to_dict(cfg.data)
-    del batching["source"]
     faces = build(cfg.data.source)
     if plan.resumed and plan.resumed.data_fingerprint not in (None, faces.fingerprint):
         raise UserError(
@@ -142,7 +140,7 @@ def build_data(cfg: Settings, plan: Plan) -> list[FaceDataModule]:
         )
     augment = build(cfg.augment)
     inputs = [input_settings(checkpoint) for checkpoint in plan.tested] or [{}]
-    return [FaceDataModule(faces, augment, seed=cfg.seed, **(batching | each)) for each in inputs]
+    return [FaceDataModule(faces, augment, **(data_arguments(cfg) | each)) for each in inputs]
 
 
 def check_batches(plan: Plan, data: FaceDataModule, processes: int) -> None:

@@ -5,30 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fake_fer2013 import random_faces
 from lightning.pytorch import LightningModule, Trainer
 
 from fer_lightning import hardware
 from fer_lightning.data import datamodule
 from fer_lightning.data.augment import BatchAugment, NoAugment, normalise, resize
 from fer_lightning.data.datamodule import EpochBatches, FaceDataModule, FaceLoader
-from fer_lightning.data.faces import FER2013_SPLITS, TEST, TRAIN, VAL, Faces, seen_elsewhere
+from fer_lightning.data.faces import TEST, TRAIN, VAL, seen_elsewhere
 from fer_lightning.errors import UserError
-
-
-def some_faces(counts=(20, 8, 6)) -> Faces:
-    rng = np.random.default_rng(0)
-    usage = np.repeat(np.array([TRAIN, VAL, TEST], np.uint8), counts)
-    rng.shuffle(usage)
-    return Faces(
-        images=rng.integers(0, 256, (len(usage), 48, 48), np.uint8),
-        labels=np.arange(len(usage), dtype=np.int64) % 7,
-        usage=usage,
-        ids=[f"face:{n}" for n in range(len(usage))],
-        dataset="FER-2013",
-        source="made for the test",
-        fingerprint="0" * 16,
-        split_names=FER2013_SPLITS,
-    )
 
 
 class Watcher(LightningModule):
@@ -75,7 +60,7 @@ def watch(data, epochs=1, **options):
 
 
 def test_only_training_batches_are_augmented():
-    faces = some_faces()
+    faces = random_faces()
     augment = BatchAugment(flip_prob=0.5, rotation_deg=10.0, brightness=0.2)
     got = watch(FaceDataModule(faces, augment, batch_size=7, image_size=48, eval_batch_size=5))
     plain = normalise(resize(torch.from_numpy(faces.images).unsqueeze(1), 48), 0.5, 0.5)
@@ -96,7 +81,7 @@ def test_only_training_batches_are_augmented():
     ],
 )
 def test_protocols(split, val, test, val_n, test_n):
-    faces = some_faces()
+    faces = random_faces()
     data = FaceDataModule(faces, NoAugment(), image_size=48, split=split)
     assert (data.val_split, data.test_split) == (val, test)
     assert (len(data.rows(data.val_usages)), len(data.rows(data.test_usages))) == (val_n, test_n)
@@ -108,7 +93,7 @@ def test_protocols(split, val, test, val_n, test_n):
 
 
 def test_each_epoch_has_its_own_order_and_every_image_once():
-    got = watch(FaceDataModule(some_faces(), NoAugment(), batch_size=7, image_size=48, seed=3), epochs=2)
+    got = watch(FaceDataModule(random_faces(), NoAugment(), batch_size=7, image_size=48, seed=3), epochs=2)
     first, second = got["train"]["index"].view(2, 20).tolist()
     assert sorted(first) == sorted(second)
     assert first != second
@@ -118,14 +103,14 @@ def test_each_epoch_has_its_own_order_and_every_image_once():
 
 
 def test_overfit_batches_are_the_same_in_every_epoch():
-    got = watch(FaceDataModule(some_faces(), NoAugment(), 7, 48), epochs=3, overfit_batches=2)["train"]
+    got = watch(FaceDataModule(random_faces(), NoAugment(), 7, 48), epochs=3, overfit_batches=2)["train"]
     first, *others = got["index"].view(3, 14)
     assert all(torch.equal(order, first) for order in others)
 
 
 def test_augmentation_repeats_its_draws_and_not_the_order():
     augment = BatchAugment(flip_prob=0.5, rotation_deg=10.0)
-    got = watch(FaceDataModule(some_faces(), augment, image_size=48, augment_epochs=2), epochs=4)["train"]
+    got = watch(FaceDataModule(random_faces(), augment, image_size=48, augment_epochs=2), epochs=4)["train"]
     orders = got["index"].view(4, 20)
     epochs = [images[order.argsort()] for images, order in zip(got["images"].chunk(4), orders, strict=True)]
     assert torch.equal(epochs[0], epochs[2])
@@ -148,7 +133,7 @@ def same(one, other):
 
 def some_data(**options):
     augment = BatchAugment(flip_prob=0.5, rotation_deg=10.0, brightness=0.2, erase_prob=0.5)
-    return FaceDataModule(some_faces((50, 8, 6)), augment, batch_size=7, image_size=48, **options)
+    return FaceDataModule(random_faces((50, 8, 6)), augment, batch_size=7, image_size=48, **options)
 
 
 def test_batches_do_not_depend_on_how_many_are_prepared_together(monkeypatch):
@@ -187,7 +172,7 @@ def test_batches_from_a_resident_dataset_are_the_same(monkeypatch):
 @pytest.mark.parametrize("resident", [False, True])
 def test_batches_have_the_targets_of_their_images_if_the_data_have_any(resident, monkeypatch):
     monkeypatch.setattr(hardware, "has_room", lambda device, n_bytes: resident)
-    faces = some_faces((50, 8, 6))
+    faces = random_faces((50, 8, 6))
     targets = np.random.default_rng(0).dirichlet(np.ones(7), len(faces)).astype(np.float32)
     data = FaceDataModule(replace(faces, targets=targets), NoAugment(), batch_size=7, image_size=48)
     batches = batches_of(data.train_dataloader(), 1)
@@ -239,17 +224,17 @@ def test_fewer_images_than_processes_are_an_error(n, batch_size):
 )
 def test_settings_out_of_range_are_errors(options, message):
     with pytest.raises(UserError) as error:
-        FaceDataModule(some_faces(), NoAugment(), **options)
+        FaceDataModule(random_faces(), NoAugment(), **options)
     assert message in str(error.value)
 
 
 def test_split_without_images_is_an_error():
     with pytest.raises(UserError, match="has no images in PrivateTest"):
-        FaceDataModule(some_faces((10, 5, 0)), NoAugment())
+        FaceDataModule(random_faces((10, 5, 0)), NoAugment())
 
 
 def test_seen_elsewhere_by_hand():
-    faces = some_faces((2, 2, 2))
+    faces = random_faces((2, 2, 2))
     train, val, test = (np.flatnonzero(faces.usage == usage) for usage in (TRAIN, VAL, TEST))
     faces.images[test[0]] = faces.images[train[0]]  # PrivateTest image in Training
     faces.images[val[1]] = faces.images[test[1]]  # PublicTest image in PrivateTest
