@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The experiments of this project that need a GPU, in commands of less than ten minutes each:
 #
-#   results/gpu.sh check OUT       the GPU tests, the speed run, the throughput of `best` and the benchmark
-#   results/gpu.sh teachers OUT    `best`, a wide VGG, and `best` at 64 px, at the same time
-#   results/gpu.sh student OUT     `best` and `tiny` distilled from these three, at the same time
-#   results/gpu.sh rest OUT        the baseline in two widths, seeds 1 and 2 of `best`, the rest of the benchmark
+#   results/gpu.sh check OUT       the GPU tests, the speed run and the throughput of `best`
+#   results/gpu.sh benchmark OUT   the benchmark
+#   results/gpu.sh teachers OUT    `best` at 64 and 48 px and a wide VGG, at the same time
+#   results/gpu.sh student OUT     `best` and `tiny` distilled from these three, and their ensemble, at the same time
+#   results/gpu.sh rest OUT        the baseline in two widths, 3 seeds at the same time; seeds 1 and 2 of `best`
 #
 # Arguments after OUT are overrides for every training. FER2013_PATH is the path of the data. Runs and measurements are
 # written to runs/; running the same command again skips what is finished and resumes the rest. After each step,
@@ -21,7 +22,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 call=${1:-} out=${2:-}
-case "$call" in check | teachers | student | rest) ;; *) call= ;; esac
+case "$call" in check | benchmark | teachers | student | rest) ;; *) call= ;; esac
 if [ -z "$call" ] || [ -z "$out" ]; then
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
     exit 2
@@ -102,30 +103,33 @@ keep() {
 }
 
 best=runs/best/gpu/0/checkpoints/best.ckpt
+small=runs/best/gpu-48px/0/checkpoints/best.ckpt
 wide=runs/best_cpu/gpu-wide/0/checkpoints/best.ckpt
-large=runs/best/gpu-64px/0/checkpoints/best.ckpt
 
 case "$call" in
 check)
-    run python -m pytest -o addopts='--strict-markers' -q -m gpu tests/test_gpu.py
+    run python -m pytest -o addopts='--strict-markers' -q --durations=15 -m gpu tests/test_gpu.py
     train gpu experiment=fast seed=0,1,2,3,4
-    train gpu-throughput experiment=best data.batch_size=128,256,512 trainer.benchmark=false,true 'stages=[fit]' \
-        trainer.max_epochs=2 trainer.limit_val_batches=1 callbacks=none logger=none
+    train gpu-throughput experiment=best data.image_size=48 data.batch_size=128,256,512 trainer.benchmark=false,true \
+        'stages=[fit]' trainer.max_epochs=2 trainer.limit_val_batches=1 callbacks=none logger=none
+    ;;
+benchmark)
     benchmark training --repeats 1 --steps "${STEPS:-400}"
     benchmark data --repeats 1
     train gpu-compiled experiment=best compile=true 'stages=[fit]' trainer.max_epochs=3 trainer.limit_val_batches=1 \
         callbacks=none logger=none
+    for section in overhead inference memory start; do benchmark "$section" --repeats 1 --steps "${STEPS:-400}"; done
     ;;
 teachers)
     beside train gpu experiment=best seed=0
+    beside train gpu-48px experiment=best seed=0 data.image_size=48 trainer.max_epochs=110
     beside train gpu-wide experiment=best_cpu seed=0 'model.channels=[64,128,256,512]' augment=strong callbacks=long \
         tta=shifts data.batch_size=256 optim.lr=0.2 optim.warmup_epochs=5.0 mix.mixup_alpha=0.2 trainer.max_epochs=130
-    beside train gpu-64px experiment=best seed=0 data.image_size=64 trainer.max_epochs=90
     join
     ;;
 student)
     teachers=(${TEACHERS:-})
-    for ckpt in "$best" "$wide" "$large"; do
+    for ckpt in "$best" "$small" "$wide"; do
         results=${ckpt%/checkpoints/*}/results.json
         if [ -n "${PLAN:-}" ] || grep -qs '"status": "finished"' "$results"; then teachers+=("$ckpt"); fi
     done
@@ -135,16 +139,21 @@ student)
     fi
     list="[$(IFS=, && echo "${teachers[*]}")]"
     beside train gpu-student experiment=best seed=0 "distill.ckpt=$list" distill.weight=1.0 distill.tta=mirror \
-        data.augment_epochs=30 trainer.max_epochs=180
+        data.augment_epochs=24 trainer.max_epochs=120
     beside train gpu-tiny experiment=tiny seed=0 "distill.ckpt=$list" distill.tta=none tta=shifts
     beside run python train.py "name=gpu-ensemble-$(date +%H%M%S)" 'stages=[test]' "ckpt=$list" tta=shifts
     join
     ;;
 rest)
-    train gpu experiment=baseline seed=0,1,2 'model.channels=[16,32,128],[32,64,128]' \
-        callbacks.prediction_grid.every_n_epochs=20 callbacks.confusion_matrix.every_n_epochs=20
-    train gpu-seeds experiment=best seed=1,2
-    for section in overhead inference memory start; do benchmark "$section" --repeats 1 --steps "${STEPS:-400}"; done
+    for seed in 0 1 2; do
+        for channels in 16,32,128 32,64,128; do
+            beside train "gpu-${channels//,/-}-$seed" experiment=baseline "seed=$seed" "model.channels=[$channels]" \
+                callbacks.prediction_grid.every_n_epochs=20 callbacks.confusion_matrix.every_n_epochs=20
+        done
+    done
+    join
+    for seed in 1 2; do beside train "gpu-$seed" experiment=best "seed=$seed"; done
+    join
     ;;
 esac
 [ -z "${PLAN:-}" ] || exit 0

@@ -208,7 +208,7 @@ def test_the_table_of_results_repeats_its_files():
         return f"{fmean(accuracies):.2f} ± {stdev(accuracies):.2f}%"
 
     shipped = {name: result(f"fer_lightning/weights/{name}.json") for name in pretrained_names()}
-    pair = result("results/ensemble/teachers_shifts.json")
+    best, four = (result(f"results/gpu/{name}.json") for name in ("best_64px", "ensemble"))
     fast = [result(f"results/fast/seed{seed}.json") for seed in range(5)]
     baseline = result("results/baseline/results.json")
     peer = result("results/peers/peers.json")["networks"]["fer"]
@@ -217,7 +217,10 @@ def test_the_table_of_results_repeats_its_files():
             f"**`{name}`**": [card["parameters"], private(card["tta"]["none"]), private(card["tta"]["shifts"])]
             for name, card in shipped.items()
         },
-        "two `best_cpu`": [pair["parameters"], private(pair["without_tta"]), private(pair["splits"])],
+        **{
+            name: [run["parameters"], private(run["without_tta"]), private(run["splits"])]
+            for name, run in (("`experiment=best`", best), ("four networks", four))
+        },
         "`experiment=fast`": [
             fast[0]["parameters"],
             of_seeds([run["without_tta"] for run in fast]),

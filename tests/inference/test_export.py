@@ -134,6 +134,9 @@ def test_int8_is_smaller_and_nearly_as_precise(mirrored, faces):
 
     operators = {node.op_type for node in onnx.load_from_string(small).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(small).graph.initializer]
+    largest = max(np.abs(weight.astype(int)).max() for weight in weights if weight.dtype == np.int8 and weight.ndim)
+    assert 32 <= largest <= 64  # 7 bits, so that sums of two products fit into 16
     properties = {entry.key: entry.value for entry in onnx.load_from_string(small).metadata_props}
     assert metadata(clf.inputs).items() <= properties.items()
 

@@ -38,10 +38,15 @@ def plan(call, *settings):
 @pytest.mark.parametrize(
     ("call", "runs"),
     [
-        ("check", {"best/gpu-throughput": 6, "fast/gpu": 5, "best/gpu": 1}),
-        ("teachers", {"best/gpu": 1, "best_cpu/gpu-wide": 1, "best/gpu-64px": 1}),
-        ("student", {"best/gpu-student": 1, "default": 1}),
-        ("rest", {"baseline/gpu": 6, "best/gpu-seeds": 2}),
+        ("check", {"best/gpu-throughput": 6, "fast/gpu": 5}),
+        ("benchmark", {"best/gpu-compiled": 1}),
+        ("teachers", {"best/gpu": 1, "best/gpu-48px": 1, "best_cpu/gpu-wide": 1}),
+        ("student", {"best/gpu-student": 1, "tiny/gpu-tiny": 1, "default": 1}),
+        (
+            "rest",
+            {f"baseline/gpu-{name}-{seed}": 1 for name in ("16-32-128", "32-64-128") for seed in range(3)}
+            | {"best/gpu-1": 1, "best/gpu-2": 1},
+        ),
     ],
 )
 def test_every_command_composes(call, runs):
@@ -64,12 +69,17 @@ def test_every_command_composes(call, runs):
 
 
 def test_the_student_uses_the_checkpoints_of_the_trained_teachers():
-    [student, ensemble] = plan("student")
-    [teachers] = [word.removeprefix("distill.ckpt=") for word in student if word.startswith("distill.ckpt=")]
+    *students, ensemble = plan("student")
+    [teachers] = {
+        word.removeprefix("distill.ckpt=")
+        for words in students
+        for word in words
+        if word.startswith("distill.ckpt=")
+    }
     assert f"ckpt={teachers}" in ensemble
     trained = {
         f"runs/{experiment}/{name}/0/checkpoints/best.ckpt"
-        for experiment, name in (("best", "gpu"), ("best_cpu", "gpu-wide"), ("best", "gpu-64px"))
+        for experiment, name in (("best", "gpu"), ("best", "gpu-48px"), ("best_cpu", "gpu-wide"))
     }
     assert set(teachers.strip("[]").split(",")) == trained
 
@@ -81,7 +91,7 @@ def test_an_invalid_call_prints_the_usage():
     assert not Path("out").exists()
 
 
-# Replaces Python: a part of the benchmark and the speed run fail, and the last training takes long.
+# Replaces Python: a part of the benchmark and a training fail, and two others take long.
 PYTHON = """#!/usr/bin/env bash
 echo "$*" >> "$STARTED"
 while [ $# -gt 1 ] && [ "$1" != --out ]; do words="$words $1"; shift; done
@@ -89,8 +99,8 @@ case "$words" in
     *gpu_results*) echo "the table" ;;
     *"benchmark data"*) echo '{"sections": {}}' > "$2"; exit 1 ;;
     *"benchmark training"*) echo '{"sections": {"training": {}}}' > "$2" ;;
-    *"name=gpu experiment=fast"*) echo "error: no luck"; exit 1 ;;
-    *"name=gpu experiment=best"*) exec sleep 60 ;;
+    *"name=gpu-wide"*) echo "error: no luck"; exit 1 ;;
+    *"name=gpu-compiled"* | *"name=gpu-48px"*) exec sleep 60 ;;
 esac
 """
 
@@ -104,12 +114,12 @@ def call(tmp_path):
     (tmp_path / "project/results").mkdir(parents=True)
     script = shutil.copy(ROOT / "results/gpu.sh", tmp_path / "project/results")
 
-    def run_script(budget_s):
+    def run_script(call, budget_s):
         started = tmp_path / "started"
         started.write_text("")
         path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
-            ["bash", script, "check", str(tmp_path / "out")],
+            ["bash", script, call, str(tmp_path / "out")],
             env={**os.environ, "PATH": path, "STARTED": str(started), "BUDGET_S": str(budget_s)},
             capture_output=True,
             text=True,
@@ -120,20 +130,30 @@ def call(tmp_path):
 
 
 def test_failed_and_timed_out_commands_do_not_stop_others_and_are_repeated(call, tmp_path):
-    done, started = call(budget_s=3)
+    done, started = call("benchmark", budget_s=3)
     assert done.returncode == 1
-    assert len(started) == 6
-    assert "error: no luck" in done.stdout
+    assert len(started) == 3
     assert done.stdout.endswith("the table\nOut of time: run the same command again.\n")
-    log = (tmp_path / "out/check.log").read_text()
-    assert [line.split()[3] for line in log.splitlines() if "exit code" in line] == ["0", "0", "1", "0", "1", "124"]
+    log = (tmp_path / "out/benchmark.log").read_text()
+    assert [line.split()[3] for line in log.splitlines() if "exit code" in line] == ["0", "1", "124"]
     # The part of the benchmark that succeeded is not repeated.
-    done, again = call(budget_s=3)
+    done, again = call("benchmark", budget_s=3)
     assert again == [line for line in started if "benchmark training" not in line]
 
 
+def test_trainings_side_by_side_are_all_waited_for(call, tmp_path):
+    done, started = call("teachers", budget_s=3)
+    assert done.returncode == 1
+    assert len(started) == 3
+    assert done.stdout.endswith("the table\nOut of time: run the same command again.\n")
+    log = (tmp_path / "out/teachers.log").read_text().splitlines()
+    assert "gpu-wide: error: no luck" in log
+    ends = sorted(" ".join(line.split()[:5]) for line in log if "exit code" in line)
+    assert ends == ["gpu-48px: --- exit code 124", "gpu-wide: --- exit code 1", "gpu: --- exit code 0"]
+
+
 def test_a_call_without_time_left_starts_nothing_and_reports_it(call):
-    done, started = call(budget_s=0)
+    done, started = call("check", budget_s=0)
     assert (done.returncode, started) == (3, [])
     assert "no time left for: python -m pytest" in done.stdout
 
