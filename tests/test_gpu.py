@@ -237,9 +237,17 @@ RECIPE = ("experiment=baseline", "data.image_size=16", "data.batch_size=4", "mod
         ("pipeline", {}),
         ("raw_loop", {"steps": 4}),
         ("bare_trainer", {"steps": 4}),
-        ("floor", {"mode": "bf16-mixed channels_last eager", "steps": 4}),
-        ("floor", {"mode": "bf16-mixed channels_last eager captured", "steps": 4}),
-        ("floor", {"mode": "32-true contiguous eager captured", "steps": 4}),
+        (
+            "floor",
+            {
+                "modes": [
+                    "bf16-mixed channels_last eager",
+                    "bf16-mixed channels_last eager captured",
+                    "32-true contiguous eager captured",
+                ],
+                "steps": 4,
+            },
+        ),
         ("captured_loop", {"steps": 8, "k": 3}),
         ("inference", {"batch_size": 8}),
     ],

@@ -142,7 +142,7 @@ def train(bench: Bench, *settings: str) -> Measure:
 
     Its numbers are images_per_second, first_step_seconds, peak_mib and peak_gpu_mib.
     """
-    probe = ("callbacks.probe._target_=fer_lightning.benchmark.contenders.Probe", "callbacks.probe.path=probe.json")
+    probe = ("callbacks.probe._target_=fer_lightning.benchmark.probe.Probe", "callbacks.probe.path=probe.json")
     recipe = ("experiment=baseline", "name=run", *bench.settings, *settings, *probe)
 
     def measure() -> Json:

@@ -84,11 +84,10 @@ def training(bench: Bench) -> Json:
     executions = ["eager"] + ["compiled"] * bench.compile
     if bench.machine["device"] == "cuda":
         executions += [f"{execution} captured" for execution in executions]
-    floor_rates = {}
-    for words in product(("bf16-mixed", "32-true"), ("channels_last", "contiguous"), executions):
-        mode = " ".join(words)
-        print(f"  floor: {mode}", file=sys.stderr, flush=True)
-        floor_rates[mode] = contender(bench, "floor", mode=mode, steps=steps)()["images_per_second"]
+    parts_of_modes = product(executions, ("bf16-mixed", "32-true"), ("channels_last", "contiguous"))
+    modes = [f"{precision} {layout} {execution}" for execution, precision, layout in parts_of_modes]
+    print(f"  floor in {len(modes)} modes", file=sys.stderr, flush=True)
+    floor_rates = contender(bench, "floor", modes=modes, steps=steps)()["by_mode"]
     fastest = max(floor_rates, key=lambda mode: floor_rates[mode])
     limits = (f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1", "trainer.max_epochs=3")
     turns = take_turns(
@@ -97,7 +96,7 @@ def training(bench: Bench) -> Json:
             "ours": train(bench, "stages=[fit]", *limits),
             "plain script": plain(bench, epochs=2, steps=steps),
             "raw loop": contender(bench, "raw_loop", steps=steps),
-            "floor": contender(bench, "floor", mode=fastest, steps=steps),
+            "floor": contender(bench, "floor", modes=[fastest], steps=steps),
         },
     )
     rates = columns(turns, "images_per_second")
@@ -136,7 +135,7 @@ def overhead(bench: Bench) -> Json:
     turns = take_turns(
         bench,
         {
-            "network": contender(bench, "floor", *minimal, mode=_floor_mode(bench), steps=steps),
+            "network": contender(bench, "floor", *minimal, modes=[_floor_mode(bench)], steps=steps),
             "network, data": contender(bench, "raw_loop", *minimal, steps=steps),
             "network, data, Lightning": contender(bench, "bare_trainer", *minimal, steps=steps),
             "all but callbacks": train(bench, *minimal, *limits, "callbacks=none", "logger=none"),
