@@ -49,7 +49,7 @@ run() {
         return
     fi
     echo "--- $*" | tee -ia "$out/$call.log"
-    timeout --foreground --signal=INT --kill-after=20 "$left" "$@" 2>&1 | sed -u "s/^/$label/" | tee -ia "$out/$call.log"
+    timeout --foreground --signal=INT --kill-after=20 "$left" "$@" 2>&1 | (trap '' INT; exec sed -u "s/^/$label/") | tee -ia "$out/$call.log"
     code=${PIPESTATUS[0]}
     case "$code" in 0) ;; 124) unfinished=1 ;; *) failed=1 ;; esac
     echo "$label--- exit code $code after $((SECONDS - started)) s" | tee -ia "$out/$call.log"
@@ -65,6 +65,7 @@ beside() {
     fi
     (
         label="$2: "
+        [ "$1" = train ] || label='ensemble: '
         "$@"
         exit $((failed + 2 * unfinished))
     ) &
@@ -77,12 +78,14 @@ join() {
         code=$?
         if [ -n "$stopped" ]; then
             wait
+            keep
             exit 130
         fi
-        [ $((code & 1)) -eq 0 ] || failed=1
-        [ $((code & 2)) -eq 0 ] || unfinished=1
+        case "$code" in 0 | 2) ;; *) failed=1 ;; esac
+        case "$code" in 2 | 3) unfinished=1 ;; esac
         keep
     done
+    jobs=()
 }
 
 # Run a training as a sweep under a name: finished jobs are skipped, the others are resumed.

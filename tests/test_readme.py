@@ -237,3 +237,27 @@ def test_the_table_of_results_repeats_its_files():
         assert row[1] == f"{parameters:,}"
         assert row[2] == alone
         assert row[3].replace("**", "").partition(",")[0] == augmented
+
+
+def test_the_table_of_gpu_trainings_repeats_its_files():
+    files = {
+        "**`best`**, 5.2M": "gpu/best_64px",
+        "the same at 48 px, 110": "gpu/best_48px",
+        "SmallVGG 64-128-256-512": "gpu/wide_vgg",
+        "**these three": "gpu/ensemble",
+        "`best` at 64 px, distilled": "gpu/student",
+        "`tiny`, distilled": "tiny/results",
+    }
+    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    for start, name in files.items():
+        (row,) = (line.replace("*", "") for line in page.splitlines() if line.startswith(f"| {start}"))
+        run = result(f"results/{name}.json")
+        private = run["splits"]["PrivateTest"]
+        assert [cell.strip() for cell in row.split("|")][3:7] == [
+            *(
+                f"{run['without_tta'][split]['accuracy']:.2%}, {run['splits'][split]['accuracy']:.2%}"
+                for split in ("PublicTest", "PrivateTest")
+            ),
+            f"{private['accuracy_leak_free']:.2%}",
+            f"{private['accuracy_strict']:.2%}",
+        ]

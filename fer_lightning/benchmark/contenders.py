@@ -342,7 +342,7 @@ def _batches(data: FaceDataModule, device: str) -> Iterator[tuple[Tensor, Tensor
     for epoch in count():
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            yield batch["images"], batch["labels"]
+            yield batch["images"], batch.get("targets", batch["labels"])
 
 
 def _net(cfg: Settings, device: str, channels_last: bool) -> nn.Module:

@@ -65,7 +65,7 @@ class MixSettings:
     mixup_alpha: float = setting(
         0.0,
         "mixup: blend each training image and its label with another's, whose share has the distribution "
-        "Beta(mixup_alpha, mixup_alpha); above 0 to 1, or 0 for none",
+        "Beta(mixup_alpha, mixup_alpha); 0.001 to 1, or 0 for none",
     )
 
 

@@ -1,7 +1,7 @@
 """Mixup: training images blended with others of the training set, and their labels with them.
 
 Zhang et al. 2017, "mixup: Beyond empirical risk minimization". There, a batch is blended with a permutation of
-itself. Here, an image's partner comes from the whole training set and, like its share, is a pure function of
+itself. Here, an image's partner comes from the whole training set, whatever data.sampler is, and, like its share, is a pure function of
 (seed, epoch, image index), so that batch size, number of processes and interruptions change nothing.
 """
 
@@ -25,7 +25,7 @@ class Mixup:
     so the partner always gets the smaller one: every image is the main one of exactly one mixture in each epoch.
 
     Args:
-        alpha: above 0, at most 1, which makes s uniform; small values blend most images only slightly.
+        alpha: from 0.001 to 1, which makes s uniform; small values blend most images only slightly.
         seed: seed of the draws.
         rows: int64 (n,), the rows of the training images in the dataset.
         repeat_epochs: number of epochs after which the draws repeat; None for never.
@@ -84,6 +84,6 @@ def _targets(batch: Batch, n_classes: int) -> Tensor:
 
 
 def check_mixup_alpha(alpha: float) -> None:
-    """Raise UserError unless alpha is in [0, 1]."""
-    if not 0 <= alpha <= 1:
-        raise UserError(f"mix.mixup_alpha={alpha}: expected 0, for no mixup, to 1.")
+    """Raise UserError unless alpha is 0 or in [0.001, 1]."""
+    if alpha and not 1e-3 <= alpha <= 1:
+        raise UserError(f"mix.mixup_alpha={alpha}: expected 0, for no mixup, or 0.001 to 1.")

@@ -67,8 +67,8 @@ class EmotionClassifier(LightningModule):
             2016, "Rethinking the Inception architecture"); affects ``loss/train`` but not ``loss/val``.
         tta: test-time augmentation of tests and predictions, a key of tta.VIEWS; validation uses none.
         teacher: networks whose soft targets enter the training loss; they get the same images.
-        class_weights: float32 (C,), factors of each image's loss by its class, for ``loss/train`` but not
-            ``loss/val``.
+        class_weights: float32 (C,), factors of each image's loss by its class or soft target, for ``loss/train``
+            but not ``loss/val``.
         backbone_lr_factor: learning rate of all layers of `net` but the last, as a fraction of the optimizer's.
 
     Attributes:
@@ -198,7 +198,7 @@ class EmotionClassifier(LightningModule):
             # Not cross_entropy's own weights: it would divide by the sum of a batch's weights, so that an image's
             # share would depend on the others in its batch, and on the process.
             losses = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")
-            loss = (losses * self.class_weights[labels]).mean()
+            loss = (losses * self._image_weights(targets)).mean()
         if self.teacher is not None:
             taught = self.teacher.soft_targets(images, batch["index"], self.current_epoch)
             loss = self.teacher.loss(taught, logits, loss)
@@ -210,6 +210,11 @@ class EmotionClassifier(LightningModule):
             torch.distributed.all_reduce(total)
             loss = loss * (len(labels) * self.trainer.world_size) / total
         return loss
+
+    def _image_weights(self, targets: Tensor) -> Tensor:
+        """Return the weight of each image's class, or the mean over its soft target: float32 (B,)."""
+        assert self.class_weights is not None
+        return targets @ self.class_weights if targets.is_floating_point() else self.class_weights[targets]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the step metrics when due, and stop a diverged fit before it is validated."""

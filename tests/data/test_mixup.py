@@ -126,7 +126,7 @@ def test_preview_shows_the_mixtures_of_an_epoch():
     torch.testing.assert_close(data.preview(rows, epoch=1), images * data.std + data.mean)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("alpha", [-0.1, 1e-17, 1.5, float("nan")])
 def test_an_alpha_out_of_range_is_an_error(alpha):
-    with pytest.raises(UserError, match=f"mix.mixup_alpha={alpha}: expected 0, for no mixup, to 1"):
+    with pytest.raises(UserError, match=f"mix.mixup_alpha={alpha}: expected 0, for no mixup, or 0.001 to 1"):
         some_data(alpha)
