@@ -1,8 +1,9 @@
 """Mixup: training images blended with others of the training set, and their labels with them.
 
 Zhang et al. 2017, "mixup: Beyond empirical risk minimization". There, a batch is blended with a permutation of
-itself. Here, an image's partner comes from the whole training set, whatever data.sampler is, and, like its share, is a pure function of
-(seed, epoch, image index), so that batch size, number of processes and interruptions change nothing.
+itself. Here, an image's partner comes from the whole training set, whatever data.sampler is. Like its share, it is
+a pure function of (seed, epoch, image index), so that batch size, number of processes and interruptions change
+nothing.
 """
 
 import numpy as np
