@@ -56,7 +56,8 @@ run() {
     [ -n "$label" ] || keep
 }
 
-# Start a command beside others, because a single training leaves the GPU idle between its steps; `join` waits for all.
+# Start a function beside others, whose first argument names the run: a single training leaves the GPU idle between its
+# steps. `join` waits for all.
 label='' jobs=()
 beside() {
     if [ -n "${PLAN:-}" ]; then
@@ -65,7 +66,6 @@ beside() {
     fi
     (
         label="$2: "
-        [ "$1" = train ] || label='ensemble: '
         "$@"
         exit $((failed + 2 * unfinished))
     ) &
@@ -90,6 +90,9 @@ join() {
 
 # Run a training as a sweep under a name: finished jobs are skipped, the others are resumed.
 train() { run python train.py -m "name=$1" "${@:2}" ${settings[@]+"${settings[@]}"}; }
+
+# Test checkpoints, under a name.
+evaluate() { run python train.py "name=$1" 'stages=[test]' "${@:2}"; }
 
 # Run a section of the benchmark unless it has been measured completely.
 benchmark() {
@@ -144,7 +147,7 @@ student)
     beside train gpu-student experiment=best seed=0 "distill.ckpt=$list" distill.weight=1.0 distill.tta=mirror \
         data.augment_epochs=24 trainer.max_epochs=120
     beside train gpu-tiny experiment=tiny seed=0 "distill.ckpt=$list" distill.tta=none tta=shifts
-    beside run python train.py "name=gpu-ensemble-$(date +%H%M%S)" 'stages=[test]' "ckpt=$list" tta=shifts
+    beside evaluate "gpu-ensemble-$(date +%H%M%S)" "ckpt=$list" tta=shifts
     join
     ;;
 rest)

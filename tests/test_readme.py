@@ -232,6 +232,9 @@ def test_the_table_of_results_repeats_its_files():
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line[:2] == "| "
     ]
+    intro = " ".join(README.partition("![")[0].split())
+    for name, share in (("best", "on PrivateTest (`tta=shifts`)"), ("tiny", "with 58,000"), ("ferplus", "on")):
+        assert f"{shipped[name]['tta']['shifts']['PrivateTest']['accuracy']:.1%} {share}" in intro
     for name, (parameters, alone, augmented) in expected.items():
         (row,) = (row for row in rows if row[0].startswith(name) and len(row) == 5)
         assert row[1] == f"{parameters:,}"

@@ -161,7 +161,7 @@ class _BareModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         logits = self.net(batch["images"].contiguous(memory_format=self.layout))
-        return F.cross_entropy(logits, batch["labels"])
+        return F.cross_entropy(logits, batch.get("targets", batch["labels"]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer, schedule = _optimizer(self.net, self.cfg)

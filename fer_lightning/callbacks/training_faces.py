@@ -34,7 +34,7 @@ class TrainingFaces(Callback):
         labels = data.faces.labels[rows.numpy()]
         sample = rows[balanced_sample(labels, min(len(classes), _MOST_COLUMNS))]
         tables = [resize(data.images(sample), data.image_size)]
-        tables += [data.preview(sample, epoch) for epoch in range(self.n_epochs)]
+        tables += [data.mixed_preview(sample, epoch) for epoch in range(self.n_epochs)]
         pixels = [(255 * table.clamp(0, 1)).round().byte().squeeze(1).numpy() for table in tables]
         figure = face_table(
             np.stack(pixels),

@@ -355,7 +355,7 @@ class FaceDataModule(LightningDataModule):
         return torch.from_numpy(self.faces.images[rows.numpy()]).unsqueeze(1)
 
     def preview(self, rows: Tensor, epoch: int) -> Tensor:
-        """Augment and mix images on the CPU as an epoch does, without changing what torch's generator draws next.
+        """Augment images on the CPU as an epoch does, without an effect on what torch's generator draws next.
 
         Args:
             rows: int64 (B,).
@@ -365,12 +365,15 @@ class FaceDataModule(LightningDataModule):
             What `augment` returns, which should be float32 (B, 1, image_size, image_size) in [0, 1].
         """
         with torch.random.fork_rng(devices=[]):
-            images = self._augment(self.images(rows), rows, epoch)
-            if (mixup := self._mixup(torch.device("cpu"))) is not None:
-                partners, shares = mixup.draw(rows, epoch)
-                others = self._augment(self.images(partners), partners, epoch)
-                images = torch.lerp(images, others, shares.view(-1, 1, 1, 1))
+            return self._augment(self.images(rows), rows, epoch)
+
+    def mixed_preview(self, rows: Tensor, epoch: int) -> Tensor:
+        """Augment images like `preview`, and blend them with their partners of the epoch if there is a mixup."""
+        images, mixup = self.preview(rows, epoch), self._mixup(rows.device)
+        if mixup is None:
             return images
+        partners, shares = mixup.draw(rows, epoch)
+        return torch.lerp(images, self.preview(partners, epoch), shares.view(-1, 1, 1, 1))
 
     def train_dataloader(self) -> FaceLoader:
         """Return the augmented training batches, shuffled in every epoch."""

@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fer_lightning.data.philox import MIXUP, words
+from fer_lightning.data.philox import MIXUP, to_unit, words
 from fer_lightning.errors import UserError
-
-Batch = dict[str, Tensor]  # see datamodule.py
 
 _POINTS = 1024  # of the table of quantiles
 
@@ -56,13 +54,15 @@ class Mixup:
             epoch %= self.repeat_epochs
         bits = words(self.seed, epoch, index, 1, MIXUP)
         partners = self.rows[(bits[:, 0] * len(self.rows)) >> 32]
-        place = (bits[:, 1] >> 8).float() * (2.0**-24 * (_POINTS - 1))
+        place = to_unit(bits[:, 1]) * (_POINTS - 1)
         below = place.long()
         t = torch.lerp(self._quantiles[below], self._quantiles[below + 1], place - below)
         return partners, t ** (1 / self.alpha)
 
 
-def blend(batch: Batch, partners: Batch, shares: Tensor, n_classes: int) -> Batch:
+def blend(
+    batch: dict[str, Tensor], partners: dict[str, Tensor], shares: Tensor, n_classes: int
+) -> dict[str, Tensor]:
     """Blend a batch with its partners.
 
     Args:
@@ -80,7 +80,7 @@ def blend(batch: Batch, partners: Batch, shares: Tensor, n_classes: int) -> Batc
     return batch | {"images": images, "targets": targets}
 
 
-def _targets(batch: Batch, n_classes: int) -> Tensor:
+def _targets(batch: dict[str, Tensor], n_classes: int) -> Tensor:
     return batch["targets"] if "targets" in batch else F.one_hot(batch["labels"], n_classes).float()
 
 

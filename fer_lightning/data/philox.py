@@ -84,10 +84,14 @@ def uniforms(seed: int, epoch: int, index: Tensor, n: int) -> Tensor:
         n: numbers per image.
 
     Returns:
-        float32 (B, n) on the device of `index`; multiples of 2^-24, so rounding cannot give 1.0.
+        float32 (B, n) on the device of `index`; see `to_unit`.
     """
-    bits = words(seed, epoch, index, -(-n // 4), AUGMENT)[:, :n] >> 8
-    return bits.float() * 2.0**-24
+    return to_unit(words(seed, epoch, index, -(-n // 4), AUGMENT)[:, :n])
+
+
+def to_unit(bits: Tensor) -> Tensor:
+    """Turn random words, int64 in [0, 2^32), into float32 in [0, 1): multiples of 2^-24, so none rounds to 1.0."""
+    return (bits >> 8).float() * 2.0**-24
 
 
 def permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:

@@ -12,6 +12,7 @@ from fer_lightning.data.augment import BatchAugment, NoAugment
 from fer_lightning.data.datamodule import EpochBatches, FaceDataModule
 from fer_lightning.data.mixup import Mixup
 from fer_lightning.errors import UserError
+from fer_lightning.experiment.preflight import check_augmentation
 
 
 def some_data(alpha=0.4, batch_size=7, **options):
@@ -123,10 +124,16 @@ def test_preview_shows_the_mixtures_of_an_epoch():
     data = some_data(alpha=1.0)
     rows = data.rows((0,))
     images, _ = by_row(data.train_dataloader(), epoch=1)
-    torch.testing.assert_close(data.preview(rows, epoch=1), images * data.std + data.mean)
+    torch.testing.assert_close(data.mixed_preview(rows, epoch=1), images * data.std + data.mean)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1e-17, 1.5, float("nan")])
 def test_an_alpha_out_of_range_is_an_error(alpha):
     with pytest.raises(UserError, match=f"mix.mixup_alpha={alpha}: expected 0, for no mixup, or 0.001 to 1"):
         some_data(alpha)
+
+
+def test_a_wrong_augmentation_is_named_before_its_images_are_mixed():
+    data = FaceDataModule(random_faces(), lambda images, *_: images, image_size=48, mixup_alpha=0.4)
+    with pytest.raises(UserError, match="returned uint8"):
+        check_augmentation(data)
