@@ -23,7 +23,10 @@ BRIGHT = 225
 BLURRED = 0.33
 
 _CELL = 64  # side of the square with one image in its middle: detectors need a margin around a face
-_CELLS = 8  # images in a row and in a column of a photo: the detector finds faces of a sixteenth of its side
+_CELLS = 2  # images in a row and in a column of a photo
+_ZOOM = (
+    4  # enlargement: the detector misses 12% of PublicTest in photos of 8x8 images at their own size, 3% in these
+)
 
 
 def is_dark(images: Images) -> Mask:
@@ -53,8 +56,8 @@ def has_no_face(images: Images, find_faces: Callable[[Image.Image], list[tuple[i
 
     Args:
         images: uint8 (N, 48, 48).
-        find_faces: returns the boxes (x, y, width, height) of the faces in a photo. It gets photos of 8x8 images,
-            because detectors are made for faces in large photos.
+        find_faces: returns the boxes (x, y, width, height) of the faces in a photo. It gets photos of 2x2 enlarged
+            images, because detectors are made for faces in large photos.
 
     Returns:
         bool (N,).
@@ -67,8 +70,11 @@ def has_no_face(images: Images, find_faces: Callable[[Image.Image], list[tuple[i
         cells = photo.reshape(_CELLS**2, _CELL, _CELL)
         cells[: len(block), margin:-margin, margin:-margin] = block
         whole = photo.swapaxes(1, 2).reshape(_CELLS * _CELL, _CELLS * _CELL)
-        for x, y, width, height in find_faces(Image.fromarray(whole)):
-            row, column = int((y + height / 2) // _CELL), int((x + width / 2) // _CELL)
+        side = _CELLS * _CELL * _ZOOM
+        for x, y, width, height in find_faces(
+            Image.fromarray(whole).resize((side, side), Image.Resampling.BILINEAR)
+        ):
+            row, column = int((y + height / 2) // (_CELL * _ZOOM)), int((x + width / 2) // (_CELL * _ZOOM))
             cell = row * _CELLS + column
             if cell < len(block):
                 none[start + cell] = False

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     kinds = args.kinds.split(",")
     check_kinds(kinds)
     if args.faces:
-        from fer_lightning.inference.photos import require_detector
+        from fer_lightning.inference.detector import require_detector
 
         require_detector()
     faces = _load(args)
@@ -122,10 +122,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _faceless(faces: "Faces") -> "npt.NDArray[np.bool_]":
     from fer_lightning.audit.quality import has_no_face
-    from fer_lightning.inference.photos import find_faces
+    from fer_lightning.inference.detector import find_faces
 
     log("looking for faces")
-    return has_no_face(faces.images, find_faces)
+    return has_no_face(faces.images, lambda photo: [region.box for region in find_faces(photo, try_turns=False)])
 
 
 def _load(args: argparse.Namespace) -> "Faces":

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     import webbrowser
 
     from fer_lightning.inference.demo import server
-    from fer_lightning.inference.photos import require_detector
+    from fer_lightning.inference.detector import require_detector
     from fer_lightning.models.tta import check_tta
 
     check_tta(args.tta)

@@ -39,9 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write a picture of each face; return 1 if a file could not be read."""
     from fer_lightning.data.classes import class_index
-    from fer_lightning.data.images import is_truncated
     from fer_lightning.drawing.style import write_png
-    from fer_lightning.inference.photos import TRUNCATED_NOTE, crop_face, face_boxes, read_photo
+    from fer_lightning.inference.photos import crop_face, face_regions, note_about, read_photo
     from fer_lightning.text import format_table, printable
 
     clf = load_network(args)
@@ -59,15 +58,15 @@ def run(args: argparse.Namespace) -> int:
                 log(f"error: {printable(str(path))} cannot be read: {error}.")
                 failed = True
                 continue
-            if is_truncated(photo):
-                log(f"note: {printable(str(path))}: {TRUNCATED_NOTE}.")
-            boxes = face_boxes(photo, not args.no_detect)
-            if not boxes:
+            regions = face_regions(photo, not args.no_detect)
+            if note := note_about(photo, (region.turn_deg for region in regions)):
+                log(f"note: {printable(str(path))}: {note}.")
+            if not regions:
                 log(
                     f"note: {printable(str(path))}: no face found. Use --no-detect to treat the whole image as one."
                 )
-            for box in boxes:
-                picture, prediction = _explain(clf, crop_face(photo, box), requested, path.name)
+            for region in regions:
+                picture, prediction = _explain(clf, crop_face(photo, region), requested, path.name)
                 out = args.save / f"{unique_name(path.stem, taken)}.png"
                 try:
                     write_png(picture, out)

@@ -176,9 +176,8 @@ def _progress(items: Any, total: int | None, unit: str, name: str) -> Any:
 def _predict_photos(
     args: argparse.Namespace, clf: "Classifier", paths: list[str], names: _Names, results: list[Result]
 ) -> None:
-    from fer_lightning.data.images import is_truncated
     from fer_lightning.drawing.boxes import annotate
-    from fer_lightning.inference.photos import TRUNCATED_NOTE, read_photo
+    from fer_lightning.inference.photos import note_about, read_photo
     from fer_lightning.inference.video import SUFFIXES
 
     def read_photos() -> "Iterator[tuple[Result, Image.Image]]":
@@ -190,7 +189,6 @@ def _predict_photos(
                 hint = f"; videos must end in {', '.join(SUFFIXES)}" * str(error).startswith("not an image")
                 results[-1].error = f"{error}{hint}"
             else:
-                results[-1].note = TRUNCATED_NOTE if is_truncated(photo) else None
                 yield results[-1], photo
 
     for result, photo, faces in clf.predict_stream(read_photos(), not args.no_detect, args.tta):
@@ -202,6 +200,7 @@ def _predict_photos(
                 write_atomically(path, jpeg.getvalue())
             except OSError as error:  # keep predicting: the printed results need no file
                 result.error = f"{path} cannot be written: {error.strerror}"
+        result.note = note_about(photo, (face.turn_deg for face in faces))
         result.faces = faces
 
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
+from fer_lightning.arguments import first_line
 from fer_lightning.data.truncated_jpeg import END_OF_IMAGE, TruncatedJpeg
 from fer_lightning.errors import UserError
 
@@ -95,9 +96,9 @@ def decode(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("oversized image", "too large: more than 178 million pixels") from error
     except OSError as error:
-        raise ImageError("damaged image", error.strerror or f"damaged: {error}") from error
+        raise ImageError("damaged image", error.strerror or f"damaged: {first_line(error)}") from error
     except _DAMAGED as error:
-        raise ImageError("damaged image", f"damaged: {error}") from error
+        raise ImageError("damaged image", f"damaged: {first_line(error)}") from error
 
 
 def is_truncated(image: Image.Image) -> bool:
@@ -110,7 +111,14 @@ def _decode(stream: BinaryIO) -> Image.Image:
         image = Image.open(stream, formats=FORMATS)
     except UnidentifiedImageError as error:
         stream.seek(0)
-        raise _explain_unidentified(stream.read(256)) from error
+        header = stream.read(256)
+        if not _is_heic(header) or not _can_read_heic():
+            raise _explain_unidentified(header) from error
+        stream.seek(0)
+        try:
+            image = Image.open(stream, formats=("HEIF",))
+        except UnidentifiedImageError:
+            raise ImageError("damaged image", "damaged: a HEIC that cannot be decoded") from error
     with image:
         if image.format in ("JPEG", "MPO") and (jpeg := _find_truncated(stream)):
             return _decode_truncated(jpeg)
@@ -129,21 +137,40 @@ def _find_truncated(stream: BinaryIO) -> TruncatedJpeg | None:
 
 def _explain_unidentified(header: bytes) -> ImageError:
     """Return the error for a file that Pillow does not identify, from its first bytes."""
-    brands = set()
-    if header[4:8] == b"ftyp":
-        size = int.from_bytes(header[:4], "big")
-        brands = {header[at : at + 4] for at in (8, *range(16, min(size, len(header)), 4))}
-    if brands & _AVIF_BRANDS:
+    if _brands(header) & _AVIF_BRANDS:
         if "AVIF" in FORMATS:
             return ImageError("damaged image", "damaged: an AVIF that cannot be decoded")
         remedy = 'pip install "pillow>=11.3", or convert it to JPEG'
         return ImageError("unsupported image", f"Pillow {features.version('pil')} cannot read AVIF here: {remedy}")
-    if brands & _HEIC_BRANDS:
-        remedy = "convert it to JPEG (an iPhone takes JPEGs with Settings > Camera > Formats > Most Compatible)"
-        return ImageError("unsupported image", f"HEIC is not supported: {remedy}")
+    if _is_heic(header):
+        remedy = 'pip install -e ".[heic]", or convert it to JPEG'
+        return ImageError("unsupported image", f"reading HEIC needs pillow-heif: {remedy}")
     if header.startswith(b"\xff\xd8\xff"):
         return ImageError("damaged image", "damaged: a JPEG whose header is incomplete or invalid")
     return ImageError("damaged image", f"not an image of type {FORMAT_NAMES}")
+
+
+def _brands(header: bytes) -> set[bytes]:
+    """Return the brands of a file in the container of AVIF, HEIC and MP4, from its first bytes."""
+    if header[4:8] != b"ftyp":
+        return set()
+    size = int.from_bytes(header[:4], "big")
+    return {header[at : at + 4] for at in (8, *range(16, min(size, len(header)), 4))}
+
+
+def _is_heic(header: bytes) -> bool:
+    brands = _brands(header)
+    return bool(brands & _HEIC_BRANDS) and not brands & _AVIF_BRANDS
+
+
+def _can_read_heic() -> bool:
+    """Let Pillow read HEIC, under the format name HEIF, and return whether it can."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def _decode_truncated(jpeg: TruncatedJpeg) -> Image.Image:

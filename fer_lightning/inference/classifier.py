@@ -149,6 +149,7 @@ class Classifier:
         detect: bool = True,
         tta: str = "none",
         batch_size: int = 64,
+        try_turns: bool = True,
     ) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
         """Predict like `predict_photos`, but lazily, for photos that arrive one by one.
 
@@ -157,6 +158,7 @@ class Classifier:
             detect: detect faces.
             tta: test-time augmentation, a key of tta.VIEWS.
             batch_size: photos or faces to collect before yielding their results, for a second at most.
+            try_turns: also try photos without a clear face in quarter turns.
 
         Yields:
             The key, photo and faces of each photo, in input order.
@@ -165,7 +167,12 @@ class Classifier:
             UserError: the detector is not installed, or `tta` is unknown.
         """
         return predict_faces(
-            lambda crops: self.predict(crops, tta).probabilities, self.classes, photos, detect, batch_size
+            lambda crops: self.predict(crops, tta).probabilities,
+            self.classes,
+            photos,
+            detect,
+            batch_size,
+            try_turns,
         )
 
     def net_input(self, faces: FaceImages) -> Tensor:

@@ -76,7 +76,7 @@ class _Server(ThreadingHTTPServer):
     def server_close(self) -> None:
         super().server_close()
         # Wait for a running prediction and allow no other: a process that exits while one of its threads is inside
-        # torch or dlib is aborted.
+        # torch or OpenCV is aborted.
         self.predicting.acquire()
 
 

@@ -18,7 +18,8 @@ from fer_lightning.audit.findings import DEFAULT_KINDS, KINDS
 from fer_lightning.data.faces import TRAIN
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.errors import UserError
-from fer_lightning.inference import photos
+from fer_lightning.inference import detector
+from fer_lightning.inference.faces import Region
 
 
 def with_copy() -> list[FakeFace]:
@@ -236,8 +237,10 @@ def test_suggested_labels_can_be_trained_with(data: Path, capsys: pytest.Capture
 def test_images_without_a_face_are_searched_for_on_request(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(photos, "require_detector", lambda: None)
-    monkeypatch.setattr(photos, "find_faces", lambda photo: [(0, 0, 64, 64)])  # in the first image only
+    monkeypatch.setattr(detector, "require_detector", lambda: None)
+    first = Region((0, 0, 256, 256))
+    found = iter([[first]])
+    monkeypatch.setattr(detector, "find_faces", lambda photo, try_turns: next(found, []))
     assert main(["audit", str(data), "--faces", "--json", "a.json"]) == 0
     assert "images in which the face detector finds nothing" in capsys.readouterr().out
     findings = json.loads(Path("a.json").read_text())["findings"]
@@ -248,11 +251,11 @@ def test_a_missing_face_detector_is_reported_before_the_audit(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing() -> None:
-        raise UserError("Detecting faces needs dlib")
+        raise UserError("Detecting faces needs OpenCV")
 
-    monkeypatch.setattr(photos, "require_detector", missing)
+    monkeypatch.setattr(detector, "require_detector", missing)
     assert error_of(capsys, "audit", str(data), "--faces", "--csv", "a.csv").startswith(
-        "Detecting faces needs dlib"
+        "Detecting faces needs OpenCV"
     )
     assert not Path("a.csv").exists()
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.data.images import FORMAT_NAMES, FORMATS, IMAGE_SUFFIXES, ImageError, decode, is_truncated
 from fer_lightning.data.truncated_jpeg import TruncatedJpeg
 from fer_lightning.errors import UserError
+from fer_lightning.inference.faces import Region
 from fer_lightning.inference.photos import crop_face, read_photo
 
 RNG = np.random.default_rng(0)
@@ -74,7 +76,7 @@ def test_training_and_photos_see_the_same_pixels(kind: str, size: tuple[int, int
     image.save(path, file_format, **options)
     [training] = load_faces(tmp_path / "data", cache_dir=tmp_path / "cache").images
     photo = read_photo(path)
-    np.testing.assert_array_equal(training, crop_face(photo, (0, 0, *photo.size)))
+    np.testing.assert_array_equal(training, crop_face(photo, Region((0, 0, *photo.size))))
     assert photo.mode == "RGB"
     assert photo.size == (size[::-1] if "turned" in kind else size)
 
@@ -185,10 +187,36 @@ HEIC = container(b"heic", b"mif1heic")
 
 
 @pytest.mark.parametrize("content", [HEIC, container(b"mif1", b"mif1heic"), container(b"msf1", b"hevc")])
-def test_heic_is_named_with_its_remedy(content: bytes) -> None:
-    with pytest.raises(ImageError, match=r"^HEIC is not supported: convert it to JPEG .*Most Compatible") as caught:
+def test_heic_is_named_with_its_remedy(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        with pytest.raises(
+            ImageError, match=r'^reading HEIC needs pillow-heif: pip install -e "\.\[heic\]"'
+        ) as caught:
+            read_photo(io.BytesIO(content))
+        assert caught.value.kind == "unsupported image"
+    pytest.importorskip("pillow_heif")
+    with pytest.raises(ImageError, match=r"^damaged: ") as caught:
         read_photo(io.BytesIO(content))
-    assert caught.value.kind == "unsupported image"
+    assert caught.value.kind == "damaged image"
+
+
+def test_heic_is_read_as_it_is_displayed() -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    upright = smooth((48, 66))
+    for mode in ("RGB", "L", "RGBA"):
+        image = decode(io.BytesIO(encoded(upright.convert(mode), "HEIF", quality=95)))
+        assert image.mode == ("L" if mode == "L" else "RGB")
+        assert np.abs(np.asarray(image.convert("L")).astype(int) - np.asarray(upright)).mean() < 4
+    exif = Image.Exif()
+    exif[0x0112] = 6  # displayed after a quarter turn clockwise
+    turned = decode(
+        io.BytesIO(encoded(upright.transpose(Image.Transpose.ROTATE_90), "HEIF", quality=95, exif=exif.tobytes()))
+    )
+    assert np.abs(np.asarray(turned.convert("L")).astype(int) - np.asarray(upright)).mean() < 4
+    content = encoded(upright, "HEIF")
+    with pytest.raises(ImageError, match=r"^damaged: .*\S$"):  # one line
+        decode(io.BytesIO(content[: len(content) * 3 // 4]))
 
 
 def test_other_files_in_the_same_container_are_not_taken_for_heic() -> None:
@@ -197,7 +225,8 @@ def test_other_files_in_the_same_container_are_not_taken_for_heic() -> None:
             decode(io.BytesIO(content))
 
 
-def test_heic_in_a_class_folder_is_a_fault(tmp_path: Path) -> None:
+def test_heic_in_a_class_folder_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for number in range(3):
         put(tmp_path / "data" / "happy" / f"{number}.jpg", encoded(smooth((48, 48))))
     for name in ("happy/a.HEIC", "happy/b.heif", "sad/renamed.jpg"):
@@ -206,7 +235,7 @@ def test_heic_in_a_class_folder_is_a_fault(tmp_path: Path) -> None:
         load_faces(tmp_path / "data", cache_dir=tmp_path / "cache")
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("3 faults in ")
-    starts = [line.split(": HEIC is not supported: ")[0] for line in lines[1:4]]
+    starts = [line.split(": reading HEIC needs pillow-heif: ")[0] for line in lines[1:4]]
     assert starts == ["  happy/a.HEIC", "  happy/b.heif", "  sad/renamed.jpg"]
     faces = load_faces(tmp_path / "data", skip_bad=True, cache_dir=tmp_path / "cache")
     assert len(faces) == 3

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from fer_lightning.errors import UserError
-from fer_lightning.inference import demo, photos
+from fer_lightning.inference import demo
 from fer_lightning.inference.classifier import Classifier
 from fer_lightning.models.checkpoint import InputSpec
 
@@ -134,10 +134,3 @@ def test_closing_waits_for_a_running_prediction(monkeypatch):
     closing.join(30)
     client.join(30)
     assert order == ["predicted", "closed"]
-
-
-def test_a_missing_detector_is_an_error(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "dlib", None)
-    photos._detector.cache_clear()
-    with pytest.raises(UserError, match=r'pip install -e "\.\[photo\]"'):
-        photos.require_detector()

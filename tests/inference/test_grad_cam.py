@@ -18,6 +18,7 @@ from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.inference import photos
 from fer_lightning.inference.classifier import Classifier
+from fer_lightning.inference.faces import Region
 from fer_lightning.inference.grad_cam import MIN_SIDE, grad_cam
 from fer_lightning.models import MODELS, build_model
 from fer_lightning.models.checkpoint import InputSpec
@@ -169,12 +170,12 @@ def test_a_jpeg_that_lacks_its_last_bytes_is_explained_with_a_note(ckpt, capsys)
 
 
 def test_each_face_of_a_photo_gets_a_picture(ckpt, monkeypatch, capsys):
-    boxes = {"two.png": [(0, 0, 60, 60), (60, 20, 50, 50)], "none.png": []}
-    for name in boxes:
+    regions = {"two.png": [Region((0, 0, 60, 60)), Region((60, 20, 50, 50))], "none.png": []}
+    for name in regions:
         Image.new("RGB", (120, 100)).save(name)
-    detected = iter(boxes.values())
-    monkeypatch.setattr(photos, "find_faces", lambda photo: next(detected))
-    assert main(["explain", *boxes, "--ckpt", ckpt]) == 0
+    detected = iter(regions.values())
+    monkeypatch.setattr(photos, "find_faces", lambda *_: next(detected))
+    assert main(["explain", *regions, "--ckpt", ckpt]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()[2:4]] == ["two.png", "two-2.png"]
     assert err == "note: none.png: no face found. Use --no-detect to treat the whole image as one.\n"

