@@ -117,7 +117,7 @@ def find_faces(photo: Image.Image, try_turns: bool = True) -> list[Region]:
         closer = closer[(closer[:, -1] >= _MIN_SCORE) & (closer[:, 3] < small)]
         faces = np.concatenate([faces, *(face[None] for face in closer if not _contains(faces, face).any())])
     return sorted(
-        Region(_turn_back(_square(*face[:4], upright.size), photo.size, quarters), _upright_turn(face, quarters))
+        Region(_turn_back(_square(face, upright.size), photo.size, quarters), _upright_turn(face, quarters))
         for face in faces
     )
 
@@ -158,8 +158,9 @@ def _contains(faces: Detections, face: npt.NDArray[np.float32]) -> npt.NDArray[n
     return inside
 
 
-def _square(x: float, y: float, width: float, height: float, photo_size: tuple[int, int]) -> Box:
-    """Return the face's square around a detector's box, moved and if necessary shrunk to fit into the photo."""
+def _square(face: npt.NDArray[np.float32], photo_size: tuple[int, int]) -> Box:
+    """Return the square of a detected face, moved and if necessary shrunk to fit into the photo."""
+    x, y, width, height = face[:4].tolist()
     side = max(1, min(round(height / _BOX_IN_FACE), *photo_size))
     left, top = round(x + (width - side) / 2), round(y + (height - side) / 2)
     return min(max(left, 0), photo_size[0] - side), min(max(top, 0), photo_size[1] - side), side, side
