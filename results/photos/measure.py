@@ -94,7 +94,9 @@ def crops() -> dict[str, Any]:
     for tilt_deg in TILTS_DEG:
         # Each detector sees the face on grey; the crops are taken from the face mirrored at its edges, because a
         # turned crop of a face on grey would have grey corners, which photos do not have.
-        found: dict[str, dict[int, npt.NDArray[np.uint8]]] = {"yunet": {}, "yunet_not_turned": {}, "dlib": {}}
+        found: dict[str, dict[int, npt.NDArray[np.uint8]]] = {"yunet": {}, "yunet_not_turned": {}}
+        if with_dlib := tilt_deg == 0 and has_dlib():
+            found["dlib"] = {}
         for row in rows:
             image, tilt = faces.images[row], tilt_deg if row % 2 else -tilt_deg
             mirrored = Image.fromarray(np.pad(image, MARGIN // ZOOM, mode="symmetric"))
@@ -104,16 +106,16 @@ def crops() -> dict[str, Any]:
             if region := central(find_faces(grey), grey):
                 found["yunet"][row] = crop_face(mirrored, region)
                 found["yunet_not_turned"][row] = crop_face(mirrored, Region(region.box))
-            if has_dlib() and (region := central([Region(box) for box in dlib_squares(grey)], grey)):
+            if with_dlib and (region := central([Region(box) for box in dlib_squares(grey)], grey)):
                 found["dlib"][row] = crop_face(mirrored, region)
-        both = sorted(found["yunet"].keys() & found["dlib"].keys()) if has_dlib() else []
         entry: dict[str, Any] = {"found": {name: len(crops) for name, crops in found.items()}}
         entry["found_by_yunet"] = {
             name: accuracies(found[name], sorted(found["yunet"])) for name in ("yunet", "yunet_not_turned")
         }
         originals = dict(zip(rows, faces.images[rows], strict=True))
         entry["found_by_yunet"]["original"] = accuracies(originals, sorted(found["yunet"]))
-        if both:
+        if with_dlib:
+            both = sorted(found["yunet"].keys() & found["dlib"].keys())
             entry["found_by_both"] = {"n": len(both), "original": accuracies(originals, both)}
             entry["found_by_both"] |= {name: accuracies(crops, both) for name, crops in found.items()}
         result["tilts"][str(tilt_deg)] = entry
