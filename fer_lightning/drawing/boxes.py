@@ -14,6 +14,8 @@ _LEGIBLE = 384  # px; minimum longer side at which labels fit
 def annotate(photo: Image.Image, faces: Iterable[DetectedFace]) -> Image.Image:
     """Return a copy of the photo with a box, an emotion and a confidence for each face; small photos are enlarged.
 
+    The id of a video's face precedes its emotion.
+
     White lines edged in black and white text on black are legible on any photo. The emotion's colour always
     accompanies its name.
     """
@@ -55,7 +57,8 @@ def _label(
     size: tuple[int, int],
 ) -> Box:
     """Draw a face's label above its box at (x, y, height), or wherever there is room; return the label's box."""
-    text = f"{face.emotion} {face.confidence:.0%}"
+    number = "" if face.id is None else f"{face.id}: "
+    text = f"{number}{face.emotion} {face.confidence:.0%}"
     x, y, face_height = at
     _, top, _, bottom = canvas.textbbox((0, 0), "happy 100%", font)
     pad = round((bottom - top) * 0.3) + 1

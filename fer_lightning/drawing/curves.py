@@ -24,7 +24,6 @@ from fer_lightning.drawing.style import (
     shorten,
     style_axes,
 )
-from fer_lightning.emotions import colours
 
 _MOST_CELLS_WITH_TEXT = 30  # in a row: more text is too small to read, and takes seconds to draw
 
@@ -103,42 +102,6 @@ def history_curves(
     _curves(loss, "loss", history, references or {}, val_split)
     _curves(accuracy, "accuracy", history, references or {}, val_split)
     accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    add_title(figure, title)
-    return figure
-
-
-def timeline(
-    seconds: npt.NDArray[np.floating[Any]],
-    probabilities: npt.NDArray[np.floating[Any]],
-    title: str,
-    classes: Sequence[str],
-) -> Figure:
-    """Plot the probabilities of a face over time, one panel per class.
-
-    Args:
-        seconds: float (T,), times in ascending order.
-        probabilities: float (T, C); NaN where there was no face, which leaves a gap.
-        title: title of the figure.
-        classes: names of the C classes.
-    """
-    figure = Figure(figsize=(12, 0.9 + 0.9 * len(classes)), dpi=DPI, layout="constrained")
-    panels = figure.subplots(len(classes), 1, sharex=True, sharey=True)
-    missing = np.isnan(probabilities).any(axis=1)
-    values = np.where(missing[:, None], 0.0, probabilities)
-    for axes, name, colour, series in zip(panels, classes, colours(classes), values.T, strict=True):
-        axes.fill_between(seconds, series, where=~missing, color=colour, linewidth=0)
-        # Markers, because a line through a single frame between two gaps is invisible.
-        axes.plot(seconds, np.where(missing, np.nan, series), ".-", color=INK, linewidth=0.8, markersize=2)
-        axes.set_ylabel(shorten(name), rotation=0, ha="right", va="center", size=13, color=INK, parse_math=False)
-        axes.grid(color="#DDDDDD", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=11)
-    panels[0].set_ylim(0, 1)
-    panels[0].set_yticks((0, 1), ("0%", "100%"))
-    if seconds[0] < seconds[-1]:
-        panels[0].set_xlim(seconds[0], seconds[-1])  # the whole video, including parts without a face
-    panels[-1].set_xlabel("seconds", size=12)
     add_title(figure, title)
     return figure
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from fer_lightning.files import write_atomically
@@ -22,10 +23,10 @@ INK, FAINT = "#222222", "#6B6B6B"
 DPI = 100
 
 
-def add_title(figure: Figure, title: str) -> None:
+def add_title(figure: Figure, title: str) -> Text:
     """Add a title verbatim: it may hold a file name with dollar signs or with bytes that are not UTF-8."""
     text = title.encode(errors="backslashreplace").decode()
-    figure.suptitle(text, size=15, weight="bold", color=INK, x=0.01, ha="left", parse_math=False)
+    return figure.suptitle(text, size=15, weight="bold", color=INK, x=0.01, ha="left", parse_math=False)
 
 
 def shorten(name: str) -> str:

@@ -1,6 +1,6 @@
 """Faces detected in photos, with their predictions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the photo, turned according to its EXIF
@@ -20,17 +20,21 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectedFace:
-    """A face in a photo, with the network's prediction.
+    """A face in a photo or in a frame of a video, with the network's prediction.
 
     Attributes:
         box: the square passed to the network, or the whole image.
         probabilities: probability of each class, in the order of the network's.
         turn_deg: how far it was turned clockwise to be upright, from -180 to 180.
+        id: in a video, the number that stays with a person; otherwise None.
+        smoothed: in a video, the mean of the probabilities of this id over the last moments; otherwise None.
     """
 
     box: Box
     probabilities: dict[str, float]
     turn_deg: float = 0.0
+    id: int | None = None
+    smoothed: dict[str, float] | None = None
 
     @property
     def emotion(self) -> str:
@@ -42,11 +46,18 @@ class DetectedFace:
         """The probability of the most probable emotion."""
         return self.probabilities[self.emotion]
 
+    @property
+    def steady(self) -> "DetectedFace":
+        """The face with the smoothed probabilities, if it has any, as its own."""
+        return self if self.smoothed is None else replace(self, probabilities=self.smoothed)
+
     def to_json(self) -> dict[str, Any]:
-        """Return the face as an entry of ``predict --json``."""
+        """Return the face as an entry of ``predict --json``; only a video's faces have "id" and "smoothed"."""
+        in_video = {} if self.id is None else {"id": self.id, "smoothed": self.smoothed}
         return {
             "box": list(self.box),
             "emotion": self.emotion,
             "confidence": self.confidence,
             "probabilities": self.probabilities,
+            **in_video,
         }

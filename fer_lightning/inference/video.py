@@ -1,6 +1,8 @@
-"""Read frames with timestamps from videos and cameras, and write annotated videos. Imports OpenCV lazily."""
+"""Read frames with timestamps from videos, cameras and streams, and write videos. Imports OpenCV lazily."""
 
+import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,12 +17,29 @@ import numpy.typing as npt
 from PIL import Image
 
 from fer_lightning.errors import UserError
+from fer_lightning.inference.containers import is_finished_webm, missing_bytes
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3), BGR as in OpenCV
 
-SUFFIXES = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+# The suffixes, in lower case, of the files that are videos: those of containers and codecs that FFmpeg reads.
+SUFFIXES = frozenset(
+    (
+        *(".3g2", ".3gp", ".f4v", ".m4v", ".mov", ".mp4", ".qt"),
+        *(".mkv", ".webm", ".ogm", ".ogv", ".avi", ".divx", ".dv", ".flv", ".asf", ".wmv", ".wtv", ".mxf"),
+        *(".m1v", ".m2ts", ".m2v", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".vob"),
+        *(".h264", ".mjpeg", ".mjpg", ".y4m"),
+    )
+)
+# Videos if they are named one by one, but not in a folder: most files with this suffix are TypeScript.
+AMBIGUOUS_SUFFIXES = frozenset((".ts",))
 
-_CAMERA_FPS = 15  # for videos written from a camera, which is read only as fast as the network predicts
+_STREAM = re.compile(r"(?:https?|rtmps?|rtsps?|rtp|srt|udp)://", re.IGNORECASE)
+# User and password: up to the last @ before the path, or up to the next @ if the password has an unescaped slash.
+_USER = re.compile(r"(?<=://)(?:[^/?#]*|[^/?#:]*:(?!\d+[/?#])[^@]*)@")
+_SECRET = re.compile(r"(?<=[?&])([^=&#]*(?:pass|pwd|token|key|secret|auth|sig)[^=&#]*=)[^&#]*", re.IGNORECASE)
+
+_LIVE_FPS = 15  # of videos written from a camera, which is read only as fast as the network predicts
+_TIMEOUT_MILLISECONDS = 8_000  # of a stream: a camera may take seconds to its first frame; FFmpeg's own are 30 s
 
 
 def opencv() -> ModuleType:
@@ -39,76 +58,160 @@ def opencv() -> ModuleType:
     return cv2
 
 
-class Video:
-    """The frames of a video file, or the endless frames of a camera.
+def is_stream(source: str) -> bool:
+    """Return whether a source is the URL of a stream, such as rtsp://camera/1, instead of a path."""
+    return _STREAM.match(source) is not None
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL with its user and password, and the values of parameters such as "pwd", replaced by ***."""
+    return _SECRET.sub(r"\1***", _USER.sub("***@", url))
+
+
+class Sampler:
+    """Selects frames of a clip by their times, because frames may follow each other at uneven times.
 
     Args:
-        source: path of a file, or index of a camera.
+        fps: frames to select of each second; None for all of them.
+    """
+
+    def __init__(self, fps: float | None) -> None:
+        self.fps = fps
+        self._slot = -1
+
+    def wants(self, seconds: float) -> bool:
+        """Return whether to look at the frame at this time: the first one of each period of 1 / fps seconds."""
+        if self.fps is None:
+            return True
+        # Times are rounded, to milliseconds in Matroska: a frame may come a quarter of a period before its own.
+        slot = math.floor(seconds * self.fps + 0.25)
+        wanted = slot > self._slot
+        self._slot = max(slot, self._slot)
+        return wanted
+
+
+class Video:
+    """The frames of a video file or a stream, or the endless frames of a camera.
+
+    Args:
+        source: path of a file, URL of a stream, or index of a camera.
+        fps: frames to look at in each second; None for all of them. The others are skipped unconverted.
+
+    Attributes:
+        is_live: whether the frames come as they are taken, so that their times are those of the clock.
+        fps: frames per second at which to write the frames that are looked at.
+        frames: number of frames according to the file, if it states one; it may be far from the truth.
+        note: what the user should know about how it was read, if anything; set after the last frame.
 
     Raises:
         UserError: the source cannot be opened (the message gives the cause alone), or OpenCV is not installed.
     """
 
-    def __init__(self, source: str | Path | int) -> None:
+    def __init__(self, source: str | Path | int, fps: float | None = None) -> None:
         cv2 = opencv()
-        self.is_camera = isinstance(source, int)
         _check_name(source)
-        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
-        if not self._capture.isOpened():
-            raise UserError("no camera with this index" if self.is_camera else "not a video that OpenCV can read")
+        self._is_stream = isinstance(source, str) and is_stream(source)
+        self._file = None if self._is_stream or isinstance(source, int) else Path(source)
+        self._capture = _open(cv2, source)
         self._milliseconds = cv2.CAP_PROP_POS_MSEC
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        stated = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        # A file on a web server states its length; a stream of JPEGs states neither that nor the times of frames.
+        self.is_live = self._file is None and (stated <= 0 or not self._is_stream)
+        self.frames = stated if stated > 0 and not self.is_live else None
+        self.note: str | None = None
+        own_fps = self._capture.get(cv2.CAP_PROP_FPS)
         # OpenCV may report a WebM file's clock rate, 1000, as its frame rate.
-        self.fps = _CAMERA_FPS if self.is_camera or not 1 <= fps <= 240 else fps
-        frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.frames = frames if frames > 0 and not self.is_camera else None  # the file's own count, if it has one
+        own_fps = _LIVE_FPS if self.is_live or not 1 <= own_fps <= 240 else own_fps
+        self._period = 1 / own_fps
+        self.fps: float = own_fps if fps is None else min(fps, own_fps)
+        self._sampler = Sampler(fps)
 
     def __iter__(self) -> Iterator[tuple[float, Image.Image]]:
-        """Yield each frame's time in seconds and the frame, upright and in RGB.
+        """Yield the time in seconds since the first frame, and the frame, upright and in RGB, of those looked at.
 
         Raises:
-            UserError: no frame can be read, or more than a tenth of the frames that the file states are missing.
+            UserError: no frame can be read, the end of the file is missing, or a live stream ended. All frames
+                before that have been yielded.
         """
-        started = perf_counter()
-        read = 0
+        seconds = 0.0
+        grabbed = yielded = 0
         try:
-            while True:
-                ok, bgr = self._capture.read()
-                if not ok:
-                    break
-                seconds = (
-                    perf_counter() - started if self.is_camera else self._capture.get(self._milliseconds) / 1000
-                )
-                read += 1
-                yield seconds, Image.fromarray(np.ascontiguousarray(bgr[:, :, ::-1]))
+            for seconds in self._grab():
+                grabbed += 1
+                if self._sampler.wants(seconds):
+                    ok, bgr = self._capture.retrieve()
+                    if ok:
+                        yielded += 1
+                        yield seconds, Image.fromarray(np.ascontiguousarray(bgr[:, :, ::-1]))
         finally:
             self._capture.release()
-        if read == 0:
+        if not yielded:
             raise UserError("no frame can be read")
-        if self.frames and read < 0.9 * self.frames:
-            raise UserError(f"damaged: only {read} of {self.frames} frames can be read")
+        if self.is_live:
+            raise UserError(f"no more frames after {seconds:.1f} s: the sender stopped, or the connection broke")
+        if self._file and self._file.is_file() and (missing := missing_bytes(self._file)):
+            raise UserError(f"damaged: after {seconds:.1f} s the file ends, {missing:,} bytes early; copy it anew")
+        if self._is_stream and self.frames and grabbed < 0.9 * self.frames:
+            self.note = f"the connection may have broken after {seconds:.1f} s: {self.frames:,} frames are stated"
+
+    def _grab(self) -> Iterator[float]:
+        """Advance frame by frame without converting any and yield their times, ascending from 0 seconds."""
+        first = seconds = None
+        while self._capture.grab():
+            stated = perf_counter() if self.is_live else self._capture.get(self._milliseconds) / 1000
+            if first is None or seconds is None:
+                first, seconds = stated if math.isfinite(stated) else 0.0, 0.0
+            else:
+                # Some containers state 0 or an earlier time for some frames.
+                seconds = stated - first if stated - first > seconds else seconds + self._period
+            yield seconds
+
+
+def _open(cv2: ModuleType, source: str | Path | int) -> Any:
+    """Return OpenCV's reader of an open file, stream or camera.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    if isinstance(source, int):
+        capture, cause = cv2.VideoCapture(source), "no camera with this index"
+    elif is_stream(str(source)):
+        limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
+        options = [value for limit in limits for value in (limit, _TIMEOUT_MILLISECONDS)]
+        capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, options)
+        cause = "no stream can be read here: check the address and the password, and that the sender is running"
+    else:
+        capture, cause = cv2.VideoCapture(str(source)), "not a video that OpenCV can read"
+    if not capture.isOpened():
+        raise UserError(cause)
+    return capture
 
 
 class VideoWriter:
     """A context manager that writes a WebM video (VP8, which browsers play).
 
-    The file appears at `path` when the context exits, even after an exception or Ctrl-C.
+    The file appears at `path` when the context exits, even after an exception or Ctrl-C, unless writing failed.
 
     Args:
         path: path of the video, ending in .webm.
-        fps: frames per second. Frames are repeated or dropped so that each appears at its own time.
+        fps: frames per second, at least 1. Frames are repeated or dropped so that each appears at its own time.
+
+    Attributes:
+        failure: why the video cannot be written, if so, at the latest when the context has exited. Not raised,
+            because predicting can go on, and because Ctrl-C may be on its way already.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
         _check_name(path)
         self.path = path
-        self.fps = fps
+        self.fps = max(fps, 1.0)  # FFmpeg's clock needs a rate that is not too small
         self._cv2 = opencv()
         self._folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
         self._unfinished = Path(self._folder.name) / path.name
         self._writer: Any = None
         self._written = 0
         self._last: Pixels | None = None
+        self.failure: str | None = None
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -118,15 +221,20 @@ class VideoWriter:
 
         Args:
             seconds: time since the first frame.
-            frame: image of the same size as the first frame.
+            frame: image; one of another size than the first is resized, since a stream may change its resolution.
         """
+        if self._last is not None and frame.size != self._last.shape[1::-1]:
+            frame = frame.resize(self._last.shape[1::-1])
         bgr: Pixels = np.ascontiguousarray(np.asarray(frame)[:, :, ::-1])
         if self._writer is None:
             codec = self._cv2.VideoWriter_fourcc(*"VP80")
             with _silent_stderr():
                 self._writer = self._cv2.VideoWriter(str(self._unfinished), codec, self.fps, frame.size)
             if not self._writer.isOpened():
-                raise UserError(f"{self.path} cannot be written: this build of OpenCV has no VP8 encoder.")
+                cause = "the disk may be full, or this build of OpenCV lacks the VP8 encoder"
+                self.failure = f"{self.path} cannot be written: {cause}"
+        if self.failure:
+            return
         due = round(seconds * self.fps)
         while self._last is not None and self._written < due:  # show the previous frame until this one is due
             self._writer.write(self._last)
@@ -139,11 +247,13 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
-        if self._written:
-            os.replace(self._unfinished, self.path)
-        self._folder.cleanup()
+        with self._folder:
+            if self._writer is not None:
+                self._writer.release()
+            if self._written and is_finished_webm(self._unfinished):
+                os.replace(self._unfinished, self.path)
+            elif self._written:  # OpenCV does not report it when a write fails
+                self.failure = f"{self.path} cannot be written: the disk may be full"
 
 
 def _check_name(source: str | Path | int) -> None:
