@@ -2,7 +2,7 @@
 
     python results/photos/measure.py crops              # 1,000 images of PublicTest, found again in photos
     python results/photos/measure.py detectors FOLDER   # faces in photos, beside dlib
-    python results/photos/measure.py limits FOLDER      # portraits in 200 sizes, exposures and turns
+    python results/photos/measure.py limits FOLDER      # portraits in 8 exposures, 5 sizes and 5 turns
 
 Each command writes a JSON file beside this script. `dlib` is the detector used before, with its constants
 (pip install dlib-bin). The photos come from the packages in SOURCES, unpacked into FOLDER.
@@ -11,8 +11,7 @@ Each command writes a JSON file beside this script. `dlib` is the detector used 
 import argparse
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,8 @@ N_CROPS = 1000
 ZOOM, MARGIN = 5, 120  # pixels per pixel of FER-2013, and of grey around the face: a photo of 480 x 480
 TILTS_DEG = (0, 15, 30, 45)
 EXPOSURES = (0.1, 0.2, 0.35, 0.5, 1.0, 1.5, 2.0, 3.0)  # factors of the grey levels, which are clipped at 255
-FACE_PIXELS = (20, 32, 48, 96, 192)
+FACE_PIXELS = (16, 24, 32, 48, 96)
+MIN_PORTRAIT_PIXELS = 96
 TURNS_DEG = (0, 15, 30, 45, 90)
 
 
@@ -177,53 +177,56 @@ def detectors(folder: Path) -> dict[str, Any]:
 def limits(folder: Path) -> dict[str, Any]:
     """Return recall and constancy of the answers over exposures, sizes and turns of the same portraits.
 
-    A portrait is a photo in which one face is found, of 96 pixels or more and not tilted. Each is shrunk so that
-    the face has the given size, its exposure is changed, and it is turned: every other portrait clockwise. "same"
-    is the share of the found faces for which the network gives the answer that it gives for the portrait as it is.
+    A portrait is a photo in which one face is found, of 96 pixels or more and not tilted. One of exposure, size and
+    turn is changed at a time. Every other portrait is turned clockwise, the others counter-clockwise. "same" is the
+    share of the found faces for which the network gives the answer that it gives for the portrait as it is.
     """
     networks = {name: load_pretrained(name, "cpu") for name in NETWORKS}
+    changes: dict[str, tuple[float, ...]] = {
+        "exposure": EXPOSURES,
+        "face_pixels": FACE_PIXELS,
+        "turn_deg": TURNS_DEG,
+    }
+    counts: dict[str, dict[float, Counter[str]]] = {
+        change: {value: Counter() for value in values} for change, values in changes.items()
+    }
     portraits = []
     for name, photo in photos_in(folder):
         regions = find_faces(photo)
-        if len(regions) == 1 and regions[0].turn_deg == 0 and regions[0].box[2] >= FACE_PIXELS[3]:
-            portraits.append((name, photo, regions[0]))
-    shown = list(product(EXPOSURES, FACE_PIXELS, TURNS_DEG))
-    found: dict[tuple[float, int, int], list[bool]] = {condition: [] for condition in shown}
-    same: dict[str, dict[tuple[float, int, int], list[bool]]] = {
-        name: {condition: [] for condition in shown} for name in NETWORKS
-    }
-    for number, (name, photo, region) in enumerate(portraits):
-        answers = {key: clf.predict(crop_face(photo, region)).names[0] for key, clf in networks.items()}
-        for exposure, pixels, turn_deg in shown:
-            scale = min(1.0, pixels / region.box[2])
-            size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-            image = photo.resize(size, Image.Resampling.BILINEAR)
-            image = image.point(lambda value, factor=exposure: min(255, round(value * factor)))
-            image = image.rotate(turn_deg * (-1) ** number, Image.Resampling.BICUBIC, expand=True)
-            found_regions = find_faces(image)
-            found[exposure, pixels, turn_deg].append(len(found_regions) > 0)
-            if found_region := central(found_regions, image):
+        if len(regions) != 1 or regions[0].turn_deg != 0 or regions[0].box[2] < MIN_PORTRAIT_PIXELS:
+            continue
+        answers = {key: clf.predict(crop_face(photo, regions[0])).names for key, clf in networks.items()}
+        for change, values in changes.items():
+            for value in values:
+                image = changed(
+                    photo, change, value * (-1) ** (len(portraits) * (change == "turn_deg")), regions[0]
+                )
+                counts[change][value]["found"] += (region := central(find_faces(image), image)) is not None
                 for key, clf in networks.items():
-                    answer = clf.predict(crop_face(image, found_region)).names[0]
-                    same[key][exposure, pixels, turn_deg].append(answer == answers[key])
-        print(number + 1, "of", len(portraits), name, flush=True)
-
-    def summary(keep: Callable[[tuple[float, int, int]], bool]) -> dict[str, float]:
-        def mean(lists: dict[tuple[float, int, int], list[bool]]) -> float:
-            values = [value for condition in shown if keep(condition) for value in lists[condition]]
-            return float(np.mean(values)) if values else float("nan")
-
-        return {"found": mean(found)} | {f"same_{name}": mean(same[name]) for name in NETWORKS}
-
-    default = (1.0, FACE_PIXELS[3], 0)  # the other two conditions, while one varies
-    return {
-        "sources": SOURCES,
-        "portraits": [name for name, _, _ in portraits],
-        "exposures": {str(x): summary(lambda c, x=x: c == (x, default[1], default[2])) for x in EXPOSURES},
-        "face_pixels": {str(x): summary(lambda c, x=x: c == (default[0], x, default[2])) for x in FACE_PIXELS},
-        "turns_deg": {str(x): summary(lambda c, x=x: c == (default[0], default[1], x)) for x in TURNS_DEG},
-        "all_200": summary(lambda c: True),
+                    same = region is not None and clf.predict(crop_face(image, region)).names == answers[key]
+                    counts[change][value][f"same_{key}"] += same
+        portraits.append(name)
+        print(name, flush=True)
+    table = {
+        change: {
+            str(value): {"found": count["found"] / len(portraits)}
+            | {f"same_{key}": count[f"same_{key}"] / max(count["found"], 1) for key in networks}
+            for value, count in by_value.items()
+        }
+        for change, by_value in counts.items()
     }
+    return {"sources": SOURCES, "n_portraits": len(portraits), **table, "portraits": portraits}
+
+
+def changed(photo: Image.Image, change: str, value: float, face: Region) -> Image.Image:
+    """Return a portrait with another exposure, with a face of another size, or turned counter-clockwise."""
+    if change == "exposure":
+        return photo.point(lambda grey: min(255, round(grey * value)))
+    if change == "face_pixels":
+        scale = value / face.box[2]
+        size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+        return photo.resize(size, Image.Resampling.BILINEAR)
+    return photo.rotate(value, Image.Resampling.BICUBIC, expand=True)
 
 
 def main() -> None:
