@@ -17,6 +17,7 @@ from PIL import Image
 
 from fer_lightning.__main__ import main
 from fer_lightning.commands import predict
+from fer_lightning.commands.clips import Names
 from fer_lightning.data.images import FORMAT_NAMES
 from fer_lightning.drawing import boxes, style
 from fer_lightning.emotions import EMOTIONS
@@ -488,6 +489,12 @@ def test_an_unreachable_stream_and_camera_are_errors_without_passwords(capfd):
         "error: camera 99: no camera with this index",
         "pictures: out",
     ]
+
+
+def test_saved_files_of_a_stream_are_named_after_its_address():
+    names = Names(None)
+    assert names.stem("rtsp://***@10.0.0.7:554/live/1?x=2") == "10_0_0_7_554_live_1_x_2"
+    assert names.stem("http://10.0.0.7:554/live/1?x=2") == "10_0_0_7_554_live_1_x_2-2"
 
 
 def test_a_full_disk_keeps_the_predictions_of_videos(capfd, monkeypatch):
