@@ -1,4 +1,4 @@
-"""Subcommands of ``fer-lightning``, one module each.
+"""Subcommands of ``fer-lightning``, one module each, and `clips`, the half of ``predict`` for videos.
 
 A module's docstring is the command's help text, and its first line the summary. ``configure`` adds the arguments to
 a parser; ``run`` does the work and returns the exit code. Modules that are slow to import are imported in ``run``.

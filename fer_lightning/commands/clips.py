@@ -2,8 +2,9 @@
 
 import argparse
 import re
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,15 @@ if TYPE_CHECKING:
 
     from fer_lightning.inference.animations import Animation
     from fer_lightning.inference.classifier import Classifier
-    from fer_lightning.inference.results import Result
+    from fer_lightning.inference.results import Frames, Result
     from fer_lightning.inference.video import Video, VideoWriter
 
 SAVED = ".emotions"  # between the name and the suffix of the files that --save writes
 TIMELINE = ".timeline.png"  # after the name of a clip, the figure that --save writes
 
-# Default of --smooth: an expression lasts half a second at least (Yan et al. 2013, "How Fast are the Leaked Facial
-# Expressions"), while the prediction for a face that keeps still flickers from frame to frame.
+# Default of --smooth: the prediction for a face that keeps still flickers from frame to frame, while expressions
+# shorter than half a second count as micro-expressions (Yan et al. 2013, "How Fast are the Leaked Facial
+# Expressions").
 SMOOTH_SECONDS = 0.5
 
 _THUMBNAIL_SIDE = 96  # px
@@ -70,10 +72,10 @@ def is_clip(source: str | int) -> bool:
 
 
 def predict_clip(
-    args: argparse.Namespace, clf: "Classifier", source: str | int, names: Names, results: "list[Result]"
+    args: argparse.Namespace, clf: "Classifier", source: str | int, names: Names, results: "list[Result | Frames]"
 ) -> None:
-    """Predict the frames of a clip and append a result for each, and one for each thing that went wrong."""
-    from fer_lightning.inference.results import Result
+    """Predict the frames of a clip and append their results, and one for each thing that went wrong."""
+    from fer_lightning.inference.results import Frames, Result
     from fer_lightning.inference.video import VideoWriter, without_secrets
 
     path = f"camera {source}" if isinstance(source, int) else without_secrets(source)
@@ -84,57 +86,48 @@ def predict_clip(
     except UserError as error:
         results.append(Result(path, error=str(error)))
         return
+    frames = Frames(path, clf.classes)
+    results.append(frames)
     thumbnails: dict[int, Image.Image] = {}
-    frames: list[Result] = []
     failures: list[str] = []
     try:
         with writer or nullcontext():
-            _predict_frames(args, clf, (path, clip), frames, writer, thumbnails)
+            read = progress(clip, clip.frames, "frame", printable(path))
+            _predict_frames(args, clf, read, 1 if clip.is_live else 64, frames, writer, thumbnails)
     except UserError as error:
         failures.append(str(error))
     finally:
+        if clip.note:
+            print(f"note: {printable(path)}: {clip.note}", file=sys.stderr)
         if writer and writer.failure:
             failures.append(writer.failure)
-        if frames:
-            frames[-1].note = clip.note
-            if names.folder:
-                timeline = names.folder / f"{stem}{TIMELINE}"
-                failures += _save_timeline(timeline, path, clf.classes, frames, thumbnails)
-        results.extend(frames)
+        if names.folder and len(frames):
+            failures += _save_timeline(names.folder / f"{stem}{TIMELINE}", frames, clf.classes, thumbnails)
         results.extend(Result(path, error=failure) for failure in failures)
 
 
 def _predict_frames(
     args: argparse.Namespace,
     clf: "Classifier",
-    named: "tuple[str, Video | Animation]",
-    results: "list[Result]",
+    read: "Iterable[tuple[float, Image.Image]]",
+    batch_size: int,
+    frames: "Frames",
     writer: "VideoWriter | None",
     thumbnails: "dict[int, Image.Image]",
 ) -> None:
-    """Predict the frames of a clip, append their results, and write those that are to be saved.
+    """Predict the frames of a clip, append their results to `frames`, and write those that are to be saved.
 
-    Args:
-        args: arguments of the command.
-        clf: the network that predicts.
-        named: name of the clip, and its frames.
-        results: list to append to.
-        writer: writer of the annotated video, if any.
-        thumbnails: the largest face of each id so far, updated if there is a writer. Small pictures, because frames
-            would fill the memory.
+    If there is a writer, `thumbnails` is updated with the largest face of each id so far: small pictures, because
+    frames would fill the memory.
     """
     from fer_lightning.drawing.boxes import annotate
-    from fer_lightning.inference.results import Result
     from fer_lightning.inference.tracking import Follower
 
-    path, clip = named
     follower = Follower(args.smooth)
     areas: dict[int, int] = {}
-    photos = progress(clip, clip.frames, "frame", printable(path))
-    batch_size = 1 if clip.is_live else 64
-    for seconds, frame, detected in clf.predict_stream(photos, not args.no_detect, args.tta, batch_size, False):
+    for seconds, frame, detected in clf.predict_stream(read, not args.no_detect, args.tta, batch_size, False):
         faces = follower.update(seconds, detected)
-        results.append(Result(path, faces, seconds=round(seconds, 3)))
+        frames.append(seconds, faces)
         if not writer:
             continue
         writer.write(seconds, annotate(frame, [face.steady for face in faces]))
@@ -156,7 +149,7 @@ def _open(source: str | int, fps: float | None) -> "Video | Animation":
 
 
 def _save_timeline(
-    path: Path, title: str, classes: Sequence[str], frames: "list[Result]", thumbnails: "dict[int, Image.Image]"
+    path: Path, frames: "Frames", classes: Sequence[str], thumbnails: "dict[int, Image.Image]"
 ) -> list[str]:
     """Draw the ids that are seen in most frames; return why the figure cannot be written, if so."""
     import numpy as np
@@ -164,8 +157,8 @@ def _save_timeline(
     from fer_lightning.drawing.style import pixels, write_png
     from fer_lightning.drawing.timeline import Band, timeline
 
-    n_frames = Counter(face.id for frame in frames for face in frame.faces or () if face.id is not None)
-    shown = sorted(number for number, _ in n_frames.most_common(_MOST_BANDS))
+    n_frames = Counter(face.id for frame in frames for face in frame.faces or ())
+    shown = sorted(number for number, _ in n_frames.most_common(_MOST_BANDS) if number is not None)
     values = np.full((len(shown), len(frames), len(classes)), np.nan, np.float32)
     for at, frame in enumerate(frames):
         for face in frame.faces or ():
@@ -174,31 +167,34 @@ def _save_timeline(
     bands = [Band(number, np.asarray(thumbnails[number]), values[n]) for n, number in enumerate(shown)]
     seconds = np.array([frame.seconds for frame in frames], dtype=np.float64)
     try:
-        write_png(pixels(timeline(seconds, bands, title, classes, len(n_frames) - len(shown))), path)
+        write_png(pixels(timeline(seconds, bands, frames.path, classes, len(n_frames) - len(shown))), path)
     except OSError as error:
         return [f"{path} cannot be written: {error.strerror}"]
     return []
 
 
-def summarise(path: str, frames: "list[Result]") -> str:
+def summarise(frames: "Frames") -> str:
     """Return a clip's length and a table with a row for each id, by its smoothed predictions."""
-    seen: dict[int, list[float]] = {}
+    seen: dict[int, list[float]] = {}  # first and last time
     emotions: dict[int, Counter[str]] = {}
+    n_with_faces, end = 0, 0.0
     for frame in frames:
+        end = frame.seconds or 0.0
+        n_with_faces += bool(frame.faces)
         for face in frame.faces or ():
-            if face.id is not None and frame.seconds is not None:
-                seen.setdefault(face.id, []).append(frame.seconds)
+            if face.id is not None:
+                seen.setdefault(face.id, [end, end])[1] = end
                 emotions.setdefault(face.id, Counter())[face.steady.emotion] += 1
-    seconds = frames[-1].seconds or 0.0
     n = f"{len(frames):,} {'frame' if len(frames) == 1 else 'frames'}"
-    title = f"{printable(path)}: {n} in {seconds:.1f} s, faces in {sum(bool(frame.faces) for frame in frames):,}"
+    title = f"{printable(frames.path)}: {n} in {end:.1f} s, faces in {n_with_faces:,}"
     if not seen:
         return title
     rows = []
-    for number, times in sorted(seen.items()):
-        shares = [(name, f"{count / len(times):.0%}") for name, count in emotions[number].most_common(2)]
-        (first, most), (second, less) = (*shares, ("", ""))[:2]
+    for number, (first_seen, last_seen) in sorted(seen.items()):
+        n_frames = emotions[number].total()
+        top = [(name, f"{count / n_frames:.0%}") for name, count in emotions[number].most_common(2)]
+        (emotion, share), (other, rest) = (*top, ("", ""))[:2]
         rows.append(
-            (str(number), f"{times[0]:.1f} - {times[-1]:.1f}", f"{len(times):,}", first, most, second, less)
+            (str(number), f"{first_seen:.1f} - {last_seen:.1f}", f"{n_frames:,}", emotion, share, other, rest)
         )
     return f"{title}\n" + format_table(("id", "seconds", "frames", "emotion", "", "next", ""), rows)

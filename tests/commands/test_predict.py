@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import struct
 import sys
@@ -10,18 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_clips import noise, write_clip
 from fake_networks import Brightness
 from PIL import Image
 
 from fer_lightning.__main__ import main
 from fer_lightning.commands import predict
+from fer_lightning.commands.clips import Names
 from fer_lightning.data.images import FORMAT_NAMES
+from fer_lightning.drawing import boxes, style
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import Stopped
-from fer_lightning.inference import photos
+from fer_lightning.inference import photos, video
 from fer_lightning.inference.classifier import Classifier
 from fer_lightning.inference.faces import Region
-from fer_lightning.inference.video import VideoWriter, opencv
+from fer_lightning.inference.opencv import opencv
+from fer_lightning.inference.video import VideoWriter
 from fer_lightning.models.checkpoint import InputSpec
 
 
@@ -78,7 +83,7 @@ def test_files_folders_patterns_and_stdin_keep_their_order(capsys, monkeypatch):
         "x2.png",
     ]
     assert results[4]["faces"][0]["emotion"] == "sad"
-    assert err == "note: b: skipped files that are not photos or were written by --save (1)\n"
+    assert err == "note: b: skipped files that are neither photos nor videos or were written by --save (1)\n"
 
 
 def test_failures_are_reported_and_the_rest_is_predicted(capsys):
@@ -121,11 +126,11 @@ def test_every_image_in_a_folder_is_a_photo(capsys, monkeypatch):
     assert all('reading HEIC needs pillow-heif: pip install -e ".[heic]", or convert' in line for line in lines)
 
 
-def test_a_folder_without_photos_names_the_formats(capsys):
+def test_a_folder_without_photos_and_videos_names_the_formats(capsys):
     Path("in").mkdir()
     Path("in/notes.txt").write_text("no photo")
     _, code, err = printed(capsys, "in")
-    assert (code, err) == (1, f"error: in: no photos in this folder ({FORMAT_NAMES})\n")
+    assert (code, err) == (1, f"error: in: no photos ({FORMAT_NAMES}) or videos in this folder\n")
 
 
 def test_a_jpeg_that_lacks_its_last_bytes_is_predicted_with_a_note(capsys):
@@ -263,7 +268,7 @@ def test_a_second_run_reports_replaced_pictures_and_skips_them_as_input(capsys):
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()[2:]] == ["in/a.png"]
     assert err == (
-        "note: in: skipped files that are not photos or were written by --save (1)\n"
+        "note: in: skipped files that are neither photos nor videos or were written by --save (1)\n"
         "pictures: in (replaced 1 from an earlier run)\n"
     )
 
@@ -316,10 +321,7 @@ def test_a_pipe_is_read_and_a_closed_stdin_is_an_error(capsys, monkeypatch):
 @pytest.mark.parametrize("arguments", [["v\udce9.mp4"], ["a$1_$2.mp4", "--save", "out\udce9"]])
 def test_a_video_path_that_is_not_utf_8(arguments, capsys):
     pytest.importorskip("cv2")
-    cv2 = opencv()  # before FFmpeg's first use, when it reads its log level from the environment
-    writer = cv2.VideoWriter("a$1_$2.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 10, (48, 48))
-    writer.write(np.zeros((48, 48, 3), np.uint8))
-    writer.release()
+    write_clip("a$1_$2.mp4", [frame(0)], size=(48, 48))
     os.link("a$1_$2.mp4", "v\udce9.mp4")
     results, code, _ = printed(capsys, *arguments, face("a.png"))
     assert code == 1
@@ -329,36 +331,214 @@ def test_a_video_path_that_is_not_utf_8(arguments, capsys):
     assert Path("out/a$1_$2.timeline.png").exists()
 
 
+def frame(shade, blue=0, size=(160, 120)):
+    return Image.new("RGB", size, (shade, shade, max(blue, shade)))
+
+
 def test_a_video_frame_by_frame(capfd, monkeypatch):
     pytest.importorskip("cv2")
-    cv2 = opencv()  # before FFmpeg's first use, when it reads its log level from the environment
     monkeypatch.setattr(
         photos,
         "find_faces",
         lambda photo, _: [] if photo.getpixel((2, 2))[2] > 200 else [Region((0, 0, 90, 90))],
     )
-    writer = cv2.VideoWriter("clip.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 10, (161, 121))
-    for blue, grey in [(0, 0)] * 4 + [(0, 130)] * 6 + [(255, 255)] * 2:
-        writer.write(
-            np.dstack([np.full((121, 161), max(blue, grey), np.uint8)] + [np.full((121, 161), grey, np.uint8)] * 2)
-        )
-    writer.release()
+    shades = [frame(0)] * 4 + [frame(130)] * 6 + [frame(255)] * 2
+    write_clip("clip.mp4", shades, size=(161, 121))
     Path("bad.mp4").write_bytes(b"no video")
     results, code, err = printed(capfd, "clip.mp4", "bad.mp4", "--save", "out")
     assert code == 1
     assert err == "error: bad.mp4: not a video that OpenCV can read\npictures: out\n"  # and nothing from OpenCV
     frames, bad = results[:-1], results[-1]
     assert bad["path"] == "bad.mp4"
-    assert [frame["seconds"] for frame in frames] == pytest.approx([number / 10 for number in range(12)], abs=0.002)
-    emotions = [[face["emotion"] for face in frame["faces"]] for frame in frames]
+    assert [entry["seconds"] for entry in frames] == pytest.approx([number / 10 for number in range(12)], abs=0.002)
+    emotions = [[face["emotion"] for face in entry["faces"]] for entry in frames]
     assert emotions == [["sad"]] * 4 + [["happy"]] * 6 + [[]] * 2
     assert sorted(path.name for path in Path("out").iterdir()) == ["clip.emotions.webm", "clip.timeline.png"]
-    capture = cv2.VideoCapture("out/clip.emotions.webm")
+    capture = opencv().VideoCapture("out/clip.emotions.webm")
     assert sum(capture.read()[0] for _ in range(20)) == 12
-    assert main(["predict", "clip.mp4"]) == 0
+    assert main(["predict", "clip.mp4", "--smooth", "0"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "clip.mp4: 12 frames in 1.1 s, faces in 10"
-    assert [line.split() for line in lines[3:]] == [["happy", "60%"], ["sad", "40%"]]
+    assert [line.split() for line in lines[1::2]] == [
+        ["id", "seconds", "frames", "emotion", "next"],
+        ["1", "0.0", "-", "0.9", "10", "happy", "60%", "sad", "40%"],
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+def test_smoothed_probabilities_stand_beside_the_frames_own(capsys):
+    pytest.importorskip("cv2")
+    write_clip("clip.mp4", [frame(0)] * 3 + [frame(255)] * 3)
+    face("a.png")
+    results, code, _ = printed(capsys, "clip.mp4", "a.png", "--no-detect", "--smooth", "0.2")
+    assert code == 0
+    *frames, (photo,) = (entry["faces"] for entry in results)
+    assert list(photo) == ["box", "emotion", "confidence", "probabilities"]
+    assert "seconds" not in results[-1]
+    faces = [detected for (detected,) in frames]
+    assert [detected["id"] for detected in faces] == [1] * 6
+    mean = faces[0]["probabilities"]
+    assert faces[0]["smoothed"] == mean
+    for detected in faces[1:]:
+        kept = math.exp(-0.1 / 0.2)
+        mean = {name: kept * mean[name] + (1 - kept) * value for name, value in detected["probabilities"].items()}
+        assert detected["smoothed"] == pytest.approx(mean, abs=1e-6)
+        assert detected["emotion"] == max(detected["probabilities"], key=detected["probabilities"].get)
+    assert main(["predict", "clip.mp4", "a.png", "--no-detect", "--smooth", "0.2", "--csv"]) == 0
+    *rows, last = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    for row, detected in zip(rows, faces, strict=True):
+        assert row["id"] == "1"
+        assert {name: float(row[name]) for name in EMOTIONS} == detected["probabilities"]
+        assert {name: float(row[f"smoothed_{name}"]) for name in EMOTIONS} == detected["smoothed"]
+    assert list(last)[-9:] == ["neutral", "id", *(f"smoothed_{name}" for name in EMOTIONS)][-9:]
+    assert [last["id"], last["smoothed_happy"], last["seconds"]] == ["", "", ""]
+
+
+def test_what_is_drawn_is_smoothed_and_numbered(monkeypatch):
+    pytest.importorskip("cv2")
+    write_clip("clip.mp4", [frame(0)] + [frame(255)] * 2)
+    drawn = []
+    monkeypatch.setattr(boxes, "annotate", lambda photo, faces: drawn.extend(faces) or photo)
+    assert main(["predict", "clip.mp4", "--no-detect", "--save", "out", "--smooth", "5"]) == 0
+    assert [(detected.id, detected.emotion) for detected in drawn] == [(1, "sad")] * 3
+
+
+def test_fps_looks_at_some_frames(capsys):
+    pytest.importorskip("cv2")
+    write_clip("clip.mp4", [frame(20 * number) for number in range(12)])
+    results, code, _ = printed(capsys, "clip.mp4", "--no-detect", "--fps", "5", "--save", "out")
+    assert code == 0
+    assert [entry["seconds"] for entry in results] == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    capture = opencv().VideoCapture("out/clip.emotions.webm")
+    assert capture.get(opencv().CAP_PROP_FPS) == 5
+    assert sum(capture.read()[0] for _ in range(20)) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--smooth", "-1"], "--smooth=-1: expected seconds, 0 or more, e.g. 0.5; 0 turns smoothing off."),
+        (["--smooth", "nan"], "--smooth=nan: expected seconds, 0 or more, e.g. 0.5; 0 turns smoothing off."),
+        (["--fps", "0"], "--fps=0: expected frames a second, more than 0, e.g. 5."),
+        (["--fps", "inf"], "--fps=inf: expected frames a second, more than 0, e.g. 5."),
+    ],
+)
+def test_impossible_settings_of_videos(arguments, message, capsys):
+    assert main(["predict", "clip.mp4", *arguments]) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_folder_holds_photos_and_videos(capsys):
+    pytest.importorskip("cv2")
+    face("in/c.png")
+    write_clip("in/b.MKV", [frame(0)])
+    os.rename(write_clip("clip.mp4", [frame(255)] * 2), "in/d.mp4")
+    face("in/a.jpg")
+    frames = [Image.new("RGB", (48, 48), (shade,) * 3) for shade in (0, 255)]
+    frames[0].save("in/e.gif", save_all=True, append_images=frames[1:], duration=500)
+    Path("in/script.ts").write_text("export {}")
+    Path("in/notes.txt").write_text("no photo")
+    for number in range(2):
+        results, code, err = printed(capsys, "in", "--save", "in", "--no-detect")
+        assert code == 0
+        paths = [entry["path"] for entry in results]
+        assert paths == ["in/a.jpg", "in/b.MKV", "in/c.png", "in/d.mp4", "in/d.mp4", "in/e.gif", "in/e.gif"]
+        # The first run writes two pictures, three videos and three timelines.
+        skipped = f"skipped files that are neither photos nor videos or were written by --save ({2 + 8 * number})"
+        replaced = " (replaced 5 from an earlier run)" * number
+        assert err == f"note: in: {skipped}\npictures: in{replaced}\n"
+    animation = [(entry["seconds"], entry["faces"][0]["emotion"]) for entry in results[-2:]]
+    assert animation == [(0, "sad"), (0.5, "happy")]
+    Path("clips").mkdir()
+    os.rename("in/d.mp4", "clips/d.mp4")
+    assert main(["predict", "clips", "--no-detect"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_transport_stream_is_read_if_it_is_named(capfd):
+    pytest.importorskip("cv2")
+    write_clip("clip.ts", [frame(0)] * 3)
+    capfd.readouterr()
+    results, code, err = printed(capfd, "clip.ts", "--no-detect")
+    assert ([entry["seconds"] for entry in results], code, err) == ([0, 0.1, 0.2], 0, "")
+
+
+def test_frames_before_the_end_of_a_cut_video_are_answered(capfd):
+    pytest.importorskip("cv2")
+    whole = write_clip("clip.avi", noise(20), "MJPG").read_bytes()
+    Path("clip.avi").write_bytes(whole[: len(whole) // 2])
+    results, code, err = printed(capfd, "clip.avi", face("a.png"), "--no-detect", "--save", "out")
+    *frames, damaged, photo = results
+    assert code == 1
+    assert all(entry["faces"] and entry["error"] is None for entry in [*frames, photo])
+    assert 5 < len(frames) < 15
+    assert damaged["faces"] == []
+    assert damaged["error"].startswith(f"damaged: after {(len(frames) - 1) / 10} s the file ends, ")
+    assert err == f"error: clip.avi: {damaged['error']}\npictures: out\n"
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "a.emotions.jpg",
+        "clip.emotions.webm",
+        "clip.timeline.png",
+    ]
+
+
+def test_an_unreachable_stream_and_camera_are_errors_without_passwords(capfd):
+    pytest.importorskip("cv2")
+    url = "rtsp://admin:secret@127.0.0.1:1/live"
+    assert main(["predict", url, "99", face("a.png"), "--save", "out"]) == 1
+    out, err = capfd.readouterr()
+    assert "a.png" in out
+    assert err.splitlines() == [
+        "error: rtsp://***@127.0.0.1:1/live: no stream can be read here: check the address and the password, and "
+        "that the sender is running",
+        "error: camera 99: no camera with this index",
+        "pictures: out",
+    ]
+
+
+def test_saved_files_of_a_stream_are_named_after_its_address():
+    names = Names(None)
+    assert names.stem("rtsp://***@10.0.0.7:554/live/1?x=2") == "10_0_0_7_554_live_1_x_2"
+    assert names.stem("http://10.0.0.7:554/live/1?x=2") == "10_0_0_7_554_live_1_x_2-2"
+
+
+def test_a_full_disk_keeps_the_predictions_of_videos(capfd, monkeypatch):
+    pytest.importorskip("cv2")
+    write_clip("clip.mp4", [frame(0), frame(255)])
+
+    def full(picture, path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(video, "is_finished_webm", lambda path: False)
+    monkeypatch.setattr(style, "write_png", full)
+    capfd.readouterr()
+    assert main(["predict", "clip.mp4", face("a.png"), "--no-detect", "--save", "out"]) == 1
+    out, err = capfd.readouterr()
+    assert out.splitlines()[2].startswith("a.png")
+    assert out.splitlines()[3] == "clip.mp4: 2 frames in 0.1 s, faces in 2"
+    assert err.splitlines() == [
+        "error: clip.mp4: out/clip.emotions.webm cannot be written: the disk may be full",
+        "error: clip.mp4: out/clip.timeline.png cannot be written: No space left on device",
+        "pictures: out",
+    ]
+    assert [path.name for path in Path("out").iterdir()] == ["a.emotions.jpg"]
+
+
+def test_frames_before_ctrl_c_are_printed_and_saved(capsys, monkeypatch):
+    pytest.importorskip("cv2")
+    write_clip("clip.mp4", [frame(0)] * 70)
+    read = video.Sampler.wants
+
+    def interrupted(sampler, seconds):
+        if seconds > 6.75:
+            raise Stopped(2)
+        return read(sampler, seconds)
+
+    monkeypatch.setattr(video.Sampler, "wants", interrupted)
+    monkeypatch.setattr(photos, "perf_counter", lambda: 0.0)
+    results, code, _ = printed(capsys, "clip.mp4", "--no-detect", "--save", "out")
+    assert (len(results), code) == (64, 130)  # a batch
+    assert sorted(path.name for path in Path("out").iterdir()) == ["clip.emotions.webm", "clip.timeline.png"]
 
 
 def test_a_missing_opencv_is_an_error(capsys, monkeypatch):

@@ -8,6 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fer_lightning import emotions
 from fer_lightning.drawing import faces as plots
 from fer_lightning.drawing.curves import (
     confusion_matrix,
@@ -15,9 +16,9 @@ from fer_lightning.drawing.curves import (
     precision_recall_curves,
     reliability_diagram,
     robustness_curves,
-    timeline,
 )
-from fer_lightning.drawing.style import INK, pixels, write_png
+from fer_lightning.drawing.style import INK, pixels, rgb_of, write_png
+from fer_lightning.drawing.timeline import Band, timeline
 from fer_lightning.emotions import EMOTIONS
 
 HAPPY, SAD, SURPRISE = (EMOTIONS.index(name) for name in ("happy", "sad", "surprise"))
@@ -240,15 +241,46 @@ def test_robustness_curves_show_strengths_and_a_dashed_clean_accuracy():
     np.testing.assert_array_equal(curve.get_ydata(), row["accuracy"])
 
 
-@pytest.mark.parametrize("faces", [[0, 1, 2], [4], []])
-def test_timeline_spans_the_whole_video(faces):
-    probabilities = np.full((6, 7), np.nan)
-    probabilities[faces] = 1 / 7
-    figure = timeline(np.arange(6) / 2, probabilities, "clip.mp4", EMOTIONS)
-    assert len(figure.axes) == len(EMOTIONS)
-    for axes in figure.axes:
-        assert axes.get_xlim() == (0, 2.5)
-        (line,) = axes.lines
-        np.testing.assert_array_equal(np.flatnonzero(~np.isnan(line.get_ydata())), faces)
-        assert line.get_marker() == "."  # makes a single frame visible
-    assert pixels(timeline(np.zeros(1), probabilities[:1], "one frame", EMOTIONS)).std() > 0
+def band(number, rows):
+    """Return a band of a grey face; a row is None where the person is absent."""
+    probabilities = [np.full(7, np.nan) if row is None else row for row in rows]
+    return Band(number, np.full((96, 96, 3), 90, np.uint8), np.array(probabilities))
+
+
+def shares(axes, column):
+    """Return how much of a column of a band each emotion takes, or None where it is empty."""
+    picture = axes.images[0].get_array()
+    rows = picture[:, int(column * picture.shape[1])]
+    taken = [(rows == rgb_of(colour)).all(axis=1).mean() for colour in emotions.colours(EMOTIONS)]
+    return taken if sum(taken) else None
+
+
+def test_a_timeline_divides_each_band_by_the_probabilities():
+    first = [sure(HAPPY, 0.7)] * 3 + [None] * 2 + [sure(SAD, 0.7)] * 5
+    second = [None] * 9 + [sure(SURPRISE, 1.0)]
+    figure = timeline(np.arange(10) / 2, [band(1, first), band(12, second)], "a$1_$2.mp4", EMOTIONS, left_out=1234)
+    upper, lower = (axes for axes in figure.axes if axes.get_xlim() == (0, 5))
+    for column, expected in ((0.01, first[0]), (0.29, first[0]), (0.31, None), (0.49, None), (0.51, first[-1])):
+        assert shares(upper, column) == (expected and pytest.approx(expected, abs=1 / 76))
+    assert shares(lower, 0.89) is None
+    assert shares(lower, 0.999) == pytest.approx(second[-1])
+    assert [text.get_text() for text in upper.texts] == ["happy", "sad"]
+    assert upper.texts[0].get_position() == (pytest.approx(0.75), pytest.approx(0.05 * HAPPY + 0.35))
+    texts = [text.get_text() for text in figure.texts]
+    assert {"1", "12", "a$1_$2.mp4", "height: probability; 1,234 more ids, seen in fewer frames"} <= set(texts)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(EMOTIONS)
+    assert pixels(figure).shape[1] == 1200
+
+
+def test_frames_in_the_same_column_of_a_timeline_are_averaged():
+    rows = [sure(HAPPY, 1.0), sure(SAD, 1.0)] * 5000
+    axes, _ = timeline(np.arange(10_000) / 30, [band(1, rows)], "clip.mp4", EMOTIONS).axes
+    half = [0.5 * (index in (HAPPY, SAD)) for index in range(7)]
+    assert shares(axes, 0.5) == pytest.approx(half, abs=0.1)
+
+
+def test_a_timeline_of_one_frame_or_without_a_face():
+    axes, _ = timeline(np.zeros(1), [band(1, [sure(HAPPY, 1.0)])], "clip.mp4", EMOTIONS).axes
+    assert shares(axes, 0.5)[HAPPY] == 1
+    (axes,) = timeline(np.zeros(1), [], "clip.mp4", EMOTIONS).axes
+    assert [text.get_text() for text in axes.texts] == ["no face"]
