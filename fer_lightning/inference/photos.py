@@ -23,6 +23,10 @@ MAX_CROP_SIDE = 96
 TRUNCATED_NOTE = "the JPEG lacks its last bytes; the missing end was filled, as browsers do"
 TURNED_NOTE = "it lies on its side or upside down; its faces were turned upright"
 _ON_ITS_SIDE_DEG = 60  # turn above which the photo, not the head, is taken to be turned
+# The 99th percentile of a face's grey levels below which it is brightened, and to what. 1% of FER-2013's images are
+# darker, so the networks know little of such faces; results/photos/limits.json has the effect on portraits.
+_DARK_PEAK = 128
+_BRIGHTENED_PEAK = 200
 _PATIENCE_SECONDS = 1.0  # how long a photo waits for its batch to fill, so that an interruption loses little
 _BATCH_PIXELS = 64_000_000  # pixels of photos held while waiting for their batch: 192 MB
 
@@ -123,9 +127,10 @@ def _predict_batch(
 
 
 def crop_face(photo: Image.Image, region: Region) -> npt.NDArray[np.uint8]:
-    """Crop a face for the network, turned upright: uint8 (FACE_SIZE, FACE_SIZE), grey.
+    """Crop a face for the network, turned upright, brightened if it is dark: uint8 (FACE_SIZE, FACE_SIZE), grey.
 
-    What lies outside the photo after turning takes the colour of the nearest edge.
+    What lies outside the photo after turning takes the colour of the nearest edge. If the region is the whole
+    photo, its grey levels stay as they are, as in training.
     """
     x, y, width, height = region.box
     if region.turn_deg == 0:
@@ -138,4 +143,8 @@ def crop_face(photo: Image.Image, region: Region) -> npt.NDArray[np.uint8]:
         wide = Image.fromarray(np.pad(np.asarray(photo.crop(inner).convert("L")), padding, "edge"))
         wide = wide.rotate(-region.turn_deg, Image.Resampling.BILINEAR)
         face = wide.crop((margin, margin, margin + width, margin + height))
-    return np.asarray(face.resize((FACE_SIZE, FACE_SIZE), Image.Resampling.BILINEAR))
+    pixels = np.asarray(face.resize((FACE_SIZE, FACE_SIZE), Image.Resampling.BILINEAR))
+    is_whole = region.box == (0, 0, *photo.size)
+    if not is_whole and (peak := float(np.quantile(pixels, 0.99))) < _DARK_PEAK:
+        pixels = np.minimum(np.round(pixels * (_BRIGHTENED_PEAK / max(peak, 1.0))), 255).astype(np.uint8)
+    return pixels

@@ -128,6 +128,23 @@ def test_a_face_is_turned_upright(quarters):
     np.testing.assert_array_equal(crop_face(photo, Region((60, 70, 48, 48), 90.0 * quarters)), face)
 
 
+def test_a_dark_face_is_brightened():
+    face = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+    region = Region((8, 4, 48, 48))
+
+    def cropped(pixels):
+        photo = Image.new("L", (64, 64), 255)
+        photo.paste(Image.fromarray(pixels), (8, 4))
+        return crop_face(photo, region)
+
+    np.testing.assert_array_equal(cropped(face // 2 + 4), face // 2 + 4)  # up to 131
+    dark = face // 8
+    np.testing.assert_array_equal(cropped(dark), np.round(dark * (200 / np.quantile(dark, 0.99))))
+    assert (cropped(0 * face) == 0).all()
+    # An image of one cropped face is passed on as it is.
+    np.testing.assert_array_equal(crop_face(Image.fromarray(dark), Region((0, 0, 48, 48))), dark)
+
+
 def test_a_face_turned_at_the_edge_has_no_black_corners():
     photo = Image.new("L", (100, 100), 200)
     for turn_deg in (-45, 45, 170):
