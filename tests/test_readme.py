@@ -264,3 +264,38 @@ def test_the_table_of_gpu_trainings_repeats_its_files():
             f"{private['accuracy_leak_free']:.2%}",
             f"{private['accuracy_strict']:.2%}",
         ]
+
+
+def test_the_tables_of_photos_repeat_their_files():
+    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    section = " ".join(page.partition("\n## Photos\n")[2].partition("\n## ")[0].split())
+    crops, detectors, limits = (result(f"results/photos/{name}.json") for name in ("crops", "detectors", "limits"))
+
+    def accuracies(entry, *kinds):
+        cells = [", ".join(f"{entry[kind][name]:.1%}" for kind in kinds) for name in ("best", "tiny")]
+        return " | ".join(cells)
+
+    upright = crops["tilts"]["0"]
+    both = upright["found_by_both"]
+    expected = [
+        f"found by both, n = {both['n']}: the images themselves | {accuracies(both, 'original')} |",
+        f"the same: dlib's squares | {accuracies(both, 'dlib')} |",
+        f"the same: YuNet's squares | {accuracies(both, 'yunet')} |",
+        f"found by dlib: {upright['found']['dlib']} of 1,000; by YuNet: {upright['found']['yunet']} |",
+        f"{detectors['n_photos']} photos, of which {detectors['n_photos_with_a_face']} show a face",
+        f"YuNet finds {detectors['faces']['yunet']} faces in all, dlib {detectors['faces']['dlib']}",
+        f"{detectors['turned_back']['90']} are turned back",
+        f"{detectors['turned_back']['180']} when they are upside down",
+        f"{limits['n_portraits']} portraits",
+    ]
+    assert detectors["turned_back"]["90"] == detectors["turned_back"]["270"]
+    assert detectors["turned_though_upright"] == 0
+    for tilt, entry in crops["tilts"].items():
+        cells = accuracies(entry["found_by_yunet"], "yunet", "yunet_not_turned")
+        expected.append(f"| {tilt}{' degrees' * (tilt == '0')} | {entry['found']['yunet']}")
+        expected.append(f"| {cells} |")
+    for change in ("exposure", "face_pixels", "turn_deg"):
+        for value, shares in limits[change].items():
+            cells = [f"{shares[name]:.0%}" for name in ("found", "same_best", "same_tiny")]
+            expected.append(f"{value} | {' | '.join(cells)} |")
+    assert [row for row in expected if row not in section] == []
