@@ -20,7 +20,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from fer_lightning.emotions import colours
 from fer_lightning.errors import UserError
@@ -191,23 +191,23 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
-        content, url = self._receive(), urlsplit(self.path)
+        content, path = self._receive(), self.path.partition("?")[0]
         if content is None:
             return
-        if url.path in self.documents:
-            self._send(HTTPStatus.OK, *self.documents[url.path])
+        if path in self.documents:
+            self._send(HTTPStatus.OK, *self.documents[path])
         else:
-            self._refuse(HTTPStatus.NOT_FOUND, f"{url.path}: unknown page. The demo is at /.")
+            self._refuse(HTTPStatus.NOT_FOUND, f"{path}: unknown page. The demo is at /.")
 
     def do_POST(self) -> None:
-        content, url = self._receive(), urlsplit(self.path)
+        content, (path, _, query) = self._receive(), self.path.partition("?")
         if content is None:
             return
-        if url.path != "/predict":
-            self._refuse(HTTPStatus.NOT_FOUND, f"{url.path}: unknown address. Images are accepted at /predict.")
+        if path != "/predict":
+            self._refuse(HTTPStatus.NOT_FOUND, f"{path}: unknown address. Images are accepted at /predict.")
             return
         try:
-            result = self.server.submit(content, _frame_of(url.query)).result()
+            result = self.server.submit(content, _frame_of(query)).result()
         except UserError as error:
             self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         except CancelledError:
