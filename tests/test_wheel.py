@@ -62,7 +62,8 @@ def test_every_folder_of_the_package_is_in_the_wheel(installed):
     assert set(listed) == rooms | {"fer_lightning.conf", "hydra_plugins"}
     files = {path.relative_to(ROOT / "conf") for path in ROOT.glob("conf/**/*.yaml")}
     assert {path.relative_to(installed / "fer_lightning/conf") for path in installed.glob("**/*.yaml")} == files
-    for name in ("py.typed", "data/kaggle_rows.npz", "weights/best.pt", "weights/tiny.json", "inference/demo.html"):
+    read = ("data/kaggle_rows.npz", "weights/best.pt", "weights/tiny.json", "inference/demo.html")
+    for name in ("py.typed", *read, "inference/demo_schema.json"):
         assert (installed / "fer_lightning" / name).is_file()
     assert {path.name for path in installed.iterdir()} - {"bin"} <= {
         "fer_lightning",

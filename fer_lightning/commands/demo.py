@@ -1,7 +1,8 @@
 """Serve a local web page that predicts emotions in a photo or a camera stream.
 
-The page can be reached only from this machine. No image leaves the machine or is stored. Needs
-pip install -e ".[photo]".
+The page can be reached only from this machine; from another one, forward the port: ssh -L 8000:localhost:8000 HOST.
+No image leaves the machine or is stored. Needs pip install -e ".[photo]". Programs can use it, too: `curl
+--data-binary @photo.jpg http://localhost:8000/predict` returns JSON with the schema of /schema.json.
 """
 
 import argparse
@@ -23,13 +24,14 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
     import webbrowser
 
+    from fer_lightning.commands.clips import SMOOTH_SECONDS
     from fer_lightning.inference.demo import server
     from fer_lightning.inference.detector import require_detector
     from fer_lightning.models.tta import check_tta
 
     check_tta(args.tta)
     require_detector()
-    with server(load_network(args), args.port, args.tta) as page_server:
+    with server(load_network(args), args.port, args.tta, SMOOTH_SECONDS) as page_server:
         address = "http://{}:{}/".format(*page_server.server_address[:2])
         print(f"Serving on {address} (press Ctrl-C to stop).", flush=True)
         if args.open:

@@ -1,9 +1,12 @@
-"""The demo's server: the page, its predictions, and the refusal of requests from other sites."""
+"""The demo's server: the page, its predictions, videos, and the refusal of requests from other sites."""
 
 import io
 import json
+import math
 import re
 import socket
+from http.client import HTTPConnection
+from importlib import resources
 from threading import Event, Thread
 
 import pytest
@@ -27,32 +30,57 @@ class Bright(nn.Module):
 
 
 CLF = Classifier(Bright(), InputSpec(48, 0.0, 1.0), "cpu")
+SCHEMA = json.loads(resources.files("fer_lightning.inference").joinpath("demo_schema.json").read_text())
 
 
 @pytest.fixture
 def serving():
-    with demo.server(CLF, 0) as server:
+    with demo.server(CLF, 0, smooth_seconds=0.5) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
         yield server
+        server.shutdown()
+        thread.join()
 
 
-def send(server, request, body=b"", host=None, **headers):
-    """Return the status, headers and body of the server's response, without a network connection."""
-    lines = [f"{request} HTTP/1.0", f"Host: {host or f'127.0.0.1:{server.server_port}'}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.sendall("\r\n".join([*lines, "", ""]).encode() + body)
-        ours.shutdown(socket.SHUT_WR)
-        server.RequestHandlerClass(theirs, ("127.0.0.1", 1), server)
-        theirs.close()
-        response = b"".join(iter(lambda: ours.recv(65536), b""))
-    head, _, content = response.partition(b"\r\n\r\n")
-    return int(head.split()[1]), head.decode(), content
+@pytest.fixture
+def connection(serving):
+    connection = HTTPConnection("127.0.0.1", serving.server_port, timeout=60)
+    yield connection
+    connection.close()
 
 
-def photo(shade=255):
+def send(connection, request, body=None, **headers):
+    """Return the status and the content of an answer, and check that it is JSON with the schema."""
+    connection.request(*request.split(), body, {name.replace("_", "-"): text for name, text in headers.items()})
+    response = connection.getresponse()
+    result = json.loads(response.read())
+    check(result, SCHEMA)
+    return response.status, result
+
+
+def check(value, schema, where="answer"):
+    """Check a value against the parts of JSON schema that demo_schema.json uses."""
+    known = {"$schema", "title", "description", "type", "anyOf", "required", "properties", "additionalProperties"}
+    assert schema.keys() <= known | {"items", "minItems", "maxItems"}
+    types = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+    if "type" in schema:
+        assert isinstance(value, types[schema["type"]]), where
+    if isinstance(value, dict):
+        assert any(value.keys() >= set(one.get("required", ())) for one in schema.get("anyOf", [schema])), where
+        for name, inner in value.items():
+            inner_schema = schema.get("properties", {}).get(name, schema["additionalProperties"])
+            assert inner_schema is not False, f"{where}.{name}"
+            check(inner, inner_schema, f"{where}.{name}")
+    if isinstance(value, list):
+        assert schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf), where
+        for inner in value:
+            check(inner, schema["items"], f"{where}[]")
+
+
+def photo(shade=255, size=(60, 48)):
     file = io.BytesIO()
-    Image.new("RGB", (60, 48), (shade,) * 3).save(file, "PNG")
+    Image.new("RGB", size, (shade,) * 3).save(file, "PNG")
     return file.getvalue()
 
 
@@ -64,73 +92,227 @@ def test_the_server_listens_on_localhost_only(serving):
         demo.server(CLF, 70000)
 
 
-def test_the_page_loads_nothing_from_other_hosts(serving):
-    status, head, page = send(serving, "GET /")
-    assert status == 200
-    assert "default-src 'none'" in head
+def test_the_page_loads_nothing_from_other_hosts(connection):
+    connection.request("GET", "/?x")
+    response = connection.getresponse()
+    page = response.read()
+    assert response.status == 200
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'none';")
     assert b"__COLOURS__" not in page
+    assert b"__MAX_BYTES__" not in page
     assert re.findall(rb"https?://", page) == []
 
 
-def test_a_photo_gets_its_faces(serving):
-    body = photo()
-    status, head, content = send(serving, "POST /predict", body, Content_Length=len(body))
-    assert status == 200
-    assert "no-store" in head
-    result = json.loads(content)
+def test_the_schema_is_served(connection):
+    connection.request("GET", "/schema.json")
+    response = connection.getresponse()
+    assert response.headers["Content-Type"] == "application/schema+json"
+    assert json.loads(response.read()) == SCHEMA
+
+
+def test_a_photo_gets_its_faces(connection):
+    connection.request("POST", "/predict", photo())
+    response = connection.getresponse()
+    assert response.status == 200
+    assert response.headers["Cache-Control"] == "no-store"
+    result = json.loads(response.read())
+    check(result, SCHEMA)
     assert (result["width"], result["height"]) == (60, 48)
     (face,) = result["faces"]
+    assert list(face) == ["box", "emotion", "confidence", "probabilities"]
     assert (face["box"], face["emotion"]) == ([0, 0, 60, 48], "happy")
     assert face["confidence"] == face["probabilities"]["happy"] > 0.9
 
 
-def test_invalid_requests_get_an_error(serving):
-    status, _, content = send(serving, "POST /predict", b"hello", Content_Length=5)
-    assert (status, list(json.loads(content))) == (422, ["error"])
-    assert send(serving, "POST /predict")[0] == 411
-    assert send(serving, "POST /predict", Content_Length=10**9)[0] == 413
-    assert send(serving, "POST /predict", Content_Length="9" * 5000)[0] == 411
-    assert send(serving, "POST /else", Content_Length=0)[0] == 404
-    assert send(serving, "GET /else")[0] == 404
+def test_a_photo_is_tried_in_quarter_turns_but_a_frame_is_not(connection, monkeypatch):
+    tried = []
+
+    def predict_stream(self, photos, tta, batch_size, try_turns):
+        tried.append(try_turns)
+        return [(*photos[0], [])]
+
+    monkeypatch.setattr(Classifier, "predict_stream", predict_stream)
+    for query in ("", "?video=a&seconds=0"):
+        assert send(connection, f"POST /predict{query}", photo()) == (200, {"width": 60, "height": 48, "faces": []})
+    assert tried == [True, False]
 
 
-def test_other_sites_are_refused(serving, monkeypatch):
+def test_the_faces_of_a_video_keep_their_ids_and_are_smoothed(connection):
+    def face(video, seconds, shade, size=(60, 48)):
+        _, result = send(connection, f"POST /predict?video={video}&seconds={seconds}", photo(shade, size))
+        (face,) = result["faces"]
+        return face["id"], face["probabilities"]["happy"], face["smoothed"]["happy"]
+
+    id_0, bright, smoothed_0 = face("a", 10, 255)
+    id_1, dark, smoothed_1 = face("a", 10.25, 0)
+    assert (id_0, id_1) == (1, 1)
+    assert smoothed_0 == bright
+    kept = math.exp(-0.25 / 0.5)
+    assert smoothed_1 == pytest.approx(kept * bright + (1 - kept) * dark)
+    assert face("a", 10.5, 0, (20, 20))[0] == 2  # another size is another person
+    assert face("b", 0, 0) == (1, dark, dark)  # videos are independent, and so are their clocks
+
+
+def test_the_videos_used_last_are_followed(connection):
+    def id_of(video, seconds, size=(60, 48)):
+        _, result = send(connection, f"POST /predict?video={video}&seconds={seconds}", photo(size=size))
+        return result["faces"][0]["id"]
+
+    assert [id_of(0, 1), id_of(0, 2, (20, 20))] == [1, 2]
+    assert [id_of(1, 1), id_of(1, 2, (20, 20))] == [1, 2]
+    assert [id_of(video, 1) for video in range(2, demo.MOST_VIDEOS)] == [1] * 14
+    assert id_of(0, 3, (20, 20)) == 2  # now 1 is the one used longest ago
+    assert id_of("new", 1) == 1
+    assert id_of(0, 4, (20, 20)) == 2
+    assert id_of(1, 0, (20, 20)) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("video=a&second=1", r"second=1: unknown parameter\. Use video=ID&seconds=T"),
+        ("video=a", r"video=a: expected each of video and seconds once\. Use video=ID"),
+        ("seconds=1", r"seconds=1: expected each of video and seconds once"),
+        ("video=a&video=b&seconds=1", "video=a&video=b&seconds=1: expected each"),
+        ("video=&seconds=1", "video=: expected 1 to 64 characters, got 0"),
+        (f"video={'a' * 65}&seconds=1", "got 65"),
+        ("video=a&seconds=now", "seconds=now: expected a finite number"),
+        ("video=a&seconds=nan", "seconds=nan: expected a finite number"),
+        ("video=a&seconds=1e999", "seconds=1e999: expected a finite number"),
+        ("video=a&seconds=1.5", r"seconds=1\.5: the frame before was at 2\. Send frames in order"),
+    ],
+)
+def test_wrong_parameters_are_refused(connection, query, error):
+    send(connection, "POST /predict?video=a&seconds=2", photo())
+    status, result = send(connection, f"POST /predict?{query}", photo())
+    assert status == 422
+    assert re.match(f".*{error}", result["error"])
+    assert send(connection, "POST /predict?video=a&seconds=2", photo())[0] == 200  # the same time is in order
+
+
+def test_a_connection_survives_refused_requests(connection):
+    refused = [
+        ("POST /predict", b"hello", {}, 422),
+        ("POST /else", photo(), {}, 404),
+        ("GET /else", None, {}, 404),
+        ("GET /else", b"GET / HTTP/1.1\r\n\r\n", {}, 404),  # the content is not taken for a request
+        ("POST /predict", photo(), {"Origin": "http://evil.example"}, 403),
+    ]
+    send(connection, "POST /predict", photo())
+    first = connection.sock
+    for request, body, headers, status in refused:
+        assert send(connection, request, body, **headers)[0] == status
+        assert send(connection, "POST /predict", photo())[0] == 200
+        assert connection.sock is first
+
+
+def test_lengths_are_checked(connection, monkeypatch):
+    lengths = ({"Content-Length": text} for text in ("-1", "1e3", "²", "9" * 5000))
+    for headers in ({}, {"Transfer-Encoding": "chunked", "Content-Length": "0"}, *lengths):
+        connection.putrequest("POST", "/predict")
+        for name, text in headers.items():
+            connection.putheader(name, text.encode())
+        connection.endheaders()
+        response = connection.getresponse()
+        assert (response.status, response.headers["Connection"]) == (411, "close")
+        check(json.loads(response.read()), SCHEMA)
+    monkeypatch.setattr(demo, "_MAX_BYTES", 1_000_000)
+    status, result = send(connection, "POST /predict", bytes(1_000_001))
+    assert (status, result["error"]) == (413, "The image is larger than 1 MB. Shrink it.")
+    assert send(connection, "POST /predict", photo())[0] == 200
+
+
+def test_unknown_methods_are_refused_as_json(connection):
+    assert send(connection, "PUT /predict", photo()) == (501, {"error": "Unsupported method ('PUT')"})
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1:65535", "[::1]:8000", "LOCALHOST:80"])
+def test_any_port_of_localhost_passes(connection, host):
+    """A forwarded port differs from the server's own."""
+    assert send(connection, "POST /predict", photo(), Host=host, Origin=f"http://{host}")[0] == 200
+    assert send(connection, "POST /predict", photo(), Host=host, Origin=f"https://{host}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "localhost.evil.example:8000"},
+        {"Host": "evil.example:127.0.0.1"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "127.0.0.2:8000"},
+        {"Host": "user@localhost:8000"},
+        {"Host": ""},
+        {"Origin": "https://evil.example"},
+        {"Origin": "http://localhost.evil.example"},
+        {"Origin": "http://evil.example/localhost"},
+        {"Origin": "http://evil.example://localhost"},
+        {"Origin": "null"},
+        {"Origin": "localhost:8000"},
+        {"Origin": ""},
+    ],
+    ids=str,
+)
+def test_other_sites_are_refused(connection, monkeypatch, headers):
     monkeypatch.setattr(Classifier, "predict_stream", lambda *args, **options: pytest.fail("it was processed"))
-    body = photo()
-    port = serving.server_port
-    for headers in ({"host": f"evil.example:{port}"}, {"Origin": "https://evil.example"}, {"Origin": "null"}):
-        assert send(serving, "POST /predict", body, Content_Length=len(body), **headers)[0] == 403
-        assert send(serving, "GET /", **headers)[0] == 403
-    assert send(serving, "GET /", host=f"localhost:{port}", Origin=f"http://localhost:{port}")[0] == 200
+    for request, body in (("POST /predict", photo()), ("GET /", None), ("GET /schema.json", None)):
+        status, result = send(connection, request, body, **headers)
+        assert status == 403
+        assert result["error"].endswith("only localhost may use the demo. Forward its port.")
 
 
-def test_an_aborted_upload_is_not_processed(serving, monkeypatch, capsys):
+def test_an_aborted_upload_is_not_processed(serving, monkeypatch, capfd):
     monkeypatch.setattr(Classifier, "predict_stream", lambda *args, **options: pytest.fail("it was processed"))
-    with pytest.raises(IndexError):  # there is no response
-        send(serving, "POST /predict", b"half", Content_Length=8)
-    assert capsys.readouterr() == ("", "")
+    with socket.create_connection(serving.server_address) as aborted:
+        aborted.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8\r\n\r\nhalf")
+        aborted.shutdown(socket.SHUT_WR)
+        assert aborted.recv(65536) == b""
+    assert capfd.readouterr() == ("", "")
 
 
-def test_closing_waits_for_a_running_prediction(monkeypatch):
+def test_a_bug_shows_its_traceback_in_the_terminal(serving, capfd, monkeypatch):
+    monkeypatch.setattr(Classifier, "predict_stream", lambda *args, **options: 1 / 0)
+    with socket.create_connection(serving.server_address) as client:
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(photo())}\r\n\r\n"
+        client.sendall(head.encode() + photo())
+        # The traceback is written before the connection is closed.
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert answer.endswith(b'{"error": "fer-lightning demo failed; its terminal shows why."}')
+    assert "ZeroDivisionError: division by zero" in capfd.readouterr().err
+
+
+def test_closing_waits_for_a_running_prediction_and_cancels_the_others(monkeypatch):
     """A process that exits during a prediction would be aborted."""
     started, proceed, order = Event(), Event(), []
 
-    def slow(*args, **options):
+    def slow(self, photos, **options):
         started.set()
         proceed.wait()
         order.append("predicted")
-        return iter([(None, Image.new("RGB", (2, 2)), [])])
+        return [(*photos[0], [])]
 
     monkeypatch.setattr(Classifier, "predict_stream", slow)
-    server = demo.server(Classifier(Bright(), InputSpec(48, 0.0, 1.0), "cpu"), 0)
-    body = photo()
-    client = Thread(target=send, args=(server, "POST /predict", body), kwargs={"Content_Length": len(body)})
-    closing = Thread(target=lambda: (server.server_close(), order.append("closed")))
-    client.start()
+    server = demo.server(CLF, 0)
+    running = server.submit(photo(), None)
     assert started.wait(30)
+    waiting = server.submit(photo(), None)
+    closing = Thread(target=lambda: (server.server_close(), order.append("closed")))
     closing.start()
     closing.join(0.1)
     proceed.set()
     closing.join(30)
-    client.join(30)
     assert order == ["predicted", "closed"]
+    assert running.result()["faces"] == []
+    assert waiting.cancelled()
+    assert server.submit(photo(), None).cancelled()
+
+
+def test_a_request_to_a_closed_server_is_told_so(serving, connection):
+    connection.request("GET", "/")
+    connection.getresponse().read()
+    serving.server_close()  # the connection stays open
+    assert send(connection, "POST /predict", photo()) == (
+        503,
+        {"error": "fer-lightning demo was stopped. Start it again."},
+    )
