@@ -4,7 +4,8 @@ import io
 import struct
 import warnings
 import zlib
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -84,15 +85,22 @@ def decode(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
         ImageError: the file cannot be read, is not an image or is damaged, or has more than 178 million pixels or
             32 bits per pixel.
     """
+    with image_errors():
+        if isinstance(file, Image.Image):
+            return _to_display(file)
+        # Opened here, because older versions of Pillow resolve /dev/fd/N to a path that does not exist.
+        with Path(file).open("rb") if isinstance(file, str | Path) else nullcontext(file) as stream:
+            return _decode(stream if stream.seekable() else io.BytesIO(stream.read()))
+
+
+@contextmanager
+def image_errors() -> Iterator[None]:
+    """Turn the exceptions that Pillow raises for unreadable, damaged and oversized images into ImageError."""
     try:
         with warnings.catch_warnings():
             # Pillow warns up to twice its limit, which a large photo may reach; beyond that it raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if isinstance(file, Image.Image):
-                return _to_display(file)
-            # Opened here, because older versions of Pillow resolve /dev/fd/N to a path that does not exist.
-            with Path(file).open("rb") if isinstance(file, str | Path) else nullcontext(file) as stream:
-                return _decode(stream if stream.seekable() else io.BytesIO(stream.read()))
+            yield
     except Image.DecompressionBombError as error:
         raise ImageError("oversized image", "too large: more than 178 million pixels") from error
     except OSError as error:

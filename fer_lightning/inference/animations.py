@@ -1,15 +1,11 @@
 """Read animated GIF, WebP, PNG and AVIF images as clips."""
 
-import struct
-import warnings
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 
-from fer_lightning.data.images import FORMATS, decode
+from fer_lightning.data.images import FORMATS, decode, image_errors
 from fer_lightning.errors import UserError
 from fer_lightning.inference.video import Sampler
 
@@ -38,7 +34,7 @@ class Animation:
     def __init__(self, path: str, fps: float | None = None) -> None:
         self.fps = min(fps or _FPS, _FPS)
         self._sampler = Sampler(fps)
-        with _reporting():
+        with image_errors():
             self._image = Image.open(path, formats=_FORMATS)
             # A PNG may begin with a still image for viewers that show no animations.
             self._first = int(getattr(self._image, "default_image", False))
@@ -53,7 +49,7 @@ class Animation:
         seconds = 0.0
         with self._image as image:
             for number in range(self._first, self._first + (self.frames or 0)):
-                with _reporting():
+                with image_errors():
                     image.seek(number)
                 frame = decode(image)
                 milliseconds = image.info.get("duration") or 0  # known once the frame has been decoded
@@ -70,25 +66,7 @@ def is_animation(path: str) -> bool:
     if not Path(path).is_file():
         return False
     try:
-        with _reporting(), Image.open(path, formats=_FORMATS) as image:
+        with image_errors(), Image.open(path, formats=_FORMATS) as image:
             return bool(getattr(image, "is_animated", False))
     except UserError:
         return False  # reading it as a photo reports the cause
-
-
-@contextmanager
-def _reporting() -> Iterator[None]:
-    """Turn the exceptions that Pillow raises for damaged or oversized images into a UserError, as `decode` does."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            yield
-    except Image.DecompressionBombError as error:
-        raise UserError("too large: more than 178 million pixels") from error
-    except OSError as error:
-        raise UserError(error.strerror or f"damaged: {error}") from error
-    except (
-        *(SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error),
-        *(ArithmeticError, MemoryError, RuntimeError),
-    ) as error:
-        raise UserError(f"damaged: {error}") from error
