@@ -1,6 +1,7 @@
 """The half of ``fer-lightning predict`` that is for clips: videos, animations, cameras and streams."""
 
 import argparse
+import os
 import re
 import sys
 from collections import Counter
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from fer_lightning.inference.results import Frames, Result
     from fer_lightning.inference.video import Video, VideoWriter
 
-SAVED = ".emotions"  # between the name and the suffix of the files that --save writes
-TIMELINE = ".timeline.png"  # after the name of a clip, the figure that --save writes
+# The ends of the names of the files that --save writes, which are not read as input: photos, videos and timelines.
+WRITTEN = PHOTO, VIDEO, TIMELINE = ".emotions.jpg", ".emotions.webm", ".timeline.png"
 
 # Default of --smooth: the prediction for a face that keeps still flickers from frame to frame, while expressions
 # shorter than half a second count as micro-expressions (Yan et al. 2013, "How Fast are the Leaked Facial
@@ -31,26 +32,39 @@ SMOOTH_SECONDS = 0.5
 
 _THUMBNAIL_SIDE = 96  # px
 _MOST_BANDS = 12  # of a timeline: a figure of more no longer fits a screen
+_MOST_THUMBNAILS = 200  # of 27 KB each
 
 
 class Names:
-    """Names of the files that --save writes: unique, and never the name of an input."""
+    """Names of the files that --save writes: unique, and never the name of an input.
 
-    def __init__(self, folder: Path | None) -> None:
+    Args:
+        folder: where --save writes, if anywhere.
+        sources: the inputs.
+    """
+
+    def __init__(self, folder: Path | None, sources: Iterable[str | int]) -> None:
         self.folder = folder
         self.replaced = 0  # number of files from an earlier run that are overwritten
+        self._inputs = {os.path.realpath(source) for source in sources if isinstance(source, str)}
         self._taken: set[str] = set()
 
     def stem(self, path: str) -> str:
         """Return the name, without its suffix, for what is drawn from an input."""
+        name = "stdin" if path == "-" else Path(path).stem
         if "://" in path:
-            return unique_name(re.sub(r"\W+", "_", path.partition("://")[2]).strip("_")[:100], self._taken)
-        return unique_name("stdin" if path == "-" else Path(path).stem, self._taken)
+            name = re.sub(r"\W+", "_", path.partition("://")[2]).strip("_")[:100]
+        stem = unique_name(name, self._taken)
+        while self.folder and any(
+            os.path.realpath(self.folder / f"{stem}{end}") in self._inputs for end in WRITTEN
+        ):
+            stem = unique_name(name, self._taken)
+        return stem
 
-    def saved_path(self, folder: Path, stem: str, suffix: str) -> Path:
-        """Return the path of the image or video to write, and count it if it replaces a file."""
-        path = folder / f"{stem}{SAVED}{suffix}"
-        self.replaced += path.exists()
+    def saved_path(self, folder: Path, stem: str, end: str) -> Path:
+        """Return the path of a file to write, whose name ends in one of WRITTEN; count it if it replaces a file."""
+        path = folder / f"{stem}{end}"
+        self.replaced += path.is_file()
         return path
 
 
@@ -82,7 +96,7 @@ def predict_clip(
     stem = names.stem(path)
     try:
         clip = _open(source, args.fps)
-        writer = VideoWriter(names.saved_path(names.folder, stem, ".webm"), clip.fps) if names.folder else None
+        writer = VideoWriter(names.saved_path(names.folder, stem, VIDEO), clip.fps) if names.folder else None
     except UserError as error:
         results.append(Result(path, error=str(error)))
         return
@@ -97,12 +111,13 @@ def predict_clip(
     except UserError as error:
         failures.append(str(error))
     finally:
-        if clip.note:
-            print(f"note: {printable(path)}: {clip.note}", file=sys.stderr)
+        for note in filter(None, (clip.note, writer and writer.note)):
+            print(f"note: {printable(path)}: {note}", file=sys.stderr)
         if writer and writer.failure:
             failures.append(writer.failure)
         if names.folder and len(frames):
-            failures += _save_timeline(names.folder / f"{stem}{TIMELINE}", frames, clf.classes, thumbnails)
+            timeline = names.saved_path(names.folder, stem, TIMELINE)
+            failures += _save_timeline(timeline, frames, clf.classes, thumbnails)
         results.extend(Result(path, error=failure) for failure in failures)
 
 
@@ -125,6 +140,7 @@ def _predict_frames(
 
     follower = Follower(args.smooth)
     areas: dict[int, int] = {}
+    n_frames: Counter[int] = Counter()
     for seconds, frame, detected in clf.predict_stream(read, not args.no_detect, args.tta, batch_size, False):
         faces = follower.update(seconds, detected)
         frames.append(seconds, faces)
@@ -133,10 +149,17 @@ def _predict_frames(
         writer.write(seconds, annotate(frame, [face.steady for face in faces]))
         for face in faces:
             x, y, width, height = face.box
-            if face.id is not None and width * height > areas.get(face.id, 0):
+            if face.id is None:
+                continue
+            n_frames[face.id] += 1
+            if width * height > areas.get(face.id, 0):
                 areas[face.id] = width * height
                 crop = frame.crop((x, y, x + width, y + height))
                 thumbnails[face.id] = crop.resize((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+        if len(thumbnails) > _MOST_THUMBNAILS:  # of a crowd; an id that is seen again gets a new one
+            kept = {number for number, _ in n_frames.most_common(_MOST_THUMBNAILS // 2)}
+            for number in thumbnails.keys() - kept:
+                del thumbnails[number], areas[number]
 
 
 def _open(source: str | int, fps: float | None) -> "Video | Animation":

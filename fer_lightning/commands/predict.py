@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 
 from fer_lightning.commands import add_network_arguments, add_tta_argument, load_network
 from fer_lightning.commands.clips import (
-    SAVED,
+    PHOTO,
     SMOOTH_SECONDS,
-    TIMELINE,
+    WRITTEN,
     Names,
     is_clip,
     predict_clip,
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
     from fer_lightning.inference.classifier import Classifier
 
-# The ends of the names of the files that --save writes, which are not read as input.
-_WRITTEN = (f"{SAVED}.jpg", f"{SAVED}.webm", TIMELINE)
 _PATH_WIDTH = 30  # width of the first column, so that the table fits 80 columns
 
 
@@ -76,8 +74,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fps",
         type=float,
         metavar="F",
-        help="in videos, look at F frames a second and skip the others; the video that --save writes then has F "
-        "frames a second (default: all frames)",
+        help="in videos, look at F frames a second and skip the others, also in the video that --save writes "
+        "(default: all frames)",
     )
 
 
@@ -92,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--fps={args.fps:g}: expected frames a second, more than 0, e.g. 5.")
     clf = load_network(args)
     results: list[Result | Frames] = []
-    names = Names(args.save)
     sources = list(_find_sources(args.paths, results))
+    names = Names(args.save, sources)
     if args.save:
         try:
             args.save.mkdir(parents=True, exist_ok=True)
@@ -111,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _find_sources(paths: Iterable[str], results: list[Result | Frames]) -> Iterator[str | int]:
     """Yield paths, URLs, "-" and camera indices; append an error to `results` for paths that do not exist."""
-    from fer_lightning.inference.video import is_stream
+    from fer_lightning.inference.video import is_stream, without_secrets
 
     for path in paths:
         if path == "-" or is_stream(path) or (os.path.exists(path) and not os.path.isdir(path)):
@@ -120,6 +118,8 @@ def _find_sources(paths: Iterable[str], results: list[Result | Frames]) -> Itera
             yield from _files_in(Path(path), results)
         elif path.isdecimal():
             yield int(path)
+        elif "://" in path:
+            results.append(Result(without_secrets(path), error="unknown kind of address: use rtsp:// or http://"))
         elif matches := [file for file in sorted(glob.glob(path, recursive=True)) if os.path.isfile(file)]:
             yield from matches
         else:
@@ -140,7 +140,7 @@ def _files_in(folder: Path, results: list[Result | Frames]) -> Iterator[str]:
     taken = [
         str(file)
         for file in files
-        if file.suffix.lower() in IMAGE_SUFFIXES | SUFFIXES and not file.name.endswith(_WRITTEN)
+        if file.suffix.lower() in IMAGE_SUFFIXES | SUFFIXES and not file.name.endswith(WRITTEN)
     ]
     if not taken:
         results.append(Result(str(folder), error=f"no photos ({FORMAT_NAMES}) or videos in this folder"))
@@ -178,8 +178,7 @@ def _predict_photos(
             try:
                 photo = read_photo(_read_stdin() if path == "-" else path)
             except UserError as error:
-                hint = "; a video needs a suffix such as .mp4, .mov or .mkv" * str(error).startswith("not an image")
-                result.error = f"{error}{hint}"
+                result.error = f"{error}{_hint(path) * str(error).startswith('not an image')}"
             else:
                 yield result, photo
 
@@ -187,13 +186,22 @@ def _predict_photos(
         if names.folder:
             jpeg = io.BytesIO()
             annotate(photo, faces).save(jpeg, "JPEG", quality=92)
-            path = names.saved_path(names.folder, names.stem(result.path), ".jpg")
+            path = names.saved_path(names.folder, names.stem(result.path), PHOTO)
             try:
                 write_atomically(path, jpeg.getvalue())
             except OSError as error:  # keep predicting: the printed results need no file
                 result.error = f"{path} cannot be written: {error.strerror}"
         result.note = note_about(photo, (face.turn_deg for face in faces))
         result.faces = faces
+
+
+def _hint(path: str) -> str:
+    """Return what to do about a file that is not an image."""
+    from fer_lightning.data.images import IMAGE_SUFFIXES
+
+    if path == "-":
+        return "; stdin takes one photo"
+    return "" if Path(path).suffix.lower() in IMAGE_SUFFIXES else "; a video needs a suffix such as .mp4 or .mkv"
 
 
 def _read_stdin() -> io.BytesIO:

@@ -22,7 +22,7 @@ FACE_SIZE = 48  # FER-2013's: no network here was trained on sharper faces
 MAX_CROP_SIDE = 96
 TRUNCATED_NOTE = "the JPEG lacks its last bytes; the missing end was filled, as browsers do"
 TURNED_NOTE = "it lies on its side or upside down; its faces were turned upright"
-_ON_ITS_SIDE_DEG = 60  # turn above which the photo, not the head, is taken to be turned
+_ON_ITS_SIDE_DEG = 50  # turn above which the photo, not the head, is taken to be turned
 # The 99th percentile of a face's grey levels below which it is brightened, and to what. 1% of FER-2013's images are
 # darker, so the networks know little of such faces; results/photos/limits.json has the effect on portraits.
 _DARK_PEAK = 128

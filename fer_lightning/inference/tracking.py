@@ -1,7 +1,7 @@
 """Follow faces from frame to frame and smooth their probabilities in time. Needs neither OpenCV nor torch."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fer_lightning.inference.faces import Box, DetectedFace
@@ -36,6 +36,11 @@ class Tracker:
         self._tracks: list[_Track] = []
         self._ids = 0
         self._previous = -math.inf  # time of the frame before
+
+    @property
+    def known(self) -> set[int]:
+        """The ids that may still be given to a face."""
+        return {track.id for track in self._tracks}
 
     def update(self, seconds: float, boxes: Sequence[Box]) -> list[int]:
         """Return the ids of the N boxes of a frame.
@@ -98,6 +103,10 @@ class Smoother:
         self._means[face_id] = seconds, mean
         return mean
 
+    def keep(self, face_ids: Collection[int]) -> None:
+        """Forget all faces but these."""
+        self._means = {face_id: mean for face_id, mean in self._means.items() if face_id in face_ids}
+
 
 class Follower:
     """Gives the faces of a video their ids and smoothed probabilities.
@@ -120,6 +129,7 @@ class Follower:
         """
         faces = list(faces)
         ids = self._tracker.update(seconds, [face.box for face in faces])
+        self._smoother.keep(self._tracker.known)
         return [
             replace(face, id=number, smoothed=self._smoother.update(seconds, number, face.probabilities))
             for number, face in zip(ids, faces, strict=True)

@@ -35,11 +35,14 @@ SUFFIXES = frozenset(
 AMBIGUOUS_SUFFIXES = frozenset((".ts",))
 
 _STREAM = re.compile(r"(?:https?|rtmps?|rtsps?|rtp|srt|udp)://", re.IGNORECASE)
-# User and password: up to the last @ before the path, or up to the next @ if the password has an unescaped slash.
-_USER = re.compile(r"(?<=://)(?:[^/?#]*|[^/?#:]*:(?!\d+[/?#])[^@]*)@")
-_SECRET = re.compile(r"(?<=[?&])([^=&#]*(?:pass|pwd|token|key|secret|auth|sig)[^=&#]*=)[^&#]*", re.IGNORECASE)
+# User and password: up to the last @, because passwords may have an unescaped slash. Hiding too much does no harm.
+_USER = re.compile(r"(?<=://).*@", re.DOTALL)
+_SECRET = re.compile(
+    r"(?<=[?&;#/_])([^=&;#/_]*(?:pass|pwd|token|key|secret|auth|sig)[^=&;#/_]*=)[^&;#/]*", re.IGNORECASE
+)
 
 _LIVE_FPS = 15  # of videos written from a camera, which is read only as fast as the network predicts
+_MOST_STILL_SECONDS = 10  # for which a written video shows one frame
 _TIMEOUT_MILLISECONDS = 8_000  # of a stream: a camera may take seconds to its first frame; FFmpeg's own are 30 s
 
 
@@ -159,17 +162,33 @@ def _open(cv2: ModuleType, source: str | Path | int) -> Any:
         UserError: it cannot be opened.
     """
     if isinstance(source, int):
-        capture, cause = cv2.VideoCapture(source), "no camera with this index"
+        cause = "no camera with this index"
+        if source >= 2**31:
+            raise UserError(cause)
+        capture = cv2.VideoCapture(source)
     elif is_stream(str(source)):
         limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
         options = [value for limit in limits for value in (limit, _TIMEOUT_MILLISECONDS)]
         capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, options)
         cause = "no stream can be read here: check the address and the password, and that the sender is running"
     else:
+        _check_file(Path(source))
         capture, cause = cv2.VideoCapture(str(source)), "not a video that OpenCV can read"
     if not capture.isOpened():
         raise UserError(cause)
     return capture
+
+
+def _check_file(path: Path) -> None:
+    """Raise UserError with the cause if the path is no file, is empty or was cut."""
+    try:
+        if not path.is_file():
+            path.stat()
+            raise UserError("not a file: save the video to one first")
+        if path.stat().st_size == 0:
+            raise UserError("the file is empty")
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from error
 
 
 class VideoWriter:
@@ -179,9 +198,11 @@ class VideoWriter:
 
     Args:
         path: path of the video, ending in .webm.
-        fps: frames per second, at least 1. Frames are repeated or dropped so that each appears at its own time.
+        fps: frames per second, at least 1. Frames are repeated or dropped so that each appears at its own time, but
+            none is shown for more than 10 seconds: times may jump by hours.
 
     Attributes:
+        note: what the user should know about the video, if anything.
         failure: why the video cannot be written, if so, at the latest when the context has exited. Not raised,
             because predicting can go on, and because Ctrl-C may be on its way already.
     """
@@ -191,12 +212,18 @@ class VideoWriter:
         self.path = path
         self.fps = max(fps, 1.0)  # FFmpeg's clock needs a rate that is not too small
         self._cv2 = opencv()
-        self._folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
-        self._unfinished = Path(self._folder.name) / path.name
         self._writer: Any = None
         self._written = 0
+        self._left_out = 0  # frames by which pauses were shortened
         self._last: Pixels | None = None
+        self.note: str | None = None
         self.failure: str | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            self._folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".video.")
+            self._unfinished = Path(self._folder.name) / "unfinished.webm"
+        except OSError as error:
+            self.failure = f"{path} cannot be written: {error.strerror}"
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -208,6 +235,8 @@ class VideoWriter:
             seconds: time since the first frame.
             frame: image; one of another size than the first is resized, since a stream may change its resolution.
         """
+        if self.failure:
+            return
         if self._last is not None and frame.size != self._last.shape[1::-1]:
             frame = frame.resize(self._last.shape[1::-1])
         bgr: Pixels = np.ascontiguousarray(np.asarray(frame)[:, :, ::-1])
@@ -218,9 +247,12 @@ class VideoWriter:
             if not self._writer.isOpened():
                 cause = "the disk may be full, or this build of OpenCV lacks the VP8 encoder"
                 self.failure = f"{self.path} cannot be written: {cause}"
-        if self.failure:
-            return
-        due = round(seconds * self.fps)
+                return
+        due = round(seconds * self.fps) - self._left_out
+        if (excess := due - self._written - round(_MOST_STILL_SECONDS * self.fps)) > 0 and self._written:
+            self._left_out += excess
+            due -= excess
+            self.note = f"in {self.path}, pauses of more than {_MOST_STILL_SECONDS} s are shortened"
         while self._last is not None and self._written < due:  # show the previous frame until this one is due
             self._writer.write(self._last)
             self._written += 1
@@ -232,13 +264,18 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._folder is None:
+            return
         with self._folder:
             if self._writer is not None:
                 self._writer.release()
-            if self._written and is_finished_webm(self._unfinished):
-                os.replace(self._unfinished, self.path)
-            elif self._written:  # OpenCV does not report it when a write fails
-                self.failure = f"{self.path} cannot be written: the disk may be full"
+            try:
+                if self._written and is_finished_webm(self._unfinished):
+                    os.replace(self._unfinished, self.path)
+                elif self._written:  # OpenCV does not report it when a write fails
+                    self.failure = f"{self.path} cannot be written: the disk may be full"
+            except OSError as error:
+                self.failure = f"{self.path} cannot be written: {error.strerror}"
 
 
 def _check_name(source: str | Path | int) -> None:
@@ -246,7 +283,7 @@ def _check_name(source: str | Path | int) -> None:
     try:
         str(source).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the path {source} is not valid UTF-8, which OpenCV needs: rename it") from error
+        raise UserError("the path is not valid UTF-8, which OpenCV needs: rename it") from error
 
 
 @contextmanager

@@ -445,7 +445,7 @@ def test_a_folder_holds_photos_and_videos(capsys):
         assert paths == ["in/a.jpg", "in/b.MKV", "in/c.png", "in/d.mp4", "in/d.mp4", "in/e.gif", "in/e.gif"]
         # The first run writes two pictures, three videos and three timelines.
         skipped = f"skipped files that are neither photos nor videos or were written by --save ({2 + 8 * number})"
-        replaced = " (replaced 5 from an earlier run)" * number
+        replaced = " (replaced 8 from an earlier run)" * number
         assert err == f"note: in: {skipped}\npictures: in{replaced}\n"
     animation = [(entry["seconds"], entry["faces"][0]["emotion"]) for entry in results[-2:]]
     assert animation == [(0, "sad"), (0.5, "happy")]
@@ -496,8 +496,81 @@ def test_an_unreachable_stream_and_camera_are_errors_without_passwords(capfd):
     ]
 
 
+def test_inputs_are_never_overwritten(capsys):
+    pytest.importorskip("cv2")
+    Path("own").mkdir()
+    inputs = [face("own/a.jpg"), face("own/a.emotions.jpg", 0), write_clip("own/b.avi", [frame(0)] * 2)]
+    inputs.append(face("own/b.timeline.png", 0))
+    before = [Path(path).read_bytes() for path in inputs]
+    assert main(["predict", *map(str, inputs), "--no-detect", "--save", "own"]) == 0
+    assert [Path(path).read_bytes() for path in inputs] == before
+    written = {path.name for path in Path("own").iterdir()} - {Path(path).name for path in inputs}
+    assert written == {
+        "a-2.emotions.jpg",
+        "a.emotions.emotions.jpg",
+        "b-2.emotions.webm",
+        "b-2.timeline.png",
+        "b.timeline.emotions.jpg",
+    }
+
+
+def test_a_video_whose_copy_cannot_be_written_is_still_predicted(capfd):
+    pytest.importorskip("cv2")
+    clip = write_clip("clip.avi", [frame(255)] * 2)
+    Path("out/clip.emotions.webm").mkdir(parents=True)
+    results, code, err = printed(capfd, str(clip), face("a.png"), "--no-detect", "--save", "out")
+    assert code == 1
+    assert [entry["path"] for entry in results if entry["faces"]] == ["clip.avi", "clip.avi", "a.png"]
+    assert err.splitlines()[0] == "error: clip.avi: out/clip.emotions.webm cannot be written: Is a directory"
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "a.emotions.jpg",
+        "clip.emotions.webm",
+        "clip.timeline.png",
+    ]
+
+
+def test_what_is_no_video_is_named(capfd):
+    pytest.importorskip("cv2")
+    os.mkfifo("pipe.mp4")
+    Path("empty.mp4").touch()
+    Path("broken.mp4").symlink_to("nowhere.mp4")
+    Path("folder").mkdir()
+    os.rename("broken.mp4", "folder/broken.mp4")
+    Path("zero.gif").touch()
+    arguments = ("pipe.mp4", "empty.mp4", "folder", "99999999999", "ftp://bob:secret@host/x.mp4", "zero.gif")
+    results, code, err = printed(capfd, *arguments)
+    assert code == 1
+    assert sorted((entry["path"], entry["error"]) for entry in results) == [
+        ("camera 99999999999", "no camera with this index"),
+        ("empty.mp4", "the file is empty"),
+        ("folder/broken.mp4", "No such file or directory"),
+        ("ftp://***@host/x.mp4", "unknown kind of address: use rtsp:// or http://"),
+        ("pipe.mp4", "not a file: save the video to one first"),
+        ("zero.gif", f"not an image of type {FORMAT_NAMES}"),
+    ]
+    assert "secret" not in err
+
+
+def test_long_pauses_are_shortened_in_the_saved_video(capfd):
+    pytest.importorskip("cv2")
+    frames = [Image.new("RGB", (64, 48), (shade,) * 3) for shade in (0, 120, 255)]
+    frames[0].save("slow.gif", save_all=True, append_images=frames[1:], duration=[60_000, 500, 500])
+    results, code, err = printed(capfd, "slow.gif", "--no-detect", "--save", "out")
+    assert (code, [entry["seconds"] for entry in results]) == (0, [0, 60, 60.5])
+    assert (
+        err == "note: slow.gif: in out/slow.emotions.webm, pauses of more than 10 s are shortened\npictures: out\n"
+    )
+    capture = opencv().VideoCapture("out/slow.emotions.webm")
+    n_frames = 0
+    while capture.grab():
+        n_frames += 1
+    assert (
+        n_frames == 1 + 10 * 50 + 1 + 24 + 1
+    )  # at 50 frames a second: 10 s after the first frame, 0.5 s after the second
+
+
 def test_saved_files_of_a_stream_are_named_after_its_address():
-    names = Names(None)
+    names = Names(None, [])
     assert names.stem("rtsp://***@10.0.0.7:554/live/1?x=2") == "10_0_0_7_554_live_1_x_2"
     assert names.stem("http://10.0.0.7:554/live/1?x=2") == "10_0_0_7_554_live_1_x_2-2"
 

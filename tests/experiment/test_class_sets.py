@@ -76,7 +76,8 @@ def test_eight_classes_are_trained_drawn_exported_and_predicted(
     capsys.readouterr()
     assert command(["predict", "eight/anger/0.png", "--ckpt", ckpt, "--csv", "--save", "out"]) == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header.endswith(",".join(classes))
+    smoothed = [f"smoothed_{name}" for name in classes]
+    assert header.endswith(",".join(["confidence", *classes, "id", *smoothed]))
     assert len(row.split(",")) == len(header.split(","))
     assert command(["explain", "eight/anger/0.png", "--ckpt", ckpt, "--emotion", "contempt"]) == 0
     assert command(["export", "--ckpt", ckpt, "--format", "pt2"]) == 0

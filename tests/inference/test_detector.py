@@ -124,6 +124,14 @@ def test_boxes_stay_inside_the_photo():
 
 
 @needs_detector
+@pytest.mark.parametrize("size", [(500, 1), (1, 500), (97, 20), (30, 97), (10_000, 200)])
+def test_narrow_photos_have_no_invented_faces(size):
+    assert find_faces(Image.new("RGB", size, (120, 130, 110))) == []
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    assert find_faces(Image.fromarray(noise)) == []
+
+
+@needs_detector
 def test_threads_do_not_disturb_each_other(capfd):
     photos = [GRACE.resize((320 + 8 * number, 375)) for number in range(24)]
     expected = [find_faces(photo) for photo in photos]

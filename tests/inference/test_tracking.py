@@ -94,3 +94,15 @@ def test_a_followed_face_keeps_its_own_probabilities():
     assert list(face.to_json()) == ["box", "emotion", "confidence", "probabilities", "id", "smoothed"]
     assert list(first.to_json()) == ["box", "emotion", "confidence", "probabilities"]
     assert first.steady is first
+
+
+def test_faces_that_are_lost_are_forgotten():
+    tracker, smoother = Tracker(gap_seconds=1.0), Smoother(1000.0)
+    for number in range(50):
+        seconds = 2.0 * number
+        for face_id in tracker.update(seconds, [(400 * (number % 2), 0, 50, 50)]):
+            smoother.update(seconds, face_id, {"happy": 1.0, "sad": 0.0})
+        smoother.keep(tracker.known)
+    assert len(tracker.known) <= 2
+    # The mean of an id that was forgotten starts anew.
+    assert smoother.update(100.0, 1, {"happy": 0.0, "sad": 1.0}) == {"happy": 0.0, "sad": 1.0}

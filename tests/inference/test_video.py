@@ -233,7 +233,10 @@ def test_an_oversized_animation_is_an_error(monkeypatch):
         ("rtsp://admin:secret@10.0.0.7/live", "rtsp://***@10.0.0.7/live"),
         ("rtsp://admin:p@ss:w@rd@10.0.0.7/live", "rtsp://***@10.0.0.7/live"),
         ("rtsp://admin:a/b?c@10.0.0.7/live", "rtsp://***@10.0.0.7/live"),
-        ("http://cam:8080/@home/a.mp4", "http://cam:8080/@home/a.mp4"),
+        ("rtsp://admin:12/34@10.0.0.7:9/x", "rtsp://***@10.0.0.7:9/x"),
+        ("http://admin:p@ss/w#rd@10.0.0.7/x", "http://***@10.0.0.7/x"),
+        ("http://cam/user=a_password=b_c_channel=1", "http://cam/user=a_password=***"),
+        ("http://cam/x;pwd=b#token=c", "http://cam/x;pwd=***#token=***"),
         (
             "http://cam/mjpg?user=a&pwd=b&fps=5&authToken=c#d",
             "http://cam/mjpg?user=a&pwd=***&fps=5&authToken=***#d",
