@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from fer_lightning.inference.animations import Animation
     from fer_lightning.inference.classifier import Classifier
+    from fer_lightning.inference.faces import DetectedFace
     from fer_lightning.inference.results import Frames, Result
     from fer_lightning.inference.video import Video, VideoWriter
 
@@ -102,12 +103,11 @@ def predict_clip(
         return
     frames = Frames(path, clf.classes)
     results.append(frames)
-    thumbnails: dict[int, Image.Image] = {}
+    thumbnails = _Thumbnails()
     failures: list[str] = []
     try:
         with writer or nullcontext():
-            read = progress(clip, clip.frames, "frame", printable(path))
-            _predict_frames(args, clf, read, 1 if clip.is_live else 64, frames, writer, thumbnails)
+            _predict_frames(args, clf, clip, frames, writer, thumbnails)
     except UserError as error:
         failures.append(str(error))
     finally:
@@ -117,49 +117,59 @@ def predict_clip(
             failures.append(writer.failure)
         if names.folder and len(frames):
             timeline = names.saved_path(names.folder, stem, TIMELINE)
-            failures += _save_timeline(timeline, frames, clf.classes, thumbnails)
+            failures += _save_timeline(timeline, frames, clf.classes, thumbnails.pictures)
         results.extend(Result(path, error=failure) for failure in failures)
 
 
 def _predict_frames(
     args: argparse.Namespace,
     clf: "Classifier",
-    read: "Iterable[tuple[float, Image.Image]]",
-    batch_size: int,
+    clip: "Video | Animation",
     frames: "Frames",
     writer: "VideoWriter | None",
-    thumbnails: "dict[int, Image.Image]",
+    thumbnails: "_Thumbnails",
 ) -> None:
-    """Predict the frames of a clip, append their results to `frames`, and write those that are to be saved.
-
-    If there is a writer, `thumbnails` is updated with the largest face of each id so far: small pictures, because
-    frames would fill the memory.
-    """
+    """Predict the frames of a clip, append their results to `frames`, and write those that are to be saved."""
     from fer_lightning.drawing.boxes import annotate
     from fer_lightning.inference.tracking import Follower
 
     follower = Follower(args.smooth)
-    areas: dict[int, int] = {}
-    n_frames: Counter[int] = Counter()
+    read = progress(clip, clip.frames, "frame", printable(frames.path))
+    batch_size = 1 if clip.is_live else 64
     for seconds, frame, detected in clf.predict_stream(read, not args.no_detect, args.tta, batch_size, False):
         faces = follower.update(seconds, detected)
         frames.append(seconds, faces)
-        if not writer:
-            continue
-        writer.write(seconds, annotate(frame, [face.steady for face in faces]))
+        if writer:
+            writer.write(seconds, annotate(frame, [face.steady for face in faces]))
+            thumbnails.update(frame, faces)
+
+
+class _Thumbnails:
+    """A picture of the largest face of each id so far; of a crowd, only of the ids seen in most frames.
+
+    Small pictures, because frames would fill the memory.
+    """
+
+    def __init__(self) -> None:
+        self.pictures: dict[int, Image.Image] = {}
+        self._areas: dict[int, int] = {}
+        self._n_frames: Counter[int] = Counter()
+
+    def update(self, frame: "Image.Image", faces: "Iterable[DetectedFace]") -> None:
+        """Add the faces of a frame."""
         for face in faces:
-            x, y, width, height = face.box
             if face.id is None:
                 continue
-            n_frames[face.id] += 1
-            if width * height > areas.get(face.id, 0):
-                areas[face.id] = width * height
+            x, y, width, height = face.box
+            self._n_frames[face.id] += 1
+            if width * height > self._areas.get(face.id, 0):
+                self._areas[face.id] = width * height
                 crop = frame.crop((x, y, x + width, y + height))
-                thumbnails[face.id] = crop.resize((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-        if len(thumbnails) > _MOST_THUMBNAILS:  # of a crowd; an id that is seen again gets a new one
-            kept = {number for number, _ in n_frames.most_common(_MOST_THUMBNAILS // 2)}
-            for number in thumbnails.keys() - kept:
-                del thumbnails[number], areas[number]
+                self.pictures[face.id] = crop.resize((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+        if len(self.pictures) > _MOST_THUMBNAILS:  # an id that is seen again gets a new one
+            kept = {number for number, _ in self._n_frames.most_common(_MOST_THUMBNAILS // 2)}
+            for number in self.pictures.keys() - kept:
+                del self.pictures[number], self._areas[number]
 
 
 def _open(source: str | int, fps: float | None) -> "Video | Animation":

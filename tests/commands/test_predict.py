@@ -16,7 +16,7 @@ from fake_networks import Brightness
 from PIL import Image
 
 from fer_lightning.__main__ import main
-from fer_lightning.commands import predict
+from fer_lightning.commands import clips, predict
 from fer_lightning.commands.clips import Names
 from fer_lightning.data.images import FORMAT_NAMES
 from fer_lightning.drawing import boxes, style
@@ -24,7 +24,7 @@ from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import Stopped
 from fer_lightning.inference import photos, video
 from fer_lightning.inference.classifier import Classifier
-from fer_lightning.inference.faces import Region
+from fer_lightning.inference.faces import DetectedFace, Region
 from fer_lightning.inference.opencv import opencv
 from fer_lightning.inference.video import VideoWriter
 from fer_lightning.models.checkpoint import InputSpec
@@ -619,3 +619,22 @@ def test_a_missing_opencv_is_an_error(capsys, monkeypatch):
     Path("clip.mp4").write_bytes(b"no video")
     assert main(["predict", "clip.mp4"]) == 1
     assert 'pip install -e ".[photo]"' in capsys.readouterr().err
+
+
+def test_thumbnails_of_a_crowd_are_limited(monkeypatch):
+    monkeypatch.setattr(clips, "_MOST_THUMBNAILS", 4)
+    thumbnails = clips._Thumbnails()
+    picture = Image.new("RGB", (64, 48))
+
+    def seen(*numbers):
+        thumbnails.update(picture, [DetectedFace((0, 0, 20 + n, 20 + n), {"happy": 1.0}, id=n) for n in numbers])
+
+    seen(1, 2)
+    seen(1, 2)
+    for number in range(3, 20):
+        seen(number)
+    assert set(thumbnails.pictures) >= {1, 2}
+    assert len(thumbnails.pictures) <= 4
+    for _ in range(3):
+        seen(5)
+    assert 5 in thumbnails.pictures  # although it had been dropped
