@@ -94,40 +94,45 @@ def find_faces(photo: Image.Image, try_turns: bool = True) -> list[Region]:
     Raises:
         UserError: the detector is not installed.
     """
-    quarters, upright = 0, photo
-    found = _detect(photo, _FIRST_SIDE)
+    quarters, found = 0, _detect(photo, _FIRST_SIDE)
     if try_turns and (score := _best_score(found)) < _UPRIGHT_SCORE:
-        turned = {n: _detect(_turn(photo, n), _FIRST_SIDE) for n in (1, 2, 3)}
+        turned = {n: _detect(photo, _FIRST_SIDE, n) for n in (1, 2, 3)}
         best = max(turned, key=lambda n: _best_score(turned[n]))
         if _best_score(turned[best]) >= max(_MIN_SCORE, score + _TURN_MARGIN):
-            quarters, upright, found = best, _turn(photo, best), turned[best]
+            quarters, found = best, turned[best]
     small = _SMALL * max(1.0, max(photo.size) / _FIRST_SIDE)
     faces = found[found[:, -1] >= _MIN_SCORE]
     if max(photo.size) > _FIRST_SIDE and (len(faces) == 0 or found[:, 3].min() < small):
-        closer = _detect(upright, _SECOND_SIDE)
+        closer = _detect(photo, _SECOND_SIDE, quarters)
         closer = closer[(closer[:, -1] >= _MIN_SCORE) & (closer[:, 3] < small)]
         faces = np.concatenate([faces, *(face[None] for face in closer if not _contains(faces, face).any())])
+    turned_size = photo.size if quarters % 2 == 0 else photo.size[::-1]
     return sorted(
-        Region(_turn_back(_square(face, upright.size), photo.size, quarters), _upright_turn(face, quarters))
+        Region(_turn_back(_square(face, turned_size), photo.size, quarters), _upright_turn(face, quarters))
         for face in faces
     )
 
 
-def _turn(photo: Image.Image, quarters: int) -> Image.Image:
-    """Return a photo after 0 to 3 quarter turns clockwise."""
-    return photo.rotate(-90 * quarters, expand=True)  # Pillow does not resample at quarter turns
+def _detect(photo: Image.Image, side: int, quarters: int = 0) -> Detections:
+    """Run the detector on a photo.
 
+    Args:
+        photo: image of any mode, which is shrunk so that no side exceeds `side`.
+        side: in pixels.
+        quarters: number of quarter turns clockwise, from 0 to 3, after which it is searched.
 
-def _detect(photo: Image.Image, side: int) -> Detections:
-    """Run the detector on the photo, shrunk so that no side exceeds `side`; return boxes in pixels of the photo."""
+    Returns:
+        The faces, in pixels of the turned photo in its own size.
+    """
     scale = min(1.0, side / max(photo.size))
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-    small = np.asarray(photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0).convert("RGB"))
-    padding = [(0, max(0, _MIN_SIDE - length)) for length in small.shape[:2]]
-    small = np.pad(small[:, :, ::-1], (*padding, (0, 0)))
+    small = photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0).convert("RGB")
+    pixels = np.asarray(small.rotate(-90 * quarters, expand=True))  # Pillow does not resample at quarter turns
+    padding = [(0, max(0, _MIN_SIDE - length)) for length in pixels.shape[:2]]
+    pixels = np.pad(pixels[:, :, ::-1], (*padding, (0, 0)))
     detector = _detector()
-    detector.setInputSize(small.shape[1::-1])
-    _, found = detector.detect(np.ascontiguousarray(small))
+    detector.setInputSize(pixels.shape[1::-1])
+    _, found = detector.detect(np.ascontiguousarray(pixels))
     if found is None:
         return np.zeros((0, 15), np.float32)
     found[:, :14] /= scale
