@@ -6,7 +6,7 @@ from itertools import chain
 from PIL import Image, ImageDraw, ImageFont
 
 from fer_lightning.emotions import colours
-from fer_lightning.inference.faces import Box, DetectedFace
+from fer_lightning.inference.faces import Box, DetectedFace, overlap
 
 _LEGIBLE = 384  # px; minimum longer side at which labels fit
 
@@ -68,7 +68,7 @@ def _label(
     left = max(0, min(x, size[0] - width))
     places = (y - height, y + face_height, y, y + face_height - height)
     inside = [place for place in places if 0 <= place <= size[1] - height] or [0]
-    free = [place for place in inside if not any(_overlap((left, place, width, height), box) for box in taken)]
+    free = [place for place in inside if not any(overlap((left, place, width, height), box) for box in taken)]
     place = next(chain(free, inside))
     canvas.rectangle((left, place, left + width - 1, place + height - 1), fill="black")
     swatch_box = (left + pad, place + pad, left + pad + swatch - 1, place + pad + swatch - 1)
@@ -80,7 +80,3 @@ def _label(
 def _colour(face: DetectedFace) -> str:
     classes = list(face.probabilities)
     return colours(classes)[classes.index(face.emotion)]
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]

@@ -6,6 +6,14 @@ from typing import Any, NamedTuple
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the photo, turned according to its EXIF
 
 
+def overlap(a: Box, b: Box) -> float:
+    """Return the intersection over union of two boxes: 0 if they do not overlap, 1 if they are equal."""
+    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    both = max(across, 0) * max(down, 0)
+    return both / (a[2] * a[3] + b[2] * b[3] - both)
+
+
 class Region(NamedTuple):
     """Where a face is in a photo.
 

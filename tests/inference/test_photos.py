@@ -12,12 +12,12 @@ from PIL import Image
 
 from fer_lightning.data.images import is_truncated
 from fer_lightning.drawing import boxes
-from fer_lightning.drawing.boxes import _label, _overlap, annotate
+from fer_lightning.drawing.boxes import _label, annotate
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.inference import photos
 from fer_lightning.inference.classifier import Classifier
-from fer_lightning.inference.faces import DetectedFace, Region
+from fer_lightning.inference.faces import DetectedFace, Region, overlap
 from fer_lightning.inference.photos import FACE_SIZE, crop_face, read_photo
 from fer_lightning.models.checkpoint import InputSpec
 
@@ -211,15 +211,15 @@ def test_box_and_label_are_visible_on_any_background(background):
     assert label.max() > 700
 
 
-def test_labels_of_neighbouring_faces_do_not_overlap(monkeypatch):
+def test_labels_of_neighbouring_faces_do_notoverlap(monkeypatch):
     places = []
     label = _label
     monkeypatch.setattr(boxes, "_label", lambda *args: places.append(label(*args)) or places[-1])
     annotate(Image.new("RGB", (400, 300)), [face_in(box=(100, 100, 60, 60)), face_in(box=(130, 100, 60, 60))])
     annotate(Image.new("RGB", (400, 300)), [face_in(box=(0, 0, 400, 300))])
     first, second, inside = places
-    assert not _overlap(first, second)
-    assert _overlap(inside, (0, 0, 400, 300))
+    assert not overlap(first, second)
+    assert overlap(inside, (0, 0, 400, 300))
 
 
 def test_a_small_image_is_enlarged_for_the_label():
