@@ -11,7 +11,7 @@ from torch import nn
 from fer_lightning import hardware
 from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError, did_you_mean
-from fer_lightning.models.library import build_for
+from fer_lightning.models.backbones import build_for
 from fer_lightning.models.pretrained import ExpectedInput, not_downloaded, read_weights
 from fer_lightning.models.transfer import load_all_but_last
 
