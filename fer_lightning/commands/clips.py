@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 # The ends of the names of the files that --save writes, which are not read as input: photos, videos and timelines.
 WRITTEN = PHOTO, VIDEO, TIMELINE = ".emotions.jpg", ".emotions.webm", ".timeline.png"
 
-# Default of --smooth: the prediction for a face that keeps still flickers from frame to frame, while expressions
-# shorter than half a second count as micro-expressions (Yan et al. 2013, "How Fast are the Leaked Facial
-# Expressions").
-SMOOTH_SECONDS = 0.5
-
 _THUMBNAIL_SIDE = 96  # px
 _MOST_BANDS = 12  # of a timeline: a figure of more no longer fits a screen
 _MOST_THUMBNAILS = 200  # of 27 KB each
@@ -117,7 +112,7 @@ def predict_clip(
             failures.append(writer.failure)
         if names.folder and len(frames):
             timeline = names.saved_path(names.folder, stem, TIMELINE)
-            failures += _save_timeline(timeline, frames, clf.classes, thumbnails.pictures)
+            failures += _save_timeline(timeline, frames, clf.classes, thumbnails)
         results.extend(Result(path, error=failure) for failure in failures)
 
 
@@ -136,7 +131,9 @@ def _predict_frames(
     follower = Follower(args.smooth)
     read = progress(clip, clip.frames, "frame", printable(frames.path))
     batch_size = 1 if clip.is_live else 64
-    for seconds, frame, detected in clf.predict_stream(read, not args.no_detect, args.tta, batch_size, False):
+    for seconds, frame, detected in clf.predict_stream(
+        read, not args.no_detect, args.tta, batch_size, try_turns=False
+    ):
         faces = follower.update(seconds, detected)
         frames.append(seconds, faces)
         if writer:
@@ -152,8 +149,8 @@ class _Thumbnails:
 
     def __init__(self) -> None:
         self.pictures: dict[int, Image.Image] = {}
+        self.n_frames: Counter[int] = Counter()  # in which each id was seen
         self._areas: dict[int, int] = {}
-        self._n_frames: Counter[int] = Counter()
 
     def update(self, frame: "Image.Image", faces: "Iterable[DetectedFace]") -> None:
         """Add the faces of a frame."""
@@ -161,13 +158,13 @@ class _Thumbnails:
             if face.id is None:
                 continue
             x, y, width, height = face.box
-            self._n_frames[face.id] += 1
+            self.n_frames[face.id] += 1
             if width * height > self._areas.get(face.id, 0):
                 self._areas[face.id] = width * height
                 crop = frame.crop((x, y, x + width, y + height))
                 self.pictures[face.id] = crop.resize((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
         if len(self.pictures) > _MOST_THUMBNAILS:  # an id that is seen again gets a new one
-            kept = {number for number, _ in self._n_frames.most_common(_MOST_THUMBNAILS // 2)}
+            kept = {number for number, _ in self.n_frames.most_common(_MOST_THUMBNAILS // 2)}
             for number in self.pictures.keys() - kept:
                 del self.pictures[number], self._areas[number]
 
@@ -181,26 +178,24 @@ def _open(source: str | int, fps: float | None) -> "Video | Animation":
     return Video(source, fps)
 
 
-def _save_timeline(
-    path: Path, frames: "Frames", classes: Sequence[str], thumbnails: "dict[int, Image.Image]"
-) -> list[str]:
+def _save_timeline(path: Path, frames: "Frames", classes: Sequence[str], thumbnails: _Thumbnails) -> list[str]:
     """Draw the ids that are seen in most frames; return why the figure cannot be written, if so."""
     import numpy as np
 
     from fer_lightning.drawing.style import pixels, write_png
     from fer_lightning.drawing.timeline import Band, timeline
 
-    n_frames = Counter(face.id for frame in frames for face in frame.faces or ())
-    shown = sorted(number for number, _ in n_frames.most_common(_MOST_BANDS) if number is not None)
+    shown = sorted(number for number, _ in thumbnails.n_frames.most_common(_MOST_BANDS))
     values = np.full((len(shown), len(frames), len(classes)), np.nan, np.float32)
     for at, frame in enumerate(frames):
         for face in frame.faces or ():
             if face.id in shown:
                 values[shown.index(face.id), at] = list(face.steady.probabilities.values())
-    bands = [Band(number, np.asarray(thumbnails[number]), values[n]) for n, number in enumerate(shown)]
+    bands = [Band(number, np.asarray(thumbnails.pictures[number]), values[n]) for n, number in enumerate(shown)]
     seconds = np.array([frame.seconds for frame in frames], dtype=np.float64)
     try:
-        write_png(pixels(timeline(seconds, bands, frames.path, classes, len(n_frames) - len(shown))), path)
+        left_out = len(thumbnails.n_frames) - len(shown)
+        write_png(pixels(timeline(seconds, bands, frames.path, classes, left_out)), path)
     except OSError as error:
         return [f"{path} cannot be written: {error.strerror}"]
     return []

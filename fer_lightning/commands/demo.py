@@ -24,14 +24,13 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
     import webbrowser
 
-    from fer_lightning.commands.clips import SMOOTH_SECONDS
     from fer_lightning.inference.demo import server
     from fer_lightning.inference.detector import require_detector
     from fer_lightning.models.tta import check_tta
 
     check_tta(args.tta)
     require_detector()
-    with server(load_network(args), args.port, args.tta, SMOOTH_SECONDS) as page_server:
+    with server(load_network(args), args.port, args.tta) as page_server:
         address = "http://{}:{}/".format(*page_server.server_address[:2])
         print(f"Serving on {address} (press Ctrl-C to stop).", flush=True)
         if args.open:

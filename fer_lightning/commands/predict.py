@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 from fer_lightning.commands import add_network_arguments, add_tta_argument, load_network
 from fer_lightning.commands.clips import (
     PHOTO,
-    SMOOTH_SECONDS,
     WRITTEN,
     Names,
     is_clip,
@@ -36,6 +35,7 @@ from fer_lightning.commands.clips import (
 from fer_lightning.errors import UserError
 from fer_lightning.files import write_atomically
 from fer_lightning.inference.results import Frames, Result, each_result, write_csv, write_json
+from fer_lightning.inference.tracking import SMOOTH_SECONDS
 from fer_lightning.text import format_table, printable
 
 if TYPE_CHECKING:

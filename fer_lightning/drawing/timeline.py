@@ -58,16 +58,17 @@ def timeline(
     in_row = 8 if max(map(len, classes)) <= 8 else 6  # names of the legend
     rows = -(-len(classes) // in_row)
     top, row, bottom = 0.65 + 0.27 * rows, 0.88, 0.62  # inches
-    height = top + row * max(1, len(bands)) + bottom
+    n_panels = max(1, len(bands))
+    height = top + row * n_panels + bottom
     figure = Figure(figsize=(12, height), dpi=DPI)
     columns = np.clip(((seconds - start) / (end - start) * _COLUMNS).astype(np.int64), 0, _COLUMNS - 1)
     panels = []
-    for number in range(max(1, len(bands))):
-        y = (bottom + row * (max(1, len(bands)) - 1 - number) + 0.06) / height
+    for number in range(n_panels):
+        y = (bottom + row * (n_panels - 1 - number) + 0.06) / height
         axes = figure.add_axes((0.118, y, _COLUMNS / 1200, _ROWS / DPI / height))
         axes.set(xlim=(start, end), ylim=(0, 1), yticks=(), facecolor=_ABSENT)
         axes.spines[:].set_visible(False)
-        axes.tick_params(labelsize=11, labelbottom=number == max(1, len(bands)) - 1, color=FAINT)
+        axes.tick_params(labelsize=11, labelbottom=number == n_panels - 1, color=FAINT)
         panels.append(axes)
     for axes, band in zip(panels, bands, strict=False):
         picture = figure.add_axes((0.048, axes.get_position().y0, _ROWS / 1200, _ROWS / DPI / height))

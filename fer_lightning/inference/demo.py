@@ -25,7 +25,7 @@ from urllib.parse import parse_qs
 from fer_lightning.emotions import colours
 from fer_lightning.errors import UserError
 from fer_lightning.inference.photos import read_photo
-from fer_lightning.inference.tracking import Follower
+from fer_lightning.inference.tracking import SMOOTH_SECONDS, Follower
 
 if TYPE_CHECKING:
     from fer_lightning.inference.classifier import Classifier
@@ -45,7 +45,9 @@ _POLICY = (
 )
 
 
-def server(clf: "Classifier", port: int, tta: str = "none", smooth_seconds: float = 0.5) -> ThreadingHTTPServer:
+def server(
+    clf: "Classifier", port: int, tta: str = "none", smooth_seconds: float = SMOOTH_SECONDS
+) -> ThreadingHTTPServer:
     """Build the server of the demo page, bound to a port of 127.0.0.1; call `serve_forever` to run it.
 
     ``GET /`` returns the page, ``GET /schema.json`` the JSON schema of the other answers. ``POST /predict`` accepts
@@ -122,8 +124,7 @@ class _Predictor:
         self._clf = clf
         self._tta = tta
         self._smooth_seconds = smooth_seconds
-        # Follower and time of the last frame of each video, the one used last at the end.
-        self._videos: OrderedDict[str, tuple[Follower, float]] = OrderedDict()
+        self._videos: OrderedDict[str, Follower] = OrderedDict()  # the one used last at the end
 
     def predict(self, content: bytes, frame: _Frame | None) -> dict[str, Any]:
         """Return the faces of an image file, in a video with their ids, as the answer to a POST.
@@ -133,11 +134,11 @@ class _Predictor:
         """
         follower = None
         if frame is not None:
-            follower, before = self._videos.get(frame.video) or (Follower(self._smooth_seconds), -math.inf)
-            if frame.seconds < before:
+            follower = self._videos.get(frame.video) or Follower(self._smooth_seconds)
+            if frame.seconds < follower.seconds:
                 raise UserError(
-                    f"seconds={frame.seconds:g}: the frame before was at {before:g}. Send frames in order, or "
-                    "choose another video=ID for another video."
+                    f"seconds={frame.seconds:g}: the frame before was at {follower.seconds:g}. Send frames in "
+                    "order, or choose another video=ID for another video."
                 )
         image = read_photo(io.BytesIO(content))
         ((_, photo, faces),) = self._clf.predict_stream(
@@ -145,7 +146,7 @@ class _Predictor:
         )
         if frame is not None and follower is not None:
             faces = follower.update(frame.seconds, faces)
-            self._videos[frame.video] = follower, frame.seconds
+            self._videos[frame.video] = follower
             self._videos.move_to_end(frame.video)
             if len(self._videos) > MOST_VIDEOS:
                 self._videos.popitem(last=False)

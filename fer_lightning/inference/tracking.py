@@ -6,6 +6,11 @@ from dataclasses import dataclass, replace
 
 from fer_lightning.inference.faces import Box, DetectedFace, overlap
 
+# Default of smoothing: the prediction for a face that keeps still flickers from frame to frame, while expressions
+# shorter than half a second count as micro-expressions (Yan et al. 2013, "How Fast are the Leaked Facial
+# Expressions").
+SMOOTH_SECONDS = 0.5
+
 # How far a face's centre may move between two looks at it, in sides of its box: a start for the detector's
 # inaccuracy, plus two sides a second, which a person who walks past reaches. The limit is below the distance of two
 # people side by side.
@@ -29,13 +34,16 @@ class Tracker:
     Args:
         gap_seconds: how long a face may be out of sight and still keep its id. A face of the frame before keeps it
             however long ago that frame was, so that slow cameras and few looks a second work.
+
+    Attributes:
+        seconds: time of the last frame; minus infinity before the first one.
     """
 
     def __init__(self, gap_seconds: float = 1.0) -> None:
         self.gap_seconds = gap_seconds
         self._tracks: list[_Track] = []
         self._ids = 0
-        self._previous = -math.inf  # time of the frame before
+        self.seconds = -math.inf
 
     @property
     def known(self) -> set[int]:
@@ -49,9 +57,9 @@ class Tracker:
             seconds: time of the frame, not before that of the last call.
             boxes: N boxes (x, y, width, height) in pixels.
         """
-        oldest = min(self._previous, seconds - self.gap_seconds)
+        oldest = min(self.seconds, seconds - self.gap_seconds)
         self._tracks = [track for track in self._tracks if track.seconds >= oldest]
-        self._previous = seconds
+        self.seconds = seconds
         pairs = sorted(
             (-overlap(track.box, box), distance, at, number)
             for number, track in enumerate(self._tracks)
@@ -119,6 +127,11 @@ class Follower:
     def __init__(self, smooth_seconds: float, gap_seconds: float = 1.0) -> None:
         self._tracker = Tracker(gap_seconds)
         self._smoother = Smoother(smooth_seconds)
+
+    @property
+    def seconds(self) -> float:
+        """The time of the last frame; minus infinity before the first one."""
+        return self._tracker.seconds
 
     def update(self, seconds: float, faces: Iterable[DetectedFace]) -> list[DetectedFace]:
         """Return the faces of a frame, in their order, with `id` and `smoothed`.

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -180,15 +181,15 @@ def _open(cv2: ModuleType, source: str | Path | int) -> Any:
 
 
 def _check_file(path: Path) -> None:
-    """Raise UserError with the cause if the path is no file, is empty or was cut."""
+    """Raise UserError with the cause if the path cannot be accessed, is not a regular file or is empty."""
     try:
-        if not path.is_file():
-            path.stat()
-            raise UserError("not a file: save the video to one first")
-        if path.stat().st_size == 0:
-            raise UserError("the file is empty")
+        status = path.stat()
     except OSError as error:
         raise UserError(error.strerror or str(error)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError("not a file: save the video to one first")
+    if status.st_size == 0:
+        raise UserError("the file is empty")
 
 
 class VideoWriter:
