@@ -289,6 +289,9 @@ def test_the_tables_of_photos_repeat_their_files():
         f"{limits['n_portraits']} portraits",
     ]
     assert detectors["turned_back"]["90"] == detectors["turned_back"]["270"]
+    dark = result("results/photos/limits_not_brightened.json")["exposure"]
+    tenth, fifth = (tuple(f"{dark[x][name]:.0%}" for name in ("same_best", "same_tiny")) for x in ("0.1", "0.2"))
+    expected.append("{} (`best`) and {} (`tiny`) of the cases, at a fifth in {} and {}".format(*tenth, *fifth))
     assert detectors["turned_though_upright"] == 0
     for tilt, entry in crops["tilts"].items():
         cells = accuracies(entry["found_by_yunet"], "yunet", "yunet_not_turned")

@@ -3,6 +3,8 @@
     python results/photos/measure.py crops              # 1,000 images of PublicTest, found again in photos
     python results/photos/measure.py detectors FOLDER   # faces in photos, beside dlib
     python results/photos/measure.py limits FOLDER      # portraits in 8 exposures, 5 sizes and 5 turns
+    python results/photos/measure.py limits FOLDER --not-brightened
+    python results/photos/measure.py constants          # the numbers behind constants of the detector and the audit
 
 Each command writes a JSON file beside this script. `dlib` is the detector used before, with its constants
 (pip install dlib-bin). The photos come from the packages in SOURCES, unpacked into FOLDER.
@@ -15,16 +17,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from fer_lightning import load_pretrained
+from fer_lightning.audit import quality
 from fer_lightning.data.faces import VAL
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.data.images import IMAGE_SUFFIXES
 from fer_lightning.errors import UserError
 from fer_lightning.files import write_json
+from fer_lightning.inference import detector, photos
 from fer_lightning.inference.detector import find_faces
 from fer_lightning.inference.faces import Box, Region
 from fer_lightning.inference.photos import MAX_CROP_SIDE, crop_face, read_photo
@@ -121,6 +126,37 @@ def crops() -> dict[str, Any]:
         result["tilts"][str(tilt_deg)] = entry
         print(tilt_deg, entry, flush=True)
     return result
+
+
+def constants() -> dict[str, Any]:
+    """Return the size of the detector's boxes, its scores by size of a face, and what it misses in an audit."""
+    faces = load_faces(download=False)
+    rows = np.flatnonzero(faces.usage == VAL)
+    heights = []
+    for row in np.random.default_rng(0).choice(rows, N_CROPS, replace=False):
+        enlarged = Image.fromarray(faces.images[row]).resize((240, 240), Image.Resampling.BICUBIC)
+        found = detector._detect(ImageOps.expand(enlarged, MARGIN, 128), 480)
+        if len(found) and found[:, -1].max() >= 0.7:
+            heights.append(float(found[found[:, -1].argmax(), 3] / 240))
+    portrait = read_photo(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
+    scores = {}
+    for pixels in (16, 20, 32):
+        photo = Image.new("RGB", (640, 640), (120, 130, 110))
+        size = (round(portrait.width * pixels / 240), round(portrait.height * pixels / 240))
+        photo.paste(portrait.resize(size, Image.Resampling.LANCZOS), (10, 10))
+        scores[str(pixels)] = float(detector._detect(photo, 640)[:, -1].max(initial=0.0))
+    missed = {}
+    for cells, zoom in ((8, 1), (2, 4)):
+        quality._CELLS, quality._ZOOM = cells, zoom
+        none = quality.has_no_face(
+            faces.images[rows[:1280]], lambda photo: [region.box for region in find_faces(photo, try_turns=False)]
+        )
+        missed[f"{cells}x{cells} images, {zoom} times their size"] = float(none.mean())
+    return {
+        "box_height_in_faces": {"n": len(heights), "median": float(np.median(heights))},
+        "score_by_face_pixels": scores,
+        "missed_of_1280_in_photos_of": missed,
+    }
 
 
 def photos_in(folder: Path) -> Iterator[tuple[str, Image.Image]]:
@@ -233,12 +269,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("crops")
-    for name in ("detectors", "limits"):
-        commands.add_parser(name).add_argument("folder", type=Path)
-    args = parser.parse_args()
-    measure = {"crops": crops, "detectors": detectors, "limits": limits}[args.command]
-    result = measure(args.folder) if args.command != "crops" else measure()
-    write_json(HERE / f"{args.command}.json", result)
+    commands.add_parser("constants")
+    commands.add_parser("detectors").add_argument("folder", type=Path)
+    on_portraits = commands.add_parser("limits")
+    on_portraits.add_argument("folder", type=Path)
+    on_portraits.add_argument("--not-brightened", action="store_true", help="leave dark faces as they are")
+    args = vars(parser.parse_args())
+    name = args.pop("command")
+    if args.pop("not_brightened", False):
+        photos._DARK_PEAK = 0
+        name, measure = "limits_not_brightened", limits
+    else:
+        measure = {"crops": crops, "detectors": detectors, "limits": limits, "constants": constants}[name]
+    write_json(HERE / f"{name}.json", measure(**args))
 
 
 if __name__ == "__main__":
