@@ -7,6 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fer_lightning.data.near_copies import measure
+from fer_lightning.inference.ahead import map_ahead
 
 Images = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -56,16 +57,17 @@ def has_no_face(images: Images, find_faces: Callable[[Image.Image], list[tuple[i
 
     Args:
         images: uint8 (N, 48, 48).
-        find_faces: returns the boxes (x, y, width, height) of the faces in a photo. It gets photos of 2x2 enlarged
-            images, because detectors are made for faces in large photos.
+        find_faces: returns the boxes (x, y, width, height) of the faces in a photo, also if several threads call
+            it. It gets photos of 2x2 enlarged images, because detectors are made for faces in large photos.
 
     Returns:
         bool (N,).
     """
     margin = (_CELL - images.shape[-1]) // 2
     cell_side = _CELL * _ZOOM
-    none = np.ones(len(images), bool)
-    for start in range(0, len(images), _CELLS**2):
+
+    def with_a_face(start: int) -> list[int]:
+        """Return which of the images in the photo that begins with this one have a face."""
         block = images[start : start + _CELLS**2]
         photo = np.full((_CELLS, _CELLS, _CELL, _CELL), 128, np.uint8)  # row, column, y, x
         cells = photo.reshape(_CELLS**2, _CELL, _CELL)
@@ -74,9 +76,13 @@ def has_no_face(images: Images, find_faces: Callable[[Image.Image], list[tuple[i
         enlarged = Image.fromarray(whole).resize(
             (_CELLS * cell_side, _CELLS * cell_side), Image.Resampling.BILINEAR
         )
-        for x, y, width, height in find_faces(enlarged):
-            row, column = int((y + height / 2) // cell_side), int((x + width / 2) // cell_side)
-            cell = row * _CELLS + column
-            if cell < len(block):
-                none[start + cell] = False
+        places = [
+            start + int((y + height / 2) // cell_side) * _CELLS + int((x + width / 2) // cell_side)
+            for x, y, width, height in find_faces(enlarged)
+        ]
+        return [place for place in places if place < len(images)]
+
+    none = np.ones(len(images), bool)
+    for places in map_ahead(with_a_face, range(0, len(images), _CELLS**2)):
+        none[places] = False
     return none

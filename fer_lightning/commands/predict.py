@@ -17,6 +17,7 @@ import io
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -169,20 +170,9 @@ def _predict_photos(
     args: argparse.Namespace, clf: "Classifier", paths: list[str], names: Names, results: list[Result | Frames]
 ) -> None:
     from fer_lightning.drawing.boxes import annotate
-    from fer_lightning.inference.photos import note_about, read_photo
+    from fer_lightning.inference.photos import note_about
 
-    def read_photos() -> "Iterator[tuple[Result, Image.Image]]":
-        for path in progress(paths, len(paths), "photo", "photos"):
-            result = Result(path)
-            results.append(result)
-            try:
-                photo = read_photo(_read_stdin() if path == "-" else path)
-            except UserError as error:
-                result.error = f"{error}{_hint(path) * str(error).startswith('not an image')}"
-            else:
-                yield result, photo
-
-    for result, photo, faces in clf.predict_stream(read_photos(), not args.no_detect, args.tta):
+    for result, photo, faces in clf.predict_stream(_read_photos(paths, results), not args.no_detect, args.tta):
         if names.folder:
             jpeg = io.BytesIO()
             annotate(photo, faces).save(jpeg, "JPEG", quality=92)
@@ -193,6 +183,35 @@ def _predict_photos(
                 result.error = f"{path} cannot be written: {error.strerror}"
         result.note = note_about(photo, (face.turn_deg for face in faces))
         result.faces = faces
+
+
+def _read_photos(paths: list[str], results: list[Result | Frames]) -> "Iterator[tuple[Result, Image.Image]]":
+    """Append a result for each path, with an error if it cannot be read, and yield it and the photo if it can."""
+    from PIL import Image
+
+    from fer_lightning.inference.ahead import map_ahead
+
+    # Reading a photo also sets and resets this filter, but filters belong to all threads.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    for is_file, group in groupby(progress(paths, len(paths), "photo", "photos"), _is_file):
+        # Ctrl-C does not stop a thread that waits for a pipe.
+        for result, photo in (map_ahead if is_file else map)(_read, group):
+            results.append(result)
+            if photo is not None:
+                yield result, photo
+
+
+def _is_file(path: str) -> bool:
+    return path != "-" and os.path.isfile(path)
+
+
+def _read(path: str) -> "tuple[Result, Image.Image | None]":
+    from fer_lightning.inference.photos import read_photo
+
+    try:
+        return Result(path), read_photo(_read_stdin() if path == "-" else path)
+    except UserError as error:
+        return Result(path, error=f"{error}{_hint(path) * str(error).startswith('not an image')}"), None
 
 
 def _hint(path: str) -> str:

@@ -12,10 +12,13 @@ from PIL import Image
 
 from fer_lightning.data.images import decode, is_truncated
 from fer_lightning.errors import UserError
+from fer_lightning.inference.ahead import map_ahead
 from fer_lightning.inference.detector import find_faces
 from fer_lightning.inference.faces import DetectedFace, Region
 
 Key = TypeVar("Key")
+# A photo, the squares of its faces, and their crops for the network.
+_Cropped = tuple[Key, Image.Image, list[Region], list[npt.NDArray[np.uint8]]]
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 FACE_SIZE = 48  # FER-2013's: no network here was trained on sharper faces
 # An image whose longer side has at most this many pixels is treated as one face that is already cropped.
@@ -84,8 +87,8 @@ def predict_faces(
         photos: upright RGB photos, each with a key of the caller's choice.
         detect: detect faces; otherwise treat each photo as one face. Photos with sides of
             at most MAX_CROP_SIDE pixels always are.
-        batch_size: photos or faces to collect before yielding their results, for a second at most; use 1 for a
-            camera, whose results should not wait.
+        batch_size: photos or faces to collect before yielding their results, for a second at most, while threads
+            search the next photos. Use 1 for a camera, whose results should not wait.
         try_turns: also try photos in quarter turns; see find_faces.
 
     Yields:
@@ -94,15 +97,20 @@ def predict_faces(
     Raises:
         UserError: from `photos`, or the detector is not installed; after the results of the photos before.
     """
-    waiting: list[tuple[Key, Image.Image, list[Region]]] = []
+
+    def find_and_crop(photo: tuple[Key, Image.Image]) -> _Cropped[Key]:
+        regions = face_regions(photo[1], detect, try_turns)
+        return *photo, regions, [crop_face(photo[1], region) for region in regions]
+
+    apply = map if batch_size == 1 else map_ahead
+    waiting: list[_Cropped[Key]] = []
     faces = pixels = 0
     since = perf_counter()
     try:
-        for key, photo in photos:
-            regions = face_regions(photo, detect, try_turns)
-            waiting.append((key, photo, regions))
-            faces += len(regions)
-            pixels += photo.width * photo.height
+        for cropped in apply(find_and_crop, photos):
+            waiting.append(cropped)
+            faces += len(cropped[2])
+            pixels += math.prod(cropped[1].size)
             full = max(faces, len(waiting)) >= batch_size or pixels >= _BATCH_PIXELS
             if full or perf_counter() - since > _PATIENCE_SECONDS:
                 yield from _predict_batch(predict, classes, waiting)
@@ -114,11 +122,11 @@ def predict_faces(
 
 
 def _predict_batch(
-    predict: Predict, classes: Sequence[str], waiting: list[tuple[Key, Image.Image, list[Region]]]
+    predict: Predict, classes: Sequence[str], waiting: list[_Cropped[Key]]
 ) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
-    crops = [crop_face(photo, region) for _, photo, regions in waiting for region in regions]
+    crops = [crop for *_, crops in waiting for crop in crops]
     rows = iter(predict(np.stack(crops)).tolist() if crops else [])
-    for key, photo, regions in waiting:
+    for key, photo, regions, _ in waiting:
         faces = [
             DetectedFace(region.box, dict(zip(classes, next(rows), strict=True)), region.turn_deg)
             for region in regions

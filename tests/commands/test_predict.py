@@ -7,6 +7,7 @@ import math
 import os
 import struct
 import sys
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -240,19 +241,17 @@ def test_results_before_ctrl_c_are_printed(capsys, monkeypatch):
 
 
 def test_photos_wait_for_their_batch_for_a_second_at_most(capsys, monkeypatch):
-    """Reading a photo takes 0.6 s here, so results come after the second and the fourth photo."""
+    """A photo takes 0.6 s here, so results come after the second and the fourth photo."""
     names = [face(f"{number}.png") for number in range(6)]
-    seconds = 0.0
 
-    def slow(path):
-        nonlocal seconds
+    def stopped_at_the_last(path):
         if path == "5.png":
             raise Stopped(2)
-        seconds += 0.6
         return Image.open(path).convert("RGB")
 
-    monkeypatch.setattr(photos, "read_photo", slow)
-    monkeypatch.setattr(photos, "perf_counter", lambda: seconds)
+    monkeypatch.setattr(photos, "read_photo", stopped_at_the_last)
+    # It is read once for each photo and each batch.
+    monkeypatch.setattr(photos, "perf_counter", count(0.0, 0.6).__next__)
     results, code, _ = printed(capsys, *names, "--save", "out")
     assert code == 130
     assert [result["path"] for result in results] == names[:4]

@@ -112,7 +112,7 @@ def test_a_missing_detector_is_an_error_only_where_it_is_needed(monkeypatch, clf
 
     monkeypatch.setattr(photos, "find_faces", missing)
     small = Image.new("RGB", (96, 60), "white")
-    results = clf.predict_stream([("a", small), ("b", Image.new("RGB", (400, 300)))])
+    results = clf.predict_stream([("a", small), *((name, Image.new("RGB", (400, 300))) for name in "bcdefg")])
     assert next(results)[0] == "a"  # photos that need no detector keep their results
     with pytest.raises(UserError, match="OpenCV"):
         next(results)
