@@ -30,6 +30,12 @@ def check_at_least_one(setting: str, value: int) -> None:
         raise UserError(f"{setting}={value}: expected at least 1.")
 
 
+def check_probability(setting: str, value: float) -> None:
+    """Raise UserError if the value of a setting is not a probability."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{setting}={value:g}: expected a probability from 0 to 1, e.g. 0.5.")
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return ' Did you mean X?', or an empty string if no candidate is close.
 

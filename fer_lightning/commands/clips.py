@@ -96,7 +96,7 @@ def predict_clip(
     except UserError as error:
         results.append(Result(path, error=str(error)))
         return
-    frames = Frames(path, clf.classes)
+    frames = Frames(path, clf.classes, args.min_confidence)
     results.append(frames)
     thumbnails = _Thumbnails()
     failures: list[str] = []
@@ -132,7 +132,7 @@ def _predict_frames(
     read = progress(clip, clip.frames, "frame", printable(frames.path))
     batch_size = 1 if clip.is_live else 64
     for seconds, frame, detected in clf.predict_stream(
-        read, not args.no_detect, args.tta, batch_size, try_turns=False
+        read, not args.no_detect, args.tta, batch_size, try_turns=False, min_confidence=args.min_confidence
     ):
         faces = follower.update(seconds, detected)
         frames.append(seconds, faces)
@@ -212,7 +212,7 @@ def summarise(frames: "Frames") -> str:
         for face in frame.faces or ():
             if face.id is not None:
                 seen.setdefault(face.id, [end, end])[1] = end
-                emotions.setdefault(face.id, Counter())[face.steady.emotion] += 1
+                emotions.setdefault(face.id, Counter())[face.steady.doubt or face.steady.emotion] += 1
     n = f"{len(frames):,} {'frame' if len(frames) == 1 else 'frames'}"
     title = f"{printable(frames.path)}: {n} in {end:.1f} s, faces in {n_with_faces:,}"
     if not seen:

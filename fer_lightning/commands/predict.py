@@ -6,6 +6,9 @@ GIF, WebP, PNG and AVIF images are videos. Images of up to 96 pixels are treated
 ones, faces are detected first, which needs pip install -e ".[photo]". A camera runs until Ctrl-C, a stream until
 it ends.
 
+Faces of less than 32 pixels are called "too small", because the networks' answers for them are not reliable. In
+JSON and CSV, faces in doubt have their most probable emotion and "doubt" beside it.
+
 In a video, every face has an id that stays with it, also if it is out of sight for up to a second. The table has a
 row for each id. The table, the saved video and its timeline show smoothed probabilities. In JSON and CSV, emotion
 and probabilities are those of the frame, and the smoothed probabilities stand beside them.
@@ -33,7 +36,7 @@ from fer_lightning.commands.clips import (
     progress,
     summarise,
 )
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, check_probability
 from fer_lightning.files import write_atomically
 from fer_lightning.inference.results import Frames, Result, each_result, write_csv, write_json
 from fer_lightning.inference.tracking import SMOOTH_SECONDS
@@ -55,6 +58,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser)
     parser.add_argument("--no-detect", action="store_true", help="treat each image as one cropped face")
     add_tta_argument(parser)
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help='call an emotion "unsure" if its probability is below P, from 0 to 1 (default: %(default)s)',
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON instead of a table")
     output.add_argument("--csv", action="store_true", help="print CSV, one row per face, instead of a table")
@@ -85,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from fer_lightning.models.tta import check_tta
 
     check_tta(args.tta)
+    check_probability("--min-confidence", args.min_confidence)
     if not 0 <= args.smooth < math.inf:
         raise UserError(f"--smooth={args.smooth:g}: expected seconds, 0 or more, e.g. 0.5; 0 turns smoothing off.")
     if args.fps is not None and not 0 < args.fps < math.inf:
@@ -172,7 +183,9 @@ def _predict_photos(
     from fer_lightning.drawing.boxes import annotate
     from fer_lightning.inference.photos import note_about
 
-    for result, photo, faces in clf.predict_stream(_read_photos(paths, results), not args.no_detect, args.tta):
+    for result, photo, faces in clf.predict_stream(
+        _read_photos(paths, results), not args.no_detect, args.tta, min_confidence=args.min_confidence
+    ):
         if names.folder:
             jpeg = io.BytesIO()
             annotate(photo, faces).save(jpeg, "JPEG", quality=92)
@@ -269,4 +282,7 @@ def _rows(result: Result) -> Iterator[tuple[str, ...]]:
         yield path, "no face", "", "", "", ""
     for face in result.faces or ():
         (first, most), (second, less), *_ = sorted(face.probabilities.items(), key=lambda pair: -pair[1])
-        yield path, "{}, {}, {}".format(*face.box), first, f"{most:.0%}", second, f"{less:.0%}"
+        answers = (first, f"{most:.0%}", second, f"{less:.0%}")
+        if face.doubt is not None:
+            answers = (face.doubt, "", first, f"{most:.0%}")
+        yield path, "{}, {}, {}".format(*face.box), *answers

@@ -14,7 +14,7 @@ _LEGIBLE = 384  # px; minimum longer side at which labels fit
 def annotate(photo: Image.Image, faces: Iterable[DetectedFace]) -> Image.Image:
     """Return a copy of the photo with a box, an emotion and a confidence for each face; small photos are enlarged.
 
-    The id of a video's face precedes its emotion.
+    The id of a video's face precedes its emotion. If the emotion is in doubt, the label says why, in grey.
 
     White lines edged in black and white text on black are legible on any photo. The emotion's colour always
     accompanies its name.
@@ -58,7 +58,7 @@ def _label(
 ) -> Box:
     """Draw a face's label above its box at (x, y, height), or wherever there is room; return the label's box."""
     number = "" if face.id is None else f"{face.id}: "
-    text = f"{number}{face.emotion} {face.confidence:.0%}"
+    text = number + (face.doubt or f"{face.emotion} {face.confidence:.0%}")
     x, y, face_height = at
     _, top, _, bottom = canvas.textbbox((0, 0), "happy 100%", font)
     pad = round((bottom - top) * 0.3) + 1
@@ -78,5 +78,7 @@ def _label(
 
 
 def _colour(face: DetectedFace) -> str:
+    if face.doubt is not None:
+        return "grey"
     classes = list(face.probabilities)
     return colours(classes)[classes.index(face.emotion)]

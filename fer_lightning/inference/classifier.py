@@ -15,7 +15,7 @@ from fer_lightning import hardware
 from fer_lightning.arguments import first_line
 from fer_lightning.data.augment import normalise, resize
 from fer_lightning.data.classes import columns_of
-from fer_lightning.errors import UserError, check_at_least_one, did_you_mean
+from fer_lightning.errors import UserError, check_at_least_one, check_probability, did_you_mean
 from fer_lightning.inference.faces import DetectedFace
 from fer_lightning.inference.photos import Key, predict_faces, read_photo
 from fer_lightning.models.checkpoint import InputSpec, SelectClasses, net_from, read_checkpoint
@@ -120,7 +120,11 @@ class Classifier:
             return Prediction(torch.cat(probabilities).cpu().numpy(), self.classes)
 
     def predict_photos(
-        self, photos: Sequence[str | Path | BinaryIO | Image.Image], detect: bool = True, tta: str = "none"
+        self,
+        photos: Sequence[str | Path | BinaryIO | Image.Image],
+        detect: bool = True,
+        tta: str = "none",
+        min_confidence: float = 0.0,
     ) -> list[list[DetectedFace]]:
         """Detect the faces in whole photos and predict the emotion of each.
 
@@ -129,19 +133,22 @@ class Classifier:
             detect: detect faces, which needs ``pip install -e ".[photo]"``; otherwise treat each photo as one
                 cropped face. Photos of up to photos.MAX_CROP_SIDE pixels are always treated as one.
             tta: test-time augmentation, a key of tta.VIEWS.
+            min_confidence: probability below which the `doubt` of a face is "unsure".
 
         Returns:
             A list of faces for each of the N photos, empty if none was detected. A face has its `box` (x, y, width,
-            height) in pixels of the upright photo, `emotion`, `confidence`, and `probabilities` by emotion.
+            height) in pixels of the upright photo, `emotion`, `confidence`, and `probabilities` by emotion. Its
+            `doubt` is None, "too small" for faces of less than faces.SMALLEST_JUDGED pixels, or "unsure".
 
         Raises:
-            UserError: a photo cannot be read, the detector is not installed, or `tta` is unknown.
+            UserError: a photo cannot be read, the detector is not installed, `tta` is unknown, or `min_confidence`
+                is not a probability.
         """
         check_tta(tta)
         if isinstance(photos, str | Path):
             raise UserError(f"photos={photos}: expected a list of paths, e.g. [{str(photos)!r}].")
         keyed = ((None, _read_image(photo)) for photo in photos)
-        return [faces for _, _, faces in self.predict_stream(keyed, detect, tta)]
+        return [faces for _, _, faces in self.predict_stream(keyed, detect, tta, min_confidence=min_confidence)]
 
     def predict_stream(
         self,
@@ -150,6 +157,7 @@ class Classifier:
         tta: str = "none",
         batch_size: int = 64,
         try_turns: bool = True,
+        min_confidence: float = 0.0,
     ) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
         """Predict like `predict_photos`, but lazily, for photos that arrive one by one.
 
@@ -159,13 +167,15 @@ class Classifier:
             tta: test-time augmentation, a key of tta.VIEWS.
             batch_size: photos or faces to collect before yielding their results, for a second at most.
             try_turns: also try photos without a clear face in quarter turns.
+            min_confidence: as in `predict_photos`.
 
         Yields:
             The key, photo and faces of each photo, in input order.
 
         Raises:
-            UserError: the detector is not installed, or `tta` is unknown.
+            UserError: the detector is not installed, `tta` is unknown, or `min_confidence` is not a probability.
         """
+        check_probability("min_confidence", min_confidence)
         return predict_faces(
             lambda crops: self.predict(crops, tta).probabilities,
             self.classes,
@@ -173,6 +183,7 @@ class Classifier:
             detect,
             batch_size,
             try_turns,
+            min_confidence,
         )
 
     def net_input(self, faces: FaceImages) -> Tensor:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+# Side of a face's square, in pixels, below which its emotion is in doubt. If portraits are shrunk to faces of 24
+# pixels, a third of the answers of `best` change: results/photos/limits.json.
+SMALLEST_JUDGED = 32
+
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the photo, turned according to its EXIF
 
 
@@ -36,6 +40,7 @@ class DetectedFace:
         turn_deg: how far it was turned clockwise to be upright, from -180 to 180.
         id: in a video, the number that stays with a person; otherwise None.
         smoothed: in a video, the mean of the probabilities of this id over the last moments; otherwise None.
+        min_confidence: probability that the most probable emotion should reach.
     """
 
     box: Box
@@ -43,6 +48,7 @@ class DetectedFace:
     turn_deg: float = 0.0
     id: int | None = None
     smoothed: dict[str, float] | None = None
+    min_confidence: float = 0.0
 
     @property
     def emotion(self) -> str:
@@ -55,17 +61,29 @@ class DetectedFace:
         return self.probabilities[self.emotion]
 
     @property
+    def doubt(self) -> str | None:
+        """Why not to rely on the emotion, if so: "too small" or, below the minimum confidence, "unsure"."""
+        if min(self.box[2:]) < SMALLEST_JUDGED:
+            return "too small"
+        return "unsure" if self.confidence < self.min_confidence else None
+
+    @property
     def steady(self) -> "DetectedFace":
         """The face with the smoothed probabilities, if it has any, as its own."""
         return self if self.smoothed is None else replace(self, probabilities=self.smoothed)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the face as an entry of ``predict --json``; only a video's faces have "id" and "smoothed"."""
+        """Return the face as an entry of ``predict --json``.
+
+        Only a video's faces have "id" and "smoothed", and only faces in doubt have "doubt".
+        """
         in_video = {} if self.id is None else {"id": self.id, "smoothed": self.smoothed}
+        doubt = {} if self.doubt is None else {"doubt": self.doubt}
         return {
             "box": list(self.box),
             "emotion": self.emotion,
             "confidence": self.confidence,
             "probabilities": self.probabilities,
             **in_video,
+            **doubt,
         }

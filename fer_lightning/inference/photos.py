@@ -78,6 +78,7 @@ def predict_faces(
     detect: bool = True,
     batch_size: int = 64,
     try_turns: bool = True,
+    min_confidence: float = 0.0,
 ) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
     """Detect the faces in photos and predict their emotions in batches.
 
@@ -90,6 +91,7 @@ def predict_faces(
         batch_size: photos or faces to collect before yielding their results, for a second at most, while threads
             search the next photos. Use 1 for a camera, whose results should not wait.
         try_turns: also try photos in quarter turns; see find_faces.
+        min_confidence: see DetectedFace.
 
     Yields:
         The key, photo and faces of each photo, in input order.
@@ -113,22 +115,27 @@ def predict_faces(
             pixels += math.prod(cropped[1].size)
             full = max(faces, len(waiting)) >= batch_size or pixels >= _BATCH_PIXELS
             if full or perf_counter() - since > _PATIENCE_SECONDS:
-                yield from _predict_batch(predict, classes, waiting)
+                yield from _predict_batch(predict, classes, waiting, min_confidence)
                 waiting, faces, pixels, since = [], 0, 0, perf_counter()
     except UserError:  # from `photos`, or no detector: the photos before still get their results
-        yield from _predict_batch(predict, classes, waiting)
+        yield from _predict_batch(predict, classes, waiting, min_confidence)
         raise
-    yield from _predict_batch(predict, classes, waiting)
+    yield from _predict_batch(predict, classes, waiting, min_confidence)
 
 
 def _predict_batch(
-    predict: Predict, classes: Sequence[str], waiting: list[_Cropped[Key]]
+    predict: Predict, classes: Sequence[str], waiting: list[_Cropped[Key]], min_confidence: float
 ) -> Iterator[tuple[Key, Image.Image, list[DetectedFace]]]:
     crops = [crop for *_, crops in waiting for crop in crops]
     rows = iter(predict(np.stack(crops)).tolist() if crops else [])
     for key, photo, regions, _ in waiting:
         faces = [
-            DetectedFace(region.box, dict(zip(classes, next(rows), strict=True)), region.turn_deg)
+            DetectedFace(
+                region.box,
+                dict(zip(classes, next(rows), strict=True)),
+                region.turn_deg,
+                min_confidence=min_confidence,
+            )
             for region in regions
         ]
         yield key, photo, faces

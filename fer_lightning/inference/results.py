@@ -43,10 +43,12 @@ class Frames:
     Args:
         path: the video as named by the user, as in `Result`.
         classes: names of the C classes.
+        min_confidence: as in `DetectedFace`.
     """
 
-    def __init__(self, path: str, classes: Sequence[str]) -> None:
+    def __init__(self, path: str, classes: Sequence[str], min_confidence: float = 0.0) -> None:
         self.path = path
+        self._min_confidence = min_confidence
         self._classes = tuple(classes)
         self._seconds = array("d")
         self._n_faces = array("L")
@@ -85,7 +87,8 @@ class Frames:
         values = self._values[2 * n_classes * number : 2 * n_classes * (number + 1)]
         own = dict(zip(self._classes, values[:n_classes], strict=True))
         smoothed = dict(zip(self._classes, values[n_classes:], strict=True))
-        return DetectedFace((x, y, width, height), own, id=face_id, smoothed=smoothed)
+        box = x, y, width, height
+        return DetectedFace(box, own, id=face_id, smoothed=smoothed, min_confidence=self._min_confidence)
 
 
 def each_result(results: Iterable[Result | Frames]) -> Iterator[Result]:
@@ -107,16 +110,17 @@ def write_json(results: Iterable[Result], file: TextIO) -> None:
 def write_csv(results: Iterable[Result], classes: Sequence[str], file: TextIO) -> None:
     """Write a header and one row per face, or per photo or frame without faces.
 
-    The last columns, a face's id and its smoothed probabilities, are empty for photos.
+    The columns of a face's id and its smoothed probabilities are empty for photos, and the last one for faces whose
+    emotion is not in doubt.
     """
     rows = csv.writer(file, lineterminator="\n")
     columns = ("x", "y", "width", "height", "emotion", "confidence", *classes, "id")
     smoothed = [f"smoothed_{name}" for name in classes]
-    rows.writerow(("path", "seconds", "error", *columns, *smoothed))
+    rows.writerow(("path", "seconds", "error", *columns, *smoothed, "doubt"))
     for result in results:
         start = (result.path, result.seconds, result.error)
         for face in result.faces or ():
             own = (*face.box, face.emotion, face.confidence, *face.probabilities.values(), face.id)
-            rows.writerow((*start, *own, *(face.smoothed or dict.fromkeys(classes)).values()))
+            rows.writerow((*start, *own, *(face.smoothed or dict.fromkeys(classes)).values(), face.doubt))
         if not result.faces:
-            rows.writerow((*start, *[""] * (len(columns) + len(smoothed))))
+            rows.writerow((*start, *[""] * (len(columns) + len(smoothed) + 1)))

@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -209,6 +210,15 @@ def test_box_and_label_are_visible_on_any_background(background):
     label = drawn[70:100, 100:170].sum(axis=2)
     assert label.min() == 0
     assert label.max() > 700
+
+
+def test_a_face_in_doubt_has_no_colour():
+    photo = Image.new("RGB", (400, 300), "white")
+    for face in (face_in(box=(100, 100, 31, 31)), replace(face_in(), min_confidence=0.95)):
+        assert face.doubt
+        drawn = np.asarray(annotate(photo, [face])).astype(int)
+        assert (np.ptp(drawn, axis=2) == 0).all()
+    assert np.ptp(np.asarray(annotate(photo, [face_in()])), axis=2).any()
 
 
 def test_labels_of_neighbouring_faces_do_notoverlap(monkeypatch):

