@@ -14,7 +14,7 @@ _LEGIBLE = 384  # px; minimum longer side at which labels fit
 def annotate(photo: Image.Image, faces: Iterable[DetectedFace]) -> Image.Image:
     """Return a copy of the photo with a box, an emotion and a confidence for each face; small photos are enlarged.
 
-    The id of a video's face precedes its emotion. If the emotion is in doubt, the label says why, in grey.
+    The id of a video's face precedes its emotion. If the emotion is in doubt, the label says why, without a colour.
 
     White lines edged in black and white text on black are legible on any photo. The emotion's colour always
     accompanies its name.
@@ -79,6 +79,6 @@ def _label(
 
 def _colour(face: DetectedFace) -> str:
     if face.doubt is not None:
-        return "grey"
+        return "black"  # "neutral" is grey
     classes = list(face.probabilities)
     return colours(classes)[classes.index(face.emotion)]
