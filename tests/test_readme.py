@@ -302,3 +302,34 @@ def test_the_tables_of_photos_repeat_their_files():
             cells = [f"{shares[name]:.0%}" for name in ("found", "same_best", "same_tiny")]
             expected.append(f"{value} | {' | '.join(cells)} |")
     assert [row for row in expected if row not in section] == []
+
+
+def test_the_speed_of_photos_repeats_its_files():
+    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    section = " ".join(page.partition("\n## Photos\n")[2].partition("\n## ")[0].split())
+    speed, memory = (result(f"results/photos/{name}.json") for name in ("speed", "memory"))
+
+    def cell(value, digits=None):
+        numbers = [value[key] for key in ("median", "low", "high")]
+        return "{} ({} to {})".format(
+            *(f"{x:,.{digits if digits is not None else 0 if x >= 100 else 1 if x >= 10 else 2}f}" for x in numbers)
+        )
+
+    def cells(by_cores):
+        keys = [(key, cores) for key in ("photos_per_second", "frames_per_second") for cores in ("1", "2")]
+        return " | ".join(cell(by_cores[cores][key]) for key, cores in keys)
+
+    expected = []
+    for name, by_cores in speed["speed"].items():
+        found, peak = (by_cores["2"][key]["median"] for key in ("faces", "peak_mib"))
+        expected.append(f"| {cells(by_cores)} | {found:.0f} | {peak:,.0f} |")
+        if not name.startswith("ours"):
+            ratios = {cores: speed["ratios"][f"ours, best / {name}, {cores} cores"] for cores in ("1", "2")}
+            expected.append(f"| {cells(ratios)} |")
+    answer, beyond = speed["seconds_to_first_answer"], speed["seconds_beyond_import_torch"]
+    expected += [f"{cell(answer[name], 2)} s" for name in ("ours, best", "import torch", "fer")]
+    expected += [f"beyond that {cell(beyond['ours, best'], 2)} s, before {cell(beyond['before, best'], 2)} s"]
+    peaks = [f"{value:,.0f}" for value in memory["peak_mib"].values()]
+    expected.append("{} MiB at its peak for 1,000 photos and {} for 10,000".format(*peaks[:2]))
+    expected.append("{} for a minute of video and {} for half an hour".format(*peaks[2:]))
+    assert [row for row in expected if row not in section] == []

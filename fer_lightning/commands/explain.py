@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
                 except OSError as error:
                     raise UserError(f"{out} cannot be written: {error.strerror}.") from error
                 confidence = prediction.probabilities[0].max()
-                rows.append([printable(out.name), prediction.names[0], f"{confidence:.1%}"])
+                emotion = prediction.names[0] + " (too small)" * region.is_small
+                rows.append([printable(out.name), emotion, f"{confidence:.1%}"])
     finally:  # list the pictures already written, even after an error or Ctrl-C
         if rows:
             print(format_table(["picture", "emotion", "confidence"], rows))

@@ -18,6 +18,8 @@ from fer_lightning.inference.opencv import REMEDY, opencv
 # small faces. Photos are never enlarged: the detector then takes parts of a large face for faces.
 _FIRST_SIDE = 640
 _SECOND_SIDE = 1280
+# The same for the search for the likeliest quarter turn: a quarter of the time of the first search.
+_TURN_SIDE = 320
 # Shorter sides, in pixels, are padded: at 32 and less the detector returns faces at random, some of infinite size.
 _MIN_SIDE = 64
 # Height, in pixels of the first search, below which a face counts as small. Pasted into an empty photo, the same
@@ -96,10 +98,11 @@ def find_faces(photo: Image.Image, try_turns: bool = True) -> list[Region]:
     """
     quarters, found = 0, _detect(photo, _FIRST_SIDE)
     if try_turns and (score := _best_score(found)) < _UPRIGHT_SCORE:
-        turned = {n: _detect(photo, _FIRST_SIDE, n) for n in (1, 2, 3)}
-        best = max(turned, key=lambda n: _best_score(turned[n]))
-        if _best_score(turned[best]) >= max(_MIN_SCORE, score + _TURN_MARGIN):
-            quarters, found = best, turned[best]
+        hints = {n: _best_score(_detect(photo, _TURN_SIDE, n)) for n in (1, 2, 3)}
+        likeliest = max(hints, key=hints.__getitem__)
+        turned = _detect(photo, _FIRST_SIDE, likeliest) if hints[likeliest] else found
+        if _best_score(turned) >= max(_MIN_SCORE, score + _TURN_MARGIN):
+            quarters, found = likeliest, turned
     small = _SMALL * max(1.0, max(photo.size) / _FIRST_SIDE)
     faces = found[found[:, -1] >= _MIN_SCORE]
     if max(photo.size) > _FIRST_SIDE and (len(faces) == 0 or found[:, 3].min() < small):

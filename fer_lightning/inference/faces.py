@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-# Side of a face's square, in pixels, below which its emotion is in doubt. If portraits are shrunk to faces of 24
-# pixels, a third of the answers of `best` change: results/photos/limits.json.
+# Side of a face's square, in pixels, below which its emotion is in doubt. If portraits are shrunk to faces of 32
+# pixels, a fifth of the answers of `best` change, at 24 pixels a third: results/photos/limits.json.
 SMALLEST_JUDGED = 32
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the photo, turned according to its EXIF
@@ -28,6 +28,11 @@ class Region(NamedTuple):
 
     box: Box
     turn_deg: float = 0.0
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the face is too small to judge."""
+        return min(self.box[2:]) < SMALLEST_JUDGED
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class DetectedFace:
     @property
     def doubt(self) -> str | None:
         """Why not to rely on the emotion, if so: "too small" or, below the minimum confidence, "unsure"."""
-        if min(self.box[2:]) < SMALLEST_JUDGED:
+        if Region(self.box).is_small:
             return "too small"
         return "unsure" if self.confidence < self.min_confidence else None
 

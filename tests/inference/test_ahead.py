@@ -31,8 +31,14 @@ def test_results_keep_the_order_of_the_items():
 
 
 def test_as_many_items_as_threads_are_computed_at_a_time(threads):
-    together = Barrier(threads)
-    assert list(map_ahead(lambda _: together.wait(10), range(4 * threads)))
+    together, names = Barrier(threads), set()
+
+    def wait(_):
+        names.add(current_thread().name)
+        return together.wait(10)  # raises if nobody else comes
+
+    assert len(list(map_ahead(wait, range(4 * threads)))) == 4 * threads
+    assert len(names) == threads
 
 
 def test_few_items_are_taken_ahead(threads):
@@ -60,6 +66,13 @@ def test_errors_follow_the_results_before_them(threads):
     assert [next(results) for _ in range(3)] == [2, 3, 6]
     with pytest.raises(OSError, match="no more items"):
         next(results)
+
+    def interrupted():
+        yield 3
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(map_ahead(str, interrupted()))
     results = map_ahead(lambda number: 6 / number, [3, 0, *[1] * threads])
     assert next(results) == 2
     with pytest.raises(ZeroDivisionError):

@@ -170,7 +170,7 @@ def test_a_jpeg_that_lacks_its_last_bytes_is_explained_with_a_note(ckpt, capsys)
 
 
 def test_each_face_of_a_photo_gets_a_picture(ckpt, monkeypatch, capsys):
-    regions = {"two.png": [Region((0, 0, 60, 60)), Region((60, 20, 50, 50))], "none.png": []}
+    regions = {"two.png": [Region((0, 0, 60, 60)), Region((60, 20, 31, 31))], "none.png": []}
     for name in regions:
         Image.new("RGB", (120, 100)).save(name)
     detected = iter(regions.values())
@@ -178,6 +178,7 @@ def test_each_face_of_a_photo_gets_a_picture(ckpt, monkeypatch, capsys):
     assert main(["explain", *regions, "--ckpt", ckpt]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()[2:4]] == ["two.png", "two-2.png"]
+    assert ["(too small)" in line for line in out.splitlines()[2:4]] == [False, True]
     assert err == "note: none.png: no face found. Use --no-detect to treat the whole image as one.\n"
     assert main(["explain", "none.png", "--no-detect", "--ckpt", ckpt]) == 0
     assert "written: 1 in explanations" in capsys.readouterr().out
