@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Write a picture of each face; return 1 if a file could not be read."""
     from fer_lightning.data.classes import class_index
     from fer_lightning.drawing.style import write_png
+    from fer_lightning.inference.faces import is_small
     from fer_lightning.inference.photos import crop_face, face_regions, note_about, read_photo
     from fer_lightning.text import format_table, printable
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
                 except OSError as error:
                     raise UserError(f"{out} cannot be written: {error.strerror}.") from error
                 confidence = prediction.probabilities[0].max()
-                emotion = prediction.names[0] + " (too small)" * region.is_small
+                emotion = prediction.names[0] + " (too small)" * is_small(region.box)
                 rows.append([printable(out.name), emotion, f"{confidence:.1%}"])
     finally:  # list the pictures already written, even after an error or Ctrl-C
         if rows:

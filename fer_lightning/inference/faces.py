@@ -18,6 +18,11 @@ def overlap(a: Box, b: Box) -> float:
     return both / (a[2] * a[3] + b[2] * b[3] - both)
 
 
+def is_small(box: Box) -> bool:
+    """Return whether a face is too small to judge its emotion."""
+    return min(box[2:]) < SMALLEST_JUDGED
+
+
 class Region(NamedTuple):
     """Where a face is in a photo.
 
@@ -28,11 +33,6 @@ class Region(NamedTuple):
 
     box: Box
     turn_deg: float = 0.0
-
-    @property
-    def is_small(self) -> bool:
-        """Whether the face is too small to judge."""
-        return min(self.box[2:]) < SMALLEST_JUDGED
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class DetectedFace:
     @property
     def doubt(self) -> str | None:
         """Why not to rely on the emotion, if so: "too small" or, below the minimum confidence, "unsure"."""
-        if Region(self.box).is_small:
+        if is_small(self.box):
             return "too small"
         return "unsure" if self.confidence < self.min_confidence else None
 

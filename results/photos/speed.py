@@ -27,7 +27,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -64,32 +63,31 @@ def fer(detector: str) -> tuple[Search, Watch]:
 
     network = FER(mtcnn=detector == "mtcnn")
 
-    def watch(video: str) -> int:
-        capture, frames = cv2.VideoCapture(video), 0
-        while (frame := capture.read()[1]) is not None:
-            network.detect_emotions(frame)
-            frames += 1
-        return frames
+    def search(paths: list[str]) -> int:
+        return sum(len(network.detect_emotions(cv2.imread(path))) for path in paths)
 
-    return lambda paths: sum(len(network.detect_emotions(cv2.imread(path))) for path in paths), watch
+    return search, lambda video: each_frame(video, network.detect_emotions)
 
 
 def deepface(detector: str) -> tuple[Search, Watch]:
-    import cv2
     from deepface import DeepFace
 
     def detect(image: Any) -> int:
         found = DeepFace.extract_faces(image, detector, enforce_detection=False, align=False)
         return sum(face["confidence"] > 0 for face in found)
 
-    def watch(video: str) -> int:
-        capture, frames = cv2.VideoCapture(video), 0
-        while (frame := capture.read()[1]) is not None:
-            detect(frame)
-            frames += 1
-        return frames
+    return lambda paths: sum(map(detect, paths)), lambda video: each_frame(video, detect)
 
-    return lambda paths: sum(map(detect, paths)), watch
+
+def each_frame(video: str, function: Callable[[Any], object]) -> int:
+    """Call a function with each frame of a video; return their number."""
+    import cv2
+
+    capture, frames = cv2.VideoCapture(video), 0
+    while (frame := capture.read()[1]) is not None:
+        function(frame)
+        frames += 1
+    return frames
 
 
 def contend(name: str, cores: int, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -133,10 +131,6 @@ def seconds(command: list[str], path: str | None = None) -> float:
     return perf_counter() - start
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": median(values), "low": min(values), "high": max(values)}
-
-
 def portrait() -> Path:
     import matplotlib
 
@@ -166,6 +160,7 @@ def beside_others(folder: Path, peers: str, before: str) -> dict[str, Any]:
     """Return the speed of all contenders in turns, and the times to the first answer."""
     from measure import photos_in
 
+    from fer_lightning.benchmark.sections import ratio, spread
     from fer_lightning.inference.detector import weights_path
 
     with tempfile.TemporaryDirectory() as work:
@@ -202,7 +197,7 @@ def beside_others(folder: Path, peers: str, before: str) -> dict[str, Any]:
     }
     ratios = {
         f"{ours} / {other}, {cores} cores": {
-            key: spread([a[key] / b[key] for a, b in zip(turns[ours][cores], results, strict=True)])
+            key: spread(ratio([turn[key] for turn in turns[ours][cores]], [turn[key] for turn in results]))
             for key in ("photos_per_second", "frames_per_second")
         }
         for ours in OURS
@@ -215,6 +210,8 @@ def beside_others(folder: Path, peers: str, before: str) -> dict[str, Any]:
 
 def first_answers(peers: str, before: str) -> dict[str, Any]:
     """Return the seconds from the start of a process to its first answer, and beyond importing torch."""
+    from fer_lightning.benchmark.sections import difference, spread
+
     predict = [sys.executable, "-m", "fer_lightning", "predict", str(portrait())]
     detect = f"FER().detect_emotions(cv2.imread({str(portrait())!r}))"
     here = str(HERE.parent.parent)
@@ -232,7 +229,7 @@ def first_answers(peers: str, before: str) -> dict[str, Any]:
         for name, (command, path) in commands.items():
             times[name].append(seconds(command, path))
     beyond = {
-        name: spread([a - b for a, b in zip(values, times["import torch"], strict=True)])
+        name: spread(difference(values, times["import torch"]))
         for name, values in times.items()
         if name not in ("import torch", "fer")
     }
@@ -243,11 +240,17 @@ def first_answers(peers: str, before: str) -> dict[str, Any]:
 
 
 def memory() -> dict[str, float]:
-    """Return the peak memory, in MiB, of `fer-lightning predict` for few and many photos and frames."""
+    """Return the peak memory, in MiB, of `fer-lightning predict` for few and many photos and frames.
+
+    Call it before anything imports torch here: Linux counts the memory of this process towards the peaks.
+    """
     from PIL import Image
+
+    from fer_lightning.benchmark.processes import Bench, run
 
     peaks = {}
     with tempfile.TemporaryDirectory() as work:
+        bench = Bench(Path(work), "")
         photo = Path(work) / "photo.jpg"
         with Image.open(portrait()) as image:
             image.reduce(2).save(photo)
@@ -256,22 +259,16 @@ def memory() -> dict[str, float]:
             folder.mkdir()
             for name in range(number):
                 os.link(photo, folder / f"{name}.jpg")
-            peaks[f"{number:,} photos"] = peak_mib([str(folder)])
+            command = ["-m", "fer_lightning", "predict", "--csv", str(folder)]
+            peaks[f"{number:,} photos"] = run(bench, command).peak_mib
+            print(peaks, flush=True)
         for frames in (1_800, 54_000):
             video = Path(work) / f"{frames}.mp4"
             write_video(video, frames, (320, 240))
-            peaks[f"{frames:,} frames"] = peak_mib([str(video)])
+            command = ["-m", "fer_lightning", "predict", "--csv", str(video)]
+            peaks[f"{frames:,} frames"] = run(bench, command).peak_mib
+            print(peaks, flush=True)
     return peaks
-
-
-def peak_mib(arguments: list[str]) -> float:
-    command = [sys.executable, "-m", "fer_lightning", "predict", "--csv", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{command} failed")
-    print(arguments, usage.ru_maxrss / 1024, flush=True)
-    return usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -279,19 +276,20 @@ def main() -> None:
         name, cores, file = sys.argv[2:]
         print(json.dumps(contend(name, int(cores), json.loads(Path(file).read_text()))))
         return
-    from fer_lightning import hardware
-    from fer_lightning.experiment.record import git_commit, versions
-    from fer_lightning.files import write_json
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--peers", help="Python with the other packages")
     parser.add_argument("--before", help="checkout of the last commit with dlib")
     parser.add_argument("--long", action="store_true", help="measure the memory of long runs instead")
     args = parser.parse_args()
+    peaks = memory() if args.long else None
+    from fer_lightning import hardware
+    from fer_lightning.experiment.record import git_commit, versions
+    from fer_lightning.files import write_json
+
     machine = {"hardware": hardware.describe("cpu"), "versions": versions(), "git_commit": git_commit()}
     if args.long:
-        write_json(HERE / "memory.json", machine | {"peak_mib": memory()})
+        write_json(HERE / "memory.json", machine | {"peak_mib": peaks})
     elif args.folder and args.peers and args.before:
         others = run([args.peers, "-m", "pip", "freeze"]).split()
         known = ("fer==", "deepface==", "facenet", "mtcnn==", "tensorflow==", "opencv", "torch==")
