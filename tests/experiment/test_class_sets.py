@@ -77,7 +77,7 @@ def test_eight_classes_are_trained_drawn_exported_and_predicted(
     assert command(["predict", "eight/anger/0.png", "--ckpt", ckpt, "--csv", "--save", "out"]) == 0
     header, row = capsys.readouterr().out.splitlines()
     smoothed = [f"smoothed_{name}" for name in classes]
-    assert header.endswith(",".join(["confidence", *classes, "id", *smoothed]))
+    assert header.endswith(",".join(["confidence", *classes, "id", *smoothed, "doubt"]))
     assert len(row.split(",")) == len(header.split(","))
     assert command(["explain", "eight/anger/0.png", "--ckpt", ckpt, "--emotion", "contempt"]) == 0
     assert command(["export", "--ckpt", ckpt, "--format", "pt2"]) == 0
