@@ -21,7 +21,7 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
     computed in the caller's thread, which is always the one that iterates over `items`.
 
     Args:
-        function: should spend its time outside Python's interpreter lock, as functions of Pillow and OpenCV do.
+        function: should spend its time outside Python's interpreter lock, as those of Pillow and ONNX Runtime do.
         items: its arguments.
 
     Raises:
@@ -41,7 +41,7 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
         while started:
             yield started.popleft().result()
     finally:
-        # Wait for the running ones: a process that exits while a thread is inside torch or OpenCV is aborted.
+        # Wait for the running ones: a process that exits while a thread is inside a native library may be aborted.
         pool.shutdown(cancel_futures=True)
 
 

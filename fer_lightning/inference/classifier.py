@@ -148,11 +148,7 @@ class Classifier:
         if isinstance(photos, str | Path):
             raise UserError(f"photos={photos}: expected a list of paths, e.g. [{str(photos)!r}].")
         keyed = ((None, _read_image(photo)) for photo in photos)
-        batch_size = 64 if len(photos) > 1 else 1  # for one photo, threads would only be started
-        return [
-            faces
-            for _, _, faces in self.predict_stream(keyed, detect, tta, batch_size, min_confidence=min_confidence)
-        ]
+        return [faces for *_, faces in self.predict_stream(keyed, detect, tta, min_confidence=min_confidence)]
 
     def predict_stream(
         self,

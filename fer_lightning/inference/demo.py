@@ -157,8 +157,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], handler: type["_Handler"], predictor: _Predictor) -> None:
-        # One thread for all images: two predictions would only slow each other down, and OpenCV's detector, of
-        # which each thread has its own, is loaded once.
+        # One thread for all images: two predictions would only slow each other down.
         self._worker = ThreadPoolExecutor(1, "predictions")
         self._predictor = predictor
         super().__init__(address, handler)
@@ -175,7 +174,7 @@ class _Server(ThreadingHTTPServer):
     def server_close(self) -> None:
         super().server_close()
         # Wait for a running prediction and allow no other: a process that exits while one of its threads is inside
-        # torch or OpenCV is aborted.
+        # a native library may be aborted.
         self._worker.shutdown(cancel_futures=True)
 
 

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from fer_lightning.errors import UserError
 
-REMEDY = 'pip install -e ".[photo]". Images of one cropped face need neither: --no-detect or detect=False.'
+REMEDY = 'pip install -e ".[photo]".'
 
 
 def opencv() -> ModuleType:
@@ -20,5 +20,5 @@ def opencv() -> ModuleType:
     try:
         import cv2
     except ImportError as error:
-        raise UserError(f"Detecting faces and reading videos need OpenCV: {REMEDY}") from error
+        raise UserError(f"Reading videos needs OpenCV: {REMEDY}") from error
     return cv2

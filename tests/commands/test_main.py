@@ -251,11 +251,11 @@ def test_a_missing_face_detector_is_reported_before_the_audit(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing() -> None:
-        raise UserError("Detecting faces needs OpenCV")
+        raise UserError("Detecting faces needs ONNX Runtime")
 
     monkeypatch.setattr(detector, "require_detector", missing)
     assert error_of(capsys, "audit", str(data), "--faces", "--csv", "a.csv").startswith(
-        "Detecting faces needs OpenCV"
+        "Detecting faces needs ONNX Runtime"
     )
     assert not Path("a.csv").exists()
 

