@@ -187,7 +187,7 @@ def beside_others(folder: Path, peers: str, before: str) -> dict[str, Any]:
                     result = json.loads(run(command, path, work).splitlines()[-1])
                     turns.setdefault(name, {}).setdefault(str(cores), []).append(result)
                     print(turn, cores, name, result, flush=True)
-        starts = first_answers(peers, before)
+        starts = first_answers(peers, before) | {"opencv_over_ours": opencv_over_ours(inputs["photos"])}
     table = {
         name: {
             cores: {key: spread([result[key] for result in results]) for key in results[0]}
@@ -206,6 +206,35 @@ def beside_others(folder: Path, peers: str, before: str) -> dict[str, Any]:
         for cores, results in by_cores.items()
     }
     return {"n_photos": len(inputs["photos"]), "n_frames": N_FRAMES, "speed": table, "ratios": ratios} | starts
+
+
+def opencv_over_ours(paths: list[str]) -> dict[str, Any]:
+    """Return the ratio of OpenCV's time for a search with YuNet to ours, on one thread, over photos.
+
+    The photos are shrunk to 640 pixels first, which is not counted.
+    """
+    import cv2
+    import numpy as np
+
+    from fer_lightning.benchmark.sections import ratio, spread
+    from fer_lightning.inference.detector import _detect, _shrink, weights_path
+    from fer_lightning.inference.photos import read_photo
+
+    cv2.setNumThreads(1)
+    detector = cv2.FaceDetectorYN.create(str(weights_path()), "", (640, 640), 0.3)
+
+    def search(photo: Any) -> None:
+        detector.setInputSize(photo.size)
+        detector.detect(np.ascontiguousarray(np.asarray(photo)[:, :, ::-1]))
+
+    times: dict[str, list[float]] = {"opencv": [], "ours": []}
+    for path in [*paths[:5], *paths]:  # the first ones to warm up
+        photo = _shrink(read_photo(path), 640)
+        for name, function in {"opencv": search, "ours": lambda photo: _detect(photo, 640)}.items():
+            start = perf_counter()
+            function(photo)
+            times[name].append(perf_counter() - start)
+    return spread(ratio(times["opencv"][5:], times["ours"][5:]))
 
 
 def first_answers(peers: str, before: str) -> dict[str, Any]:
