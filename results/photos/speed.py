@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -316,7 +317,8 @@ def main() -> None:
     from fer_lightning.experiment.record import git_commit, versions
     from fer_lightning.files import write_json
 
-    machine = {"hardware": hardware.describe("cpu"), "versions": versions(), "git_commit": git_commit()}
+    packages = {name: version(name) for name in ("onnxruntime", "opencv-python-headless", "pillow")}
+    machine = {"hardware": hardware.describe("cpu"), "versions": versions() | packages, "git_commit": git_commit()}
     if args.long:
         write_json(HERE / "memory.json", machine | {"peak_mib": peaks})
     elif args.folder and args.peers and args.before:
