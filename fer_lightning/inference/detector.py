@@ -4,20 +4,23 @@ import functools
 import importlib.util
 import math
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fer_lightning.arguments import first_line
 from fer_lightning.errors import UserError
 from fer_lightning.inference.faces import Box, Region
+from fer_lightning.inference.stderr import silent_stderr
 
 # Longer side, in pixels, of the photo that the detector gets first, and of the one in which it then searches for
 # small faces. Photos are never enlarged: the detector then takes parts of a large face for faces.
 _FIRST_SIDE = 640
 _SECOND_SIDE = 1280
-# The same for quarter turns, to skip those that show nothing at all: a quarter of the time of the first search.
+# The same for a first look at quarter turns, in a quarter of the time: those that hint at no face are skipped.
 _TURN_SIDE = 320
 # Sizes, in pixels, of the network's cells. The sides of its input are multiples of the largest, and at least
 # _MIN_SIDE: at 32 pixels it returns faces at random, some of infinite size.
@@ -28,7 +31,7 @@ _MIN_SIDE = 64
 _SMALL = 32
 # Lowest score of a face. With a lower one, parts of large faces and patterns count as faces.
 _MIN_SCORE = 0.7
-# Lowest score of what may be a small face and is therefore searched for in the larger photo.
+# Lowest score of what may be a face and is therefore searched for in a larger photo.
 _MIN_HINT = 0.3
 # A photo whose best face scores lower than this is also tried in quarter turns, and a turn must beat the photo as
 # it is by the margin. Waiting until nothing is found would not be enough: the detector also finds most faces that
@@ -42,7 +45,7 @@ _BOX_IN_FACE = 1.06
 # Tilt of the eyes, in degrees, from which a face is turned upright: results/photos/crops.json.
 _MIN_TILT_DEG = 10.0
 
-# Intersection over union of two boxes above which they are the same face, as in OpenCV's FaceDetectorYN.
+# Intersection over union of two boxes above which they count as the same face.
 _SAME_FACE = 0.3
 
 _REMEDY = 'pip install -e ".[photo]". Images of one cropped face do not need it: --no-detect or detect=False.'
@@ -52,6 +55,7 @@ _WEIGHTS = "face_detection_yunet_2023mar.onnx"
 _DECLARED_SIZE, _OPEN_SIZE = b"\x0a\x03\x08\x80\x05" * 2, b"\x0a\x03\x12\x01h\x0a\x03\x12\x01w"
 
 Floats = npt.NDArray[np.float32]
+_loading = Lock()
 Detections = Floats  # (N, 15): x, y, width and height of the box, five landmarks, score
 
 
@@ -78,17 +82,21 @@ def weights_path() -> Path:
     return path
 
 
-@functools.cache
 def _network() -> Any:
-    """Return the network, which several threads may run at once.
+    """Return the network, which several threads may run at once."""
+    with _loading:
+        return _load_network()
 
-    ONNX Runtime takes half the time that OpenCV, whose FaceDetectorYN is this network with what `_detect` and
-    `_decode` do.
-    """
+
+@functools.cache
+def _load_network() -> Any:
+    # OpenCV's FaceDetectorYN is this network plus what _detect and _decode do, but takes twice the time:
+    # results/photos/speed.json.
     try:
-        import onnxruntime
+        with silent_stderr():  # on some machines without a GPU it warns that it has not found one
+            import onnxruntime
     except ImportError as error:
-        raise UserError(f"Detecting faces needs ONNX Runtime: {_REMEDY}") from error
+        raise UserError(f"Detecting faces needs ONNX Runtime ({first_line(error)}): {_REMEDY}") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # photos are searched side by side instead, which is faster
     options.log_severity_level = 3  # or it warns that the outputs do not have the declared sizes
@@ -135,7 +143,10 @@ def find_faces(photo: Image.Image, try_turns: bool = True) -> list[Region]:
 
 
 def _shrink(photo: Image.Image, side: int) -> Image.Image:
-    """Return a photo in RGB, shrunk so that no side exceeds `side` pixels."""
+    """Return a photo in RGB, shrunk so that no side exceeds `side` pixels.
+
+    It is first reduced by the largest whole factor, which is fast.
+    """
     scale = min(1.0, side / max(photo.size))
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     return photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=1.0).convert("RGB")
@@ -165,9 +176,9 @@ def _detect(photo: Image.Image, side: int, quarters: int = 0) -> Detections:
 def _decode(outputs: list[Floats], width: int) -> Detections:
     """Return the faces in the network's outputs, best first.
 
-    Boxes and landmarks are relative to the cell, and the boxes' sides logarithms, both in cells. A face's score is
-    the geometric mean of two probabilities. Source: Wu, Peng and Yu 2023, and OpenCV's FaceDetectorYN, which a test
-    compares.
+    Boxes and landmarks are relative to the cell, and the boxes' sides are logarithms; both are in cells. A face's
+    score is the geometric mean of two probabilities. Source: Wu, Peng and Yu 2023, and OpenCV's FaceDetectorYN, but
+    that rounds the boxes down before it compares them.
 
     Args:
         outputs: for each size of cells, the probabilities of a face, float32 (1, cells, 1); in the same way the

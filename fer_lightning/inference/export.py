@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fer_lightning.data.augment import normalise
 from fer_lightning.errors import UserError
 from fer_lightning.inference.classifier import Classifier
+from fer_lightning.inference.stderr import silent_stderr
 from fer_lightning.models.checkpoint import InputSpec
 from fer_lightning.models.small_vgg import MirroredBatchNorm2d, MirroredConv2d
 
@@ -236,7 +237,8 @@ def quantise(onnx_file: bytes, calibration: Pixels) -> bytes:
 def require_onnx() -> None:
     """Raise UserError if a package that ONNX needs is not installed."""
     try:
-        import onnxruntime  # noqa: F401
+        with silent_stderr():  # on some machines without a GPU it warns that it has not found one
+            import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(

@@ -3,9 +3,8 @@
 import os
 from types import ModuleType
 
+from fer_lightning.arguments import first_line
 from fer_lightning.errors import UserError
-
-REMEDY = 'pip install -e ".[photo]".'
 
 
 def opencv() -> ModuleType:
@@ -20,5 +19,5 @@ def opencv() -> ModuleType:
     try:
         import cv2
     except ImportError as error:
-        raise UserError(f"Reading videos needs OpenCV: {REMEDY}") from error
+        raise UserError(f'Videos need OpenCV ({first_line(error)}): pip install -e ".[photo]"') from error
     return cv2

@@ -4,10 +4,8 @@ import math
 import os
 import re
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType, TracebackType
@@ -20,6 +18,7 @@ from PIL import Image
 from fer_lightning.errors import UserError
 from fer_lightning.inference.containers import is_finished_webm, missing_bytes
 from fer_lightning.inference.opencv import opencv
+from fer_lightning.inference.stderr import silent_stderr
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3), BGR as in OpenCV
 
@@ -243,7 +242,7 @@ class VideoWriter:
         bgr: Pixels = np.ascontiguousarray(np.asarray(frame)[:, :, ::-1])
         if self._writer is None:
             codec = self._cv2.VideoWriter_fourcc(*"VP80")
-            with _silent_stderr():
+            with silent_stderr():  # about WebM codecs, a harmless warning that ignores OpenCV's log level
                 self._writer = self._cv2.VideoWriter(str(self._unfinished), codec, self.fps, frame.size)
             if not self._writer.isOpened():
                 cause = "the disk may be full, or this build of OpenCV lacks the VP8 encoder"
@@ -285,17 +284,3 @@ def _check_name(source: str | Path | int) -> None:
         str(source).encode()
     except UnicodeEncodeError as error:
         raise UserError("the path is not valid UTF-8, which OpenCV needs: rename it") from error
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Silence stderr for a harmless warning about WebM codecs that OpenCV prints regardless of its log level."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "wb") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)

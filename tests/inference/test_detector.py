@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fer_lightning.errors import UserError
-from fer_lightning.inference.detector import _detect, _network, find_faces, require_detector, weights_path
+from fer_lightning.inference.detector import _detect, _load_network, find_faces, require_detector, weights_path
 from fer_lightning.inference.faces import Region, overlap
 from fer_lightning.inference.photos import TURNED_NOTE, crop_face, note_about, read_photo
 
@@ -154,7 +154,7 @@ def test_a_missing_detector_is_an_error_with_a_remedy(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else real(name))
-    _network.cache_clear()
+    _load_network.cache_clear()
     with pytest.raises(UserError, match=r'^Detecting faces .*pip install -e "\.\[photo\]"'):
         require_detector()
     with pytest.raises(UserError, match=r"^Detecting faces "):
