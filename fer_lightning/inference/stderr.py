@@ -12,6 +12,9 @@ _lock = Lock()  # two threads at a time would restore each other's silence
 @contextmanager
 def silent_stderr() -> Iterator[None]:
     """Silence stderr, also for libraries that do not write through Python."""
+    if sys.stderr is None:  # closed, and its number may belong to another file
+        yield
+        return
     with _lock:
         sys.stderr.flush()
         stderr = os.dup(2)
