@@ -54,8 +54,9 @@ _WEIGHTS = "face_detection_yunet_2023mar.onnx"
 # a dimension may have a name instead, which leaves it open; these have the same length.
 _DECLARED_SIZE, _OPEN_SIZE = b"\x0a\x03\x08\x80\x05" * 2, b"\x0a\x03\x12\x01h\x0a\x03\x12\x01w"
 
-Floats = npt.NDArray[np.float32]
 _loading = Lock()
+
+Floats = npt.NDArray[np.float32]
 Detections = Floats  # (N, 15): x, y, width and height of the box, five landmarks, score
 
 
@@ -204,7 +205,10 @@ def _decode(outputs: list[Floats], width: int) -> Detections:
 
 
 def _overlaps(face: Floats, faces: Detections) -> Floats:
-    """Return the intersection over union of a face's box with each of N others, float32 (N,)."""
+    """Return the intersection over union of a face's box with each of N others, float32 (N,).
+
+    The same as faces.overlap, for arrays: in a crowd of 500 faces, a million pairs of boxes are compared.
+    """
     starts = np.maximum(face[:2], faces[:, :2])
     ends = np.minimum(face[:2] + face[2:4], faces[:, :2] + faces[:, 2:4])
     shared = np.maximum(ends - starts, 0).prod(axis=1)

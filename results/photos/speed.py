@@ -276,11 +276,11 @@ def memory() -> dict[str, float]:
     """
     from PIL import Image
 
-    from fer_lightning.benchmark.processes import Bench, run
+    from fer_lightning.benchmark import processes
 
     peaks = {}
     with tempfile.TemporaryDirectory() as work:
-        bench = Bench(Path(work), "")
+        bench = processes.Bench(Path(work), "")
         photo = Path(work) / "photo.jpg"
         with Image.open(portrait()) as image:
             image.reduce(2).save(photo)
@@ -290,13 +290,13 @@ def memory() -> dict[str, float]:
             for name in range(number):
                 os.link(photo, folder / f"{name}.jpg")
             command = ["-m", "fer_lightning", "predict", "--csv", str(folder)]
-            peaks[f"{number:,} photos"] = run(bench, command).peak_mib
+            peaks[f"{number:,} photos"] = processes.run(bench, command).peak_mib
             print(peaks, flush=True)
         for frames in (1_800, 54_000):
             video = Path(work) / f"{frames}.mp4"
             write_video(video, frames, (320, 240))
             command = ["-m", "fer_lightning", "predict", "--csv", str(video)]
-            peaks[f"{frames:,} frames"] = run(bench, command).peak_mib
+            peaks[f"{frames:,} frames"] = processes.run(bench, command).peak_mib
             print(peaks, flush=True)
     return peaks
 
