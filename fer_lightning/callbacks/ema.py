@@ -1,6 +1,7 @@
 """Exponential moving average of the weights, used for validation, tests and checkpoints."""
 
 from itertools import chain
+from math import ceil, exp, inf
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -18,20 +19,27 @@ class EMA(WeightAveraging):
     Early in the fit the average covers fewer steps: the decay of the n-th update is at most (1 + n) / (10 + n).
 
     Args:
-        decay: share of the average that each optimizer step keeps, in [0, 1); 0.99 averages over about 100 steps.
+        horizon_epochs: epochs after which a step's weights count 1/e as much as the latest, above 0. Unlike a
+            decay, it means the same at every batch size.
         every_n_steps: steps between two updates; the decay is adjusted to match.
+        decay: share of the average that each optimizer step keeps, in [0, 1), in place of `horizon_epochs`: the
+            setting of runs that are older than the horizon. None for the horizon.
 
     Raises:
         UserError: a value is out of range.
     """
 
-    def __init__(self, decay: float = 0.99, every_n_steps: int = 1) -> None:
-        if not 0 <= decay < 1:
+    def __init__(self, horizon_epochs: float = 0.5, every_n_steps: int = 1, decay: float | None = None) -> None:
+        if not 0 < horizon_epochs < inf:
+            raise UserError(f"callbacks.ema.horizon_epochs={horizon_epochs}: expected a number above 0.")
+        if decay is not None and not 0 <= decay < 1:
             raise UserError(f"callbacks.ema.decay={decay}: expected at least 0 and below 1.")
         check_at_least_one("callbacks.ema.every_n_steps", every_n_steps)
         super().__init__()
-        self.decay = decay
+        self.horizon_epochs = horizon_epochs
         self.every_n_steps = every_n_steps
+        self.decay = decay
+        self._decay = 0.0  # of one update
         # The tensors of the average and of the network: weights and statistics, and batch norm's counters.
         self._floats: list[list[Tensor]] = []
         self._counters: list[list[Tensor]] = []
@@ -51,6 +59,12 @@ class EMA(WeightAveraging):
             for is_float in (True, False)
         )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Convert the horizon to the decay of an update."""
+        steps_per_epoch = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        decay = exp(-1 / (self.horizon_epochs * steps_per_epoch)) if self.decay is None else self.decay
+        self._decay = decay**self.every_n_steps
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -61,7 +75,7 @@ class EMA(WeightAveraging):
         if step <= latest or step % self.every_n_steps:
             return
         n = latest // self.every_n_steps  # updates before this one
-        decay = min(self.decay**self.every_n_steps, (1 + n) / (10 + n)) if n else 0.0  # the first update copies
+        decay = min(self._decay, (1 + n) / (10 + n)) if n else 0.0  # the first update copies
         averages, current = self._floats
         lerp_all_(averages, current, 1 - decay)
         averages, current = self._counters

@@ -1,4 +1,4 @@
-"""SmallVGG, the network of experiment=fast and of both pretrained networks, and its mirrored layers."""
+"""SmallVGG, the network of experiment=fast and of the pretrained networks, and its mirrored layers."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -93,23 +93,25 @@ class MirroredBatchNorm2d(nn.BatchNorm2d):
 
 
 class SmallVGG(nn.Module):
-    """A strided stem, stages of two 3x3 convolutions, global average pooling and one linear layer.
+    """A stem, stages of two 3x3 convolutions, global average pooling and one linear layer.
 
     Each stage has a max pool after its first convolution. The order convolution, max pool, batch norm, activation
     follows Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU"; pooling before the norm leaves it a
     quarter of the work.
 
     Args:
-        channels: the widths of the stem and of each stage; the stem and every stage halve the image.
+        channels: the widths of the stem and of each stage; every stage halves the image.
         residual: whether each stage's second convolution has a shortcut around it.
         mirrored: whether the filters come in mirrored pairs. This halves the parameters and makes the logits of a
             face and its mirror image equal.
+        stem_stride: 2 for a 4x4 stem that halves the image, 1 for a 3x3 stem at full resolution, which makes the
+            whole network about three times as slow.
         image_size: height and width of the input, in pixels.
         n_classes: number of logits.
 
     Raises:
-        UserError: a width is out of range, a width of mirrored filters is odd, or the image is too small or, with
-            mirrored filters, cannot be halved evenly for every stage.
+        UserError: a value is out of range, a width of mirrored filters is odd, or the image is too small or, with
+            mirrored filters, cannot be halved evenly every time.
     """
 
     def __init__(
@@ -117,22 +119,24 @@ class SmallVGG(nn.Module):
         channels: Sequence[int] = (16, 32, 64, 128),
         residual: bool = False,
         mirrored: bool = False,
+        stem_stride: int = 2,
         image_size: int = 48,
         n_classes: int = len(EMOTIONS),
     ) -> None:
         super().__init__()
-        check_channels(channels, image_size, halvings=len(channels))
-        if mirrored and (any(width % 2 for width in channels) or image_size % 2 ** len(channels)):
+        if stem_stride not in (1, 2):
+            raise UserError(f"stem_stride={stem_stride}: expected 1 or 2")
+        halvings = len(channels) + stem_stride - 2
+        check_channels(channels, image_size, halvings)
+        if mirrored and (any(width % 2 for width in channels) or image_size % 2**halvings):
             # Halving an odd width drops a column on one side only, which breaks the symmetry.
-            raise UserError(
-                f"mirrored=true: expected even channels and an image_size divisible by {2 ** len(channels)}"
-            )
+            raise UserError(f"mirrored=true: expected even channels and an image_size divisible by {2**halvings}")
         self.mirrored = mirrored
         # No biases: the batch norm that follows would cancel them.
         conv: Any = MirroredConv2d if mirrored else partial(nn.Conv2d, bias=False)
         norm: Any = MirroredBatchNorm2d if mirrored else nn.BatchNorm2d
         width, *stages = channels
-        layers = [conv(1, width, 4, stride=2, padding=1), norm(width), nn.ReLU(True)]
+        layers = [conv(1, width, 2 + stem_stride, stride=stem_stride, padding=1), norm(width), nn.ReLU(True)]
         for stage in stages:
             second = [conv(stage, stage, 3, padding=1), norm(stage)]
             layers += [

@@ -1,5 +1,7 @@
 """The moving average: computed by hand, and used in validation, test and checkpoints."""
 
+from math import exp
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -32,14 +34,14 @@ class Weights(Callback):
         self.in_validation.append(pl_module.net.classifier.bias.detach().clone())
 
 
-def fit(tmp_path, ema, epochs=2):
+def fit(tmp_path, ema, epochs=2, batch_size=14, **options):
     torch.manual_seed(0)
 
     def optimizer(parameters, total_steps, steps_per_epoch):
         return build_optimizer(parameters, total_steps, steps_per_epoch, name="sgd", lr=0.1)
 
     module = EmotionClassifier(build_model(image_size=24, **MODEL), optimizer, InputSpec(24, 0.5, 0.5), MODEL)
-    data = FaceDataModule(synthetic_faces(n_train=42, n_val=7, n_test=7), NoAugment(), 14, 24)
+    data = FaceDataModule(synthetic_faces(n_train=42, n_val=7, n_test=7), NoAugment(), batch_size, 24)
     weights = Weights()
     trainer = Trainer(
         max_epochs=epochs,
@@ -49,6 +51,7 @@ def fit(tmp_path, ema, epochs=2):
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        **options,
     )
     trainer.fit(module, datamodule=data)
     return trainer, module, data, weights
@@ -76,6 +79,20 @@ def test_average_is_as_computed_by_hand_and_is_validated_saved_and_tested(tmp_pa
     torch.testing.assert_close(module.net.classifier.bias.data, expected[-1])
 
 
+@pytest.mark.parametrize(("batch_size", "steps_per_epoch"), [(14, 3), (6, 7)])
+def test_horizon_means_the_same_at_every_batch_size(batch_size, steps_per_epoch, tmp_path):
+    *_, weights = fit(tmp_path, EMA(horizon_epochs=0.25), batch_size=batch_size)
+    assert len(weights.after_step) == 2 * steps_per_epoch
+    torch.testing.assert_close(
+        weights.in_validation[-1], averages(weights.after_step, exp(-4 / steps_per_epoch))[-1]
+    )
+
+
+def test_steps_of_the_horizon_are_those_of_the_optimizer(tmp_path):
+    *_, weights = fit(tmp_path, EMA(horizon_epochs=0.25), batch_size=7, accumulate_grad_batches=2)
+    torch.testing.assert_close(weights.in_validation[-1], averages(weights.after_step[1::2], exp(-4 / 3))[-1])
+
+
 def test_every_n_steps_adjusts_the_decay(tmp_path):
     *_, weights = fit(tmp_path, EMA(decay=0.3, every_n_steps=3))
     torch.testing.assert_close(weights.in_validation[0], weights.after_step[2])
@@ -87,6 +104,7 @@ def test_every_n_steps_adjusts_the_decay(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"horizon_epochs": 0.0}, r"callbacks\.ema\.horizon_epochs=0\.0: expected a number above 0\."),
         ({"decay": 1.0}, r"callbacks\.ema\.decay=1\.0: expected at least 0 and below 1\."),
         ({"every_n_steps": 0}, r"callbacks\.ema\.every_n_steps=0: expected at least 1\."),
     ],

@@ -327,7 +327,9 @@ def test_help_lists_each_setting_once_in_80_columns(capsys):
     settings = lines[lines.index("== Settings ==") :]
     names = [line.strip().partition("=")[0] for line in settings if re.match(r" *[a-z_0-9.]+=", line)]
     assert len(names) == len(set(names))
-    assert {key for key, *_ in keys()} | {"data.path", "augment.flip_prob", "callbacks.ema.decay"} <= set(names)
+    assert {key for key, *_ in keys()} | {"data.path", "augment.flip_prob", "callbacks.ema.horizon_epochs"} <= set(
+        names
+    )
     assert {"seed=7", "stages=[fit,test]", "    optim.momentum=0.9", "    augment.scale=[0.9,1.1]"} <= set(lines)
     assert all(len(line) <= 80 or len(line.split()) == 1 for line in lines)
     for group in CONF.groups() - {"hydra"}:

@@ -64,26 +64,25 @@ def test_fer_model0_has_the_layers_and_parameters_of_the_baseline():
     assert sum(p.numel() for p in net.parameters()) == convolutions + norms + 64 * 16 * 16 * 7 + 7
 
 
-def test_small_vgg_halves_the_image_at_every_stage_and_accepts_any_size():
-    net = build_model("small_vgg", image_size=48, channels=[16, 32, 64, 128])
+@pytest.mark.parametrize(("stem_stride", "sides"), [(2, (24, 12, 6, 3)), (1, (48, 24, 12, 6))])
+def test_small_vgg_halves_the_image_at_every_stage_and_accepts_any_size(stem_stride, sides):
+    net = build_model("small_vgg", image_size=48, channels=[16, 32, 64, 128], stem_stride=stem_stride)
     shapes = []
     for layer in net.features:
         layer.register_forward_hook(lambda layer, inputs, output: shapes.append(tuple(output.shape[1:])))
     assert net(torch.zeros(2, 1, 48, 48)).shape == (2, 7)
     assert [shape for n, shape in enumerate(shapes) if n in (2, 9, 16, 23)] == [
-        (16, 24, 24),
-        (32, 12, 12),
-        (64, 6, 6),
-        (128, 3, 3),
+        (width, side, side) for width, side in zip((16, 32, 64, 128), sides, strict=True)
     ]
     assert net(torch.zeros(2, 1, 64, 64)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("stem_stride", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_mirrored_filters_halve_the_parameters_and_give_a_face_and_its_mirror_image_the_same_logits(
-    memory_format,
+    memory_format, stem_stride
 ):
-    options = {"image_size": 48, "channels": [8, 8, 12, 16], "residual": True}
+    options = {"image_size": 48, "channels": [8, 8, 12, 16], "residual": True, "stem_stride": stem_stride}
     plain, mirrored = (build_model("small_vgg", **options, mirrored=value) for value in (False, True))
     for of_plain, of_mirrored in zip(plain.modules(), mirrored.modules(), strict=True):
         sizes = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in (of_plain, of_mirrored)]
@@ -137,6 +136,7 @@ def test_resnet_drops_features_only_in_training():
         ({"name": "small_vgg", "channels": []}, "channels: expected at least one width"),
         ({"name": "small_vgg", "channels": [4] * 8}, "channels: 128 px cannot be halved 8 times"),
         ({"name": "small_vgg", "channels": [4, 3], "mirrored": True}, "mirrored=true: expected even channels"),
+        ({"name": "small_vgg", "stem_stride": 3}, "stem_stride=3: expected 1 or 2"),
         (
             {"name": "small_vgg", "channels": [4, 4], "mirrored": True, "image_size": 46},
             "mirrored=true: expected even channels and an image_size divisible by 4",
