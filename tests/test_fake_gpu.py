@@ -22,6 +22,7 @@ from fer_lightning.models.tta import VIEWS
 from fer_lightning.training.distillation import InputAdapter, Teacher
 from fer_lightning.training.module import EmotionClassifier
 from fer_lightning.training.optim import build_optimizer
+from fer_lightning.training.soft_targets import SoftTargetStore
 
 NETWORKS = {
     "fer_model0": {"channels": [4, 8]},
@@ -98,22 +99,13 @@ def test_optimizer_step_with_ema_and_clipping_reads_nothing_from_the_device(opti
 
 
 @pytest.mark.parametrize("tta", ["none", "mirror"])
-@pytest.mark.parametrize("augment_epochs", [None, 2])
-def test_teacher_reads_nothing_from_the_device(augment_epochs, tta, faces, monkeypatch):
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_teacher_reads_nothing_from_the_device(is_stored, tta, faces, monkeypatch):
     other = build_model("fer_model0", image_size=48, **NETWORKS["fer_model0"])
     nets = [network("small_vgg"), InputAdapter(other, InputSpec(48, 0.5, 0.5), INPUTS)]
-    teacher = Teacher(nets, tta=tta, augment_epochs=augment_epochs, n_images=len(faces), n_train=40)
+    store = SoftTargetStore(2, 7, "", torch.arange(40), None) if is_stored else None
+    teacher = Teacher(nets, tta=tta, store=store)
     fit(monkeypatch, faces, module_of("small_vgg", teacher=teacher), EMA(every_n_steps=2))
-
-
-def test_cached_soft_targets_are_served_without_a_read(faces):
-    net = network("fer_model0").to("meta")
-    teacher = Teacher([net], augment_epochs=1, n_images=len(faces), n_train=40)
-    teacher.to(torch.device("meta"), torch.contiguous_format)
-    images, index = torch.zeros(40, 1, 32, 32, device="meta"), torch.zeros(40, dtype=torch.int64, device="meta")
-    teacher.soft_targets(images, index, 0)
-    teacher.nets.clear()  # only the cache is left
-    assert teacher.soft_targets(images, index, 1).device.type == "meta"
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)

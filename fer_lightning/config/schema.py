@@ -54,7 +54,9 @@ class DataSettings:
         "shuffle", "shuffle: each training image once per epoch; balanced: equally many images of each class"
     )
     augment_epochs: int | None = setting(
-        None, "epochs after which augmentation repeats, so that a teacher's logits can be reused; null: never"
+        None,
+        "epochs after which augmentation repeats, the same for every seed, so that a teacher's predictions are "
+        "computed once and kept in the cache; null: never",
     )
 
 

@@ -234,10 +234,10 @@ class FaceDataModule(LightningDataModule):
         split: "official" validates on VAL and tests on TEST; "kaggle_folder" validates and tests on both together,
             like everyone who uses the Kaggle folder's test/ unchanged (so the best epoch is chosen on the test
             images themselves).
-        seed: seed of the epochs' order and of the augmentation.
+        seed: seed of the epochs' order and, unless `augment_epochs` is given, of augmentation and mixup.
         eval_batch_size: images per validation or test batch, over all processes.
         augment_epochs: number of epochs after which augmentation and mixup repeat their draws (the order of the
-            images does not repeat); None for never.
+            images does not repeat), which then do not depend on `seed`; None for never.
         class_weights: weights of the classes in the training loss; see ``balance.class_weights``.
         sampler: "shuffle" for all training images in each epoch; "balanced" for equally many of each class, see
             ``balance.balanced_epoch``.
@@ -295,6 +295,8 @@ class FaceDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.seed = seed
+        # Runs that differ in their seed alone share the soft targets of a teacher.
+        self.draw_seed = seed if augment_epochs is None else 0
         self.augment_epochs = augment_epochs
         self.mixup_alpha = mixup_alpha
         self.sampler = sampler
@@ -381,6 +383,16 @@ class FaceDataModule(LightningDataModule):
         fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._loader(self.train_usages, self.batch_size, self._augment_batch, None if fixed else self.seed)
 
+    def ordered_batches(self, epoch: int) -> FaceLoader:
+        """Return the augmented training batches of an epoch in the order of the rows, all of them in each process.
+
+        Their images are those of `train_dataloader`, whose order and batch size have no effect here.
+        """
+        loader = self.train_dataloader()
+        sampler = EpochBatches(loader.sampler.rows, 256)
+        sampler.set_epoch(epoch)
+        return FaceLoader(loader.store, sampler, loader.prepare, mixup=loader.mixup)
+
     def val_dataloader(self) -> FaceLoader:
         """Return the batches of the split that selects the best epoch."""
         return self._loader(self.val_usages, self.eval_batch_size, self._resize_batch)
@@ -415,7 +427,7 @@ class FaceDataModule(LightningDataModule):
         if not self.mixup_alpha:
             return None
         rows = self.rows(self.train_usages).to(device)
-        return Mixup(self.mixup_alpha, self.seed, rows, self.augment_epochs)
+        return Mixup(self.mixup_alpha, self.draw_seed, rows, self.augment_epochs)
 
     def _count_trained(self) -> int:
         """Return the batches already trained in this epoch; non-zero only when resuming mid-epoch."""
@@ -426,7 +438,7 @@ class FaceDataModule(LightningDataModule):
     def _augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         if self.augment_epochs is not None:
             epoch %= self.augment_epochs
-        return self.augment(images, index, self.seed, epoch, self.image_size)
+        return self.augment(images, index, self.draw_seed, epoch, self.image_size)
 
     def _augment_batch(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         return normalise(self._augment(images, index, epoch), self.mean, self.std)

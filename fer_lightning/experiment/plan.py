@@ -16,6 +16,7 @@ from fer_lightning.config.schema import (
     shown,
     to_dict,
 )
+from fer_lightning.data.cache import default_dir
 from fer_lightning.data.classes import columns_of
 from fer_lightning.data.datamodule import FaceDataModule
 from fer_lightning.emotions import canonical
@@ -26,6 +27,7 @@ from fer_lightning.models.checkpoint import Checkpoint, InputSpec, SelectClasses
 from fer_lightning.models.pretrained import weights_of
 from fer_lightning.runs.ranking import resolve_checkpoint
 from fer_lightning.training.distillation import InputAdapter, Teacher
+from fer_lightning.training.soft_targets import SoftTargetStore
 
 
 @dataclass(frozen=True)
@@ -154,16 +156,14 @@ def build_teacher(
     """
     if not checkpoints:
         return None
-    return Teacher(
-        [_teaching_net(checkpoint, inputs) for checkpoint in checkpoints],
-        cfg.weight,
-        cfg.temperature,
-        cfg.tta,
-        data.augment_epochs,
-        n_images=len(data.faces),
-        n_train=len(data.rows(data.train_usages)),
-        n_classes=len(inputs.classes),
-    )
+    store = None
+    if data.augment_epochs is not None:
+        rows = data.rows(data.train_usages)
+        store = SoftTargetStore(
+            data.augment_epochs, len(inputs.classes), data.faces.fingerprint, rows, default_dir()
+        )
+    nets = [_teaching_net(checkpoint, inputs) for checkpoint in checkpoints]
+    return Teacher(nets, cfg.weight, cfg.temperature, cfg.tta, store)
 
 
 def _teaching_net(checkpoint: Checkpoint, inputs: InputSpec) -> nn.Module:

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models.checkpoint import InputSpec
 from fer_lightning.models.tta import check_tta, log_mean_probabilities, predict_logits
+from fer_lightning.training.soft_targets import Batches, SoftTargetStore
 
 
 class InputAdapter(nn.Module):
@@ -48,12 +48,7 @@ class Teacher:
         temperature: divisor of the teacher's and the student's logits, above 0; larger values give the less likely
             emotions more weight.
         tta: test-time augmentation of the teacher's predictions, a key of tta.VIEWS.
-        augment_epochs: number of epochs after which the augmented images repeat. The soft targets of an epoch are
-            cached once all of them have been computed, which excludes an epoch that was cut short or is shared by
-            several processes. None disables the cache.
-        n_images: rows of the dataset, which `index` refers to.
-        n_train: training images per epoch.
-        n_classes: C, the number of classes.
+        store: keeps the soft targets of images that repeat; None if they do not.
 
     Raises:
         UserError: a value is out of range.
@@ -65,10 +60,7 @@ class Teacher:
         weight: float = 0.5,
         temperature: float = 1.0,
         tta: str = "none",
-        augment_epochs: int | None = None,
-        n_images: int = 0,
-        n_train: int = 0,
-        n_classes: int = len(EMOTIONS),
+        store: SoftTargetStore | None = None,
     ) -> None:
         if not 0 < weight <= 1:
             raise UserError(f"distill.weight={weight}: expected above 0 and at most 1.")
@@ -79,45 +71,45 @@ class Teacher:
         self.weight = weight
         self.temperature = temperature
         self.tta = tta
-        self._cache = torch.zeros(augment_epochs or 0, n_images, n_classes)
-        # Completeness is tracked on the host: reading it from the cache would make each step wait for the device.
-        self._complete = [False] * len(self._cache)
-        self._n_train = n_train
-        self._epoch, self._n_cached = -1, 0
+        self.store = store
+        self._device, self._memory_format = torch.device("cpu"), torch.contiguous_format
+        self._table: Tensor | None = None  # soft targets of this epoch, float32 (n_images, C)
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
-        """Move the networks and the cache to the student's device."""
+        """Move the networks to the student's device."""
+        self._device, self._memory_format = device, memory_format
         for net in self.nets:
             net.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-        self._cache = self._cache.to(device)
 
     @torch.no_grad()
-    def soft_targets(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """Return the teacher's predictions for a batch, from the cache where it is complete.
+    def prepare_epoch(self, epoch: int, batches: Batches | None) -> None:
+        """Look up the soft targets of all training images of an epoch, if they repeat.
+
+        Args:
+            epoch: the student's epoch.
+            batches: returns the training batches of an epoch, images as the student gets them; None for an epoch
+                that is cut short, whose soft targets are computed batch by batch.
+        """
+        self._table = None
+        if self.store is not None and batches is not None:
+            self._table = self.store.table(epoch, batches, self._predict).to(self._device)
+
+    @torch.no_grad()
+    def soft_targets(self, images: Tensor, index: Tensor) -> Tensor:
+        """Return the teacher's predictions for a batch, as prepared for this epoch or computed now.
 
         Args:
             images: float (B, 1, H, W), as the student gets them.
             index: int64 (B,), the images' rows in the dataset.
-            epoch: the student's epoch.
 
         Returns:
             float32 (B, C), the logarithm of the mean probabilities.
         """
-        if not len(self._cache):
-            return self._predict(images)
-        slot = epoch % len(self._cache)
-        if self._complete[slot]:
-            return self._cache[slot, index]
-        if epoch != self._epoch:
-            self._epoch, self._n_cached = epoch, 0
-        targets = self._predict(images)
-        self._cache[slot, index] = targets
-        self._n_cached += len(index)  # no image occurs twice in an epoch
-        self._complete[slot] = self._n_cached == self._n_train
-        return targets
+        return self._predict(images) if self._table is None else self._table[index]
 
     def _predict(self, images: Tensor) -> Tensor:
         """Average the networks' predictions: float (B, 1, H, W) -> log probabilities float32 (B, C)."""
+        images = images.contiguous(memory_format=self._memory_format)
         return log_mean_probabilities(torch.stack([predict_logits(net, images, self.tta) for net in self.nets]))
 
     def loss(self, targets: Tensor, logits: Tensor, label_loss: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ class EmotionClassifier(LightningModule):
             self.teacher.to(self.device, self.memory_format)
 
     def on_train_start(self) -> None:
-        """Restore the epoch's sums when resuming mid-epoch.
+        """Prepare the teacher and restore the epoch's sums when resuming mid-epoch.
 
         Raises:
             UserError: the number of batches per epoch has changed.
@@ -161,6 +161,7 @@ class EmotionClassifier(LightningModule):
         if not self.trainer.fit_loop.restarted_mid_epoch:
             return
         # Lightning does not call on_train_epoch_start again for this epoch.
+        self._prepare_teacher()
         assert self._saved_epoch is not None
         batches, now = self._saved_epoch["batches"], self.trainer.num_training_batches
         if batches != now:
@@ -174,9 +175,20 @@ class EmotionClassifier(LightningModule):
         self._epoch_sums, self._window_sums, self._finite_steps = epoch, window, self._saved_epoch["finite_steps"]
 
     def on_train_epoch_start(self) -> None:
-        """Reset the epoch's sums."""
+        """Reset the epoch's sums, and prepare the teacher."""
+        self._prepare_teacher()
         self._steps = []
         self._epoch_sums, self._window_sums, self._finite_steps = [0.0] * 3, [0.0] * 3, 0.0
+
+    def _prepare_teacher(self) -> None:
+        """Have the teacher's soft targets ready before the steps of an epoch whose images repeat."""
+        if self.teacher is None:
+            return
+        data, trainer = self._data, self.trainer
+        # Of an epoch that is cut short, most images are not needed.
+        is_whole = trainer.num_training_batches == len(data.train_dataloader())
+        with trainer.precision_plugin.train_step_context():
+            self.teacher.prepare_epoch(self.current_epoch, data.ordered_batches if is_whole else None)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed torch's generator from the seed, epoch, batch and rank."""
@@ -200,7 +212,7 @@ class EmotionClassifier(LightningModule):
             losses = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")
             loss = (losses * self._image_weights(targets)).mean()
         if self.teacher is not None:
-            taught = self.teacher.soft_targets(images, batch["index"], self.current_epoch)
+            taught = self.teacher.soft_targets(images, batch["index"])
             loss = self.teacher.loss(taught, logits, loss)
         self._steps.append((loss.detach(), logits.detach(), labels))
         if self.trainer.world_size > 1:

@@ -119,6 +119,23 @@ def test_augmentation_repeats_its_draws_and_not_the_order():
     assert len({tuple(order.tolist()) for order in orders}) == 4
 
 
+def test_ordered_batches_have_the_images_of_the_epoch_in_the_order_of_the_rows():
+    augment = BatchAugment(flip_prob=0.5, rotation_deg=10.0)
+    repeated = []
+    for seed in (0, 1):
+        data = FaceDataModule(random_faces(), augment, 3, 48, seed=seed, augment_epochs=2, mixup_alpha=0.4)
+        [ordered] = data.ordered_batches(5)
+        batches = batches_of(data.train_dataloader(), 5)
+        index = torch.cat([batch["index"] for batch in batches])
+        assert torch.equal(ordered["index"], data.rows((TRAIN,)))
+        for part in ("images", "targets"):
+            trained = torch.cat([batch[part] for batch in batches])[index.argsort()]
+            torch.testing.assert_close(ordered[part], trained)
+        repeated.append(ordered)
+    first, second = repeated
+    assert all(torch.equal(first[part], second[part]) for part in first)  # whatever the seed
+
+
 def batches_of(loader, epoch=0):
     loader.sampler.set_epoch(epoch)
     return list(loader)

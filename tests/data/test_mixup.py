@@ -106,8 +106,9 @@ def test_mixtures_do_not_depend_on_batches_groups_or_processes(monkeypatch):
 def test_epochs_differ_until_they_repeat():
     loader = some_data(augment_epochs=2).train_dataloader()
     epochs = [by_row(loader, epoch) for epoch in range(4)]
-    assert torch.equal(epochs[0][1], epochs[2][1])
-    assert torch.equal(epochs[1][0], epochs[3][0])
+    # An image's place in its batch can change a last bit.
+    torch.testing.assert_close(epochs[0], epochs[2])
+    torch.testing.assert_close(epochs[1], epochs[3])
     assert not torch.equal(epochs[0][1], epochs[1][1])
 
 

@@ -1,6 +1,7 @@
 """Distillation: the loss computed by hand, and a frozen teacher that stays out of the checkpoint."""
 
 import re
+import shutil
 import sys
 
 import pytest
@@ -14,7 +15,9 @@ from fer_lightning.config.cli import main
 from fer_lightning.data.augment import normalise
 from fer_lightning.errors import UserError
 from fer_lightning.models.checkpoint import InputSpec, read_checkpoint
+from fer_lightning.training import soft_targets
 from fer_lightning.training.distillation import InputAdapter, Teacher
+from fer_lightning.training.soft_targets import SoftTargetStore
 
 IMAGES = torch.zeros(2, 1, 4, 4)
 INDEX = torch.tensor([3, 1])
@@ -35,7 +38,7 @@ def test_loss_matches_a_computation_by_hand():
     torch.manual_seed(0)
     first, second, student = (torch.randn(2, 7) for _ in range(3))
     teacher = Teacher([Constant(first), Constant(second)], weight=0.25)
-    loss = teacher.loss(teacher.soft_targets(IMAGES, INDEX, 0), student, torch.tensor(3.0))
+    loss = teacher.loss(teacher.soft_targets(IMAGES, INDEX), student, torch.tensor(3.0))
     target = (first.softmax(1) + second.softmax(1)) / 2
     divergence = (target * (target.log() - student.log_softmax(1))).sum(1).mean()
     torch.testing.assert_close(loss, 0.75 * 3.0 + 0.25 * divergence)
@@ -54,7 +57,7 @@ def test_perfect_student_gets_no_gradient_and_the_teacher_never_does():
     student = logits.clone().requires_grad_()
     teacher = Teacher([Constant(logits)], weight=1.0)
     loss = teacher.loss(
-        teacher.soft_targets(IMAGES, INDEX, 0), student, F.cross_entropy(student, torch.tensor([0, 1]))
+        teacher.soft_targets(IMAGES, INDEX), student, F.cross_entropy(student, torch.tensor([0, 1]))
     )
     loss.backward()
     torch.testing.assert_close((loss.detach(), student.grad), (torch.tensor(0.0), torch.zeros(2, 7)))
@@ -86,37 +89,9 @@ class Counting(nn.Module):
         return images.flatten(1)[:, :7]
 
 
-def test_soft_targets_of_repeated_images_are_cached():
-    images = torch.randn(5, 1, 4, 4)
-    net = Counting()
-    teacher = Teacher([net], augment_epochs=2, n_images=5, n_train=5)
-    first, second = torch.tensor([4, 0, 2]), torch.tensor([3, 1])
-    for epoch in (0, 1):
-        for index in (first, second):
-            targets = teacher.soft_targets(images[index] + epoch, index, epoch)
-            torch.testing.assert_close(targets, (images[index] + epoch).flatten(1)[:, :7].log_softmax(1))
-    assert net.calls == 4
-    mixed = torch.tensor([0, 1, 2, 3, 4])  # another order, and a batch that was never predicted
-    torch.testing.assert_close(
-        teacher.soft_targets(IMAGES, mixed, 3), (images + 1).flatten(1)[:, :7].log_softmax(1)
-    )
-    assert net.calls == 4
-
-
-def test_incomplete_epoch_is_not_served_from_the_cache():
-    images = torch.randn(5, 1, 4, 4)
-    net = Counting()
-    teacher = Teacher([net], augment_epochs=1, n_images=5, n_train=5)
-    # Three images in each of the first two epochs: six predictions, but none of the last image.
-    for epoch, index in enumerate((torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3]), torch.arange(5))):
-        targets = teacher.soft_targets(images[index], index, epoch)
-        torch.testing.assert_close(targets, images[index].flatten(1)[:, :7].log_softmax(1))
-    assert net.calls == 3
-
-
 def test_teacher_can_average_over_the_mirror_image():
     images = torch.randn(2, 1, 4, 4)
-    targets = Teacher([Counting()], tta="mirror").soft_targets(images, INDEX, 0)
+    targets = Teacher([Counting()], tta="mirror").soft_targets(images, INDEX)
     both = [view.flatten(1)[:, :7].softmax(1) for view in (images, images.flip(-1))]
     torch.testing.assert_close(targets.exp(), (both[0] + both[1]) / 2)
 
@@ -173,3 +148,105 @@ def test_adapter_feeds_the_same_pixels_in_the_other_format():
         InputAdapter(Recorder(), target, source)(normalise(pixels, source.mean, source.std))
         resized = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
         torch.testing.assert_close(inputs[-1], normalise(resized, mean, std))
+
+
+TINY = [*SMALL, "stages=[fit]", "data.augment_epochs=2", "mix.mixup_alpha=0.4", "augment.erase_prob=0.5"]
+
+
+def stored(tmp_path):
+    """Return the soft targets of every file in the cache, by their path."""
+    return {path: path.read_bytes() for path in (tmp_path / "cache").glob("fer_lightning/soft-targets-v1/*/*")}
+
+
+@pytest.fixture
+def teach(teacher_checkpoint, monkeypatch, tmp_path):
+    """Return a function that trains a student for two epochs, and returns its last weights."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(name, *options, epochs=2):
+        teacher = [f"distill.ckpt={teacher_checkpoint}", f"trainer.max_epochs={epochs}", f"name={name}"]
+        assert main(job, [*TINY, *teacher, *options]) == 0
+        return torch.load(f"runs/default/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+    return run
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_runs_share_the_soft_targets_whatever_their_seed_and_batch_size(teach, tmp_path, monkeypatch):
+    weights = teach("first")
+    files = stored(tmp_path)
+    assert sorted(path.name for path in files) == ["0", "1"]
+    monkeypatch.setattr(soft_targets.SoftTargetStore, "_save", None)  # nothing is computed again
+    assert same(teach("again"), weights)
+    assert not same(teach("seed", "seed=1"), weights)
+    teach("batches", "data.batch_size=6", epochs=4)
+    assert stored(tmp_path) == files
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "augment.rotation_deg=3",
+        "mix.mixup_alpha=0.5",
+        "data.image_size=32",
+        "data.std=0.3",
+        "data.seed=1",
+        "data.fold=0/4",
+        "distill.tta=mirror",
+        "distill.ckpt=tiny",
+    ],
+)
+def test_other_images_or_teachers_have_soft_targets_of_their_own(option, teach, tmp_path):
+    teach("first", epochs=1)
+    before = stored(tmp_path)
+    teach("second", option, epochs=1)
+    after = stored(tmp_path)
+    assert len(before) == 1
+    assert len(after) == 2
+
+
+def test_damaged_soft_targets_are_computed_again(teach, tmp_path):
+    weights = teach("first")
+    files = stored(tmp_path)
+    for path, content in files.items():
+        path.write_bytes(content[:8] + bytes([content[8] ^ 1]) + content[9:])
+    with pytest.warns(UserWarning, match="is damaged; the teacher's soft targets are computed again"):
+        assert same(teach("again"), weights)
+    assert stored(tmp_path) == files
+
+
+def test_soft_targets_stay_in_memory_where_the_cache_cannot_be_written(teach, tmp_path):
+    weights = teach("first", epochs=3)
+    shutil.rmtree(tmp_path / "cache" / "fer_lightning" / "soft-targets-v1")
+    (tmp_path / "cache" / "fer_lightning" / "soft-targets-v1").write_text("a file in the way")
+    with pytest.warns(UserWarning, match="Cannot write the teacher's soft targets in .* kept in memory only"):
+        assert same(teach("again", epochs=3), weights)
+
+
+def test_epoch_that_is_cut_short_asks_for_its_own_images_only(teach, tmp_path):
+    teach("short", "trainer.limit_train_batches=2")
+    assert stored(tmp_path) == {}
+
+
+def test_store_computes_each_epoch_once_in_the_order_of_the_rows():
+    images = torch.randn(2, 5, 1, 4, 4)
+    rows = torch.tensor([0, 2, 3, 6, 7])
+
+    def batches(epoch):
+        return [{"images": images[epoch, part], "index": rows[part]} for part in (slice(0, 3), slice(3, 5))]
+
+    net = Counting()
+    teacher = Teacher([net], store=SoftTargetStore(2, 7, "data", rows, None))
+    for epoch in (0, 1, 2, 3):
+        teacher.prepare_epoch(epoch, batches)
+        targets = teacher.soft_targets(torch.empty(3, 1, 4, 4), torch.tensor([7, 0, 3]))
+        torch.testing.assert_close(targets, images[epoch % 2, [4, 0, 2]].flatten(1)[:, :7].log_softmax(1))
+    assert net.calls == 4
+    teacher.prepare_epoch(4, None)
+    shown = torch.randn(1, 1, 4, 4)
+    torch.testing.assert_close(
+        teacher.soft_targets(shown, torch.tensor([7])), shown.flatten(1)[:, :7].log_softmax(1)
+    )
