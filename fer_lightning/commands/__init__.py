@@ -112,7 +112,7 @@ def add_tta_argument(parser: argparse.ArgumentParser) -> None:
         "--tta",
         default="none",
         metavar="NAME",
-        help="test-time augmentation: none, mirror, shifts or ten_crop (default: %(default)s)",
+        help="test-time augmentation: none, mirror, shifts, zooms or ten_crop (default: %(default)s)",
     )
 
 

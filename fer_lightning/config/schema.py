@@ -132,7 +132,7 @@ class Settings:
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     tta: str = setting(
-        "none", "test-time augmentation: none, mirror, shifts or ten_crop; reported in addition to none"
+        "none", "test-time augmentation: none, mirror, shifts, zooms or ten_crop; reported in addition to none"
     )
     monitor: str = setting(
         "accuracy/val", 'metric that selects the best checkpoint: highest, or lowest if the name starts with "loss"'

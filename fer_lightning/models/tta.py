@@ -38,10 +38,21 @@ def _five_crops(images: Tensor) -> list[Tensor]:
     ]
 
 
+def _zoomed(images: Tensor) -> list[Tensor]:
+    """Return the images, and themselves magnified 0.85, 0.92, 1.09 and 1.18 times, edges repeated."""
+    views = [images]
+    for factor in (0.85, 0.92, 1.09, 1.18):
+        matrix = torch.eye(2, 3, dtype=images.dtype, device=images.device) / factor
+        grid = F.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+        views.append(F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False))
+    return views
+
+
 VIEWS: dict[str, Views] = {
     "none": lambda images: [images],
     "mirror": lambda images: _mirrored([images]),
     "shifts": lambda images: _mirrored(_shifted(images)),
+    "zooms": lambda images: _mirrored(_zoomed(images)),
     "ten_crop": lambda images: _mirrored(_five_crops(images)),
 }
 

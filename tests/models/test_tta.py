@@ -33,6 +33,19 @@ def test_ten_crop_takes_44_of_48_pixels():
     assert middles == pytest.approx([21.5, 25.5, 21.5, 25.5, 23.5], abs=1e-4)
 
 
+def test_zooms_magnify_about_the_centre_and_repeat_the_edges():
+    # On a ramp around 0 at the centre, magnifying divides the values; beyond the image the edge is repeated.
+    ramp = (torch.arange(48.0) - 23.5).expand(2, 1, 48, 48)
+    zooms = VIEWS["zooms"](ramp)
+    assert len(zooms) == 10
+    assert zooms[0] is ramp
+    for view, mirrored, factor in zip(zooms[:5], zooms[5:], (1, 0.85, 0.92, 1.09, 1.18), strict=True):
+        torch.testing.assert_close(view, (ramp / factor).clamp(-23.5, 23.5), atol=1e-4, rtol=0)
+        assert torch.equal(mirrored, view.flip(-1))
+    upright = VIEWS["zooms"](ramp.mT)[4]
+    torch.testing.assert_close(upright, ramp.mT / 1.18, atol=1e-4, rtol=0)
+
+
 def test_softmax_of_the_logits_is_the_mean_of_the_probabilities():
     def net(images):  # uses only the left half
         left = images[..., :24].mean(dim=(1, 2, 3))
