@@ -242,6 +242,24 @@ def test_the_table_of_results_repeats_its_files():
         assert row[3].replace("**", "").partition(",")[0] == augmented
 
 
+def test_the_speed_run_on_another_cpu_repeats_its_files():
+    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    (row,) = (line.replace("*", "") for line in page.splitlines() if line.startswith("| 2 x Intel Xeon with AMX"))
+    runs = [result(f"results/fast/amx/seed{seed}.json") for seed in range(3)]
+
+    def of_seeds(values, digits=2):
+        return f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+
+    assert [cell.strip() for cell in row.split("|")][2:8] == [
+        of_seeds([100 * run["accuracy"] for run in runs]) + "%",
+        of_seeds([100 * run["accuracy_leak_free"] for run in runs]) + "%",
+        of_seeds([100 * run["without_tta"]["PrivateTest"]["accuracy"] for run in runs]) + "%",
+        of_seeds([100 * run["splits"]["PublicTest"]["accuracy"] for run in runs]) + "%",
+        of_seeds([run["train_seconds"] for run in runs], 1) + " s",
+        f"{runs[0]['total_seconds']:.1f} s (seed 0)",
+    ]
+
+
 def test_the_table_of_gpu_trainings_repeats_its_files():
     files = {
         "**`best`**, 5.2M": "gpu/best_64px",
