@@ -237,7 +237,8 @@ class FaceDataModule(LightningDataModule):
         seed: seed of the epochs' order and, unless `augment_epochs` is given, of augmentation and mixup.
         eval_batch_size: images per validation or test batch, over all processes.
         augment_epochs: number of epochs after which augmentation and mixup repeat their draws (the order of the
-            images does not repeat), which then do not depend on `seed`; None for never.
+            images does not repeat), which then do not depend on `seed`, so that seeds share a teacher's
+            answers; None for never.
         class_weights: weights of the classes in the training loss; see ``balance.class_weights``.
         sampler: "shuffle" for all training images in each epoch; "balanced" for equally many of each class, see
             ``balance.balanced_epoch``.
@@ -295,7 +296,6 @@ class FaceDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.seed = seed
-        # Runs that differ in their seed alone share the soft targets of a teacher.
         self.draw_seed = seed if augment_epochs is None else 0
         self.augment_epochs = augment_epochs
         self.mixup_alpha = mixup_alpha
@@ -384,10 +384,7 @@ class FaceDataModule(LightningDataModule):
         return self._loader(self.train_usages, self.batch_size, self._augment_batch, None if fixed else self.seed)
 
     def ordered_batches(self, epoch: int) -> FaceLoader:
-        """Return the augmented training batches of an epoch in the order of the rows, all of them in each process.
-
-        Their images are those of `train_dataloader`, whose order and batch size have no effect here.
-        """
+        """Return the training batches of an epoch in the order of the rows, all of them in each process."""
         loader = self.train_dataloader()
         sampler = EpochBatches(loader.sampler.rows, 256)
         sampler.set_epoch(epoch)
