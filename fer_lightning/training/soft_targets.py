@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from fer_lightning.data.datamodule import Batch
@@ -88,7 +88,7 @@ class SoftTargetStore:
             return None
         table, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
         if _checksum(table) != checksum:
-            rank_zero_warn(f"{path} is damaged; the teacher's soft targets are computed again.")
+            _note(f"{path} was damaged; the teacher's soft targets are computed again.")
             return None
         return torch.frombuffer(table, dtype=torch.float32).view(self.shape)
 
@@ -97,7 +97,7 @@ class SoftTargetStore:
         try:
             write_atomically(path, content + _checksum(content))
         except OSError as error:
-            rank_zero_warn(
+            _note(
                 f"Cannot write the teacher's soft targets in {self.directory} ({error.strerror or error}); they "
                 "are kept in memory only."
             )
@@ -109,6 +109,11 @@ class SoftTargetStore:
         for part in (self.rows, images, predict(images)):
             digest.update(part.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+@rank_zero_only
+def _note(text: str) -> None:
+    print(f"note:     {text}")
 
 
 def _checksum(content: bytes | bytearray) -> bytes:
