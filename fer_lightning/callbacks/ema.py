@@ -22,8 +22,8 @@ class EMA(WeightAveraging):
         horizon_epochs: epochs after which a step's weights count 1/e as much as the latest, above 0. Unlike a
             decay, it means the same at every batch size.
         every_n_steps: steps between two updates; the decay is adjusted to match.
-        decay: share of the average that each optimizer step keeps, in [0, 1), in place of `horizon_epochs`: the
-            setting of runs that are older than the horizon. None for the horizon.
+        decay: share of the average that each optimizer step keeps, in [0, 1). It overrides the horizon:
+            the setting of runs that are older than it. None for the horizon.
 
     Raises:
         UserError: a value is out of range.

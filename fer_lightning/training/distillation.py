@@ -1,6 +1,8 @@
 """Knowledge distillation: a student learns from its teachers' soft targets besides the labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,17 +84,28 @@ class Teacher:
             net.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
     @torch.no_grad()
-    def prepare_epoch(self, epoch: int, batches: Batches | None) -> None:
+    def prepare_epoch(
+        self,
+        epoch: int,
+        batches: Batches | None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         """Look up the soft targets of all training images of an epoch, if they repeat.
 
         Args:
             epoch: the student's epoch.
             batches: returns the training batches of an epoch, images as the student gets them; None for an epoch
                 that is cut short, whose soft targets are computed batch by batch.
+            context: the precision of the predictions.
         """
         self._table = None
         if self.store is not None and batches is not None:
-            self._table = self.store.table(epoch, batches, self._predict).to(self._device)
+
+            def predict(images: Tensor) -> Tensor:
+                with context():
+                    return self._predict(images)
+
+            self._table = self.store.table(epoch, batches, predict).to(self._device)
 
     @torch.no_grad()
     def soft_targets(self, images: Tensor, index: Tensor) -> Tensor:

@@ -187,8 +187,9 @@ class EmotionClassifier(LightningModule):
         data, trainer = self._data, self.trainer
         # Of an epoch that is cut short, most images are not needed.
         is_whole = trainer.num_training_batches == len(data.train_dataloader())
-        with trainer.precision_plugin.train_step_context():
-            self.teacher.prepare_epoch(self.current_epoch, data.ordered_batches if is_whole else None)
+        # Only the predictions are made in the steps' precision: their images, too, are augmented outside it.
+        context = trainer.precision_plugin.train_step_context
+        self.teacher.prepare_epoch(self.current_epoch, data.ordered_batches if is_whole else None, context)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed torch's generator from the seed, epoch, batch and rank."""

@@ -21,10 +21,10 @@ Batches = Callable[[int], Iterable[Batch]]
 class SoftTargetStore:
     """Teachers' predictions for every training image, for the epochs after which augmentation repeats.
 
-    They are kept in memory and in ``directory/soft-targets-v<FORMAT>/<key>/<epoch>``, float32 and a checksum. The
-    key is computed from the dataset, the training rows, and the images and predictions of a first batch, so it
-    changes with the teachers, the augmentation and the precision too. Runs share the files if their images are the
-    same, which do not depend on their seed, batch size or number of processes.
+    They are kept in memory and in ``directory/soft-targets-v<FORMAT>/<key>``, float32 and a checksum. The key of an
+    epoch is computed from the dataset, the training rows, all its images and the predictions of its first batch, so
+    that it changes with the teachers, the augmentation and the precision too. Runs share the files if their images
+    are the same, which do not depend on their seed, batch size or number of processes.
 
     Args:
         n_epochs: epochs after which the images repeat.
@@ -42,7 +42,7 @@ class SoftTargetStore:
         self.fingerprint = fingerprint
         self.rows = rows
         self.directory = directory
-        self._key: str | None = None
+        self._can_write = True
         self._tables: dict[int, Tensor] = {}
 
     def table(self, epoch: int, batches: Batches, predict: Callable[[Tensor], Tensor]) -> Tensor:
@@ -69,14 +69,13 @@ class SoftTargetStore:
     def _load_or_compute(self, epoch: int, batches: Batches, predict: Callable[[Tensor], Tensor]) -> Tensor:
         path = None
         if self.directory is not None:
-            self._key = self._key or self._digest(batches, predict)
-            path = self.directory / f"soft-targets-v{FORMAT}" / self._key / str(epoch)
+            path = self.directory / f"soft-targets-v{FORMAT}" / self._digest(batches(epoch), predict)
         if path is not None and (stored := self._load(path)) is not None:
             return stored
         targets = torch.cat([predict(batch["images"]) for batch in batches(epoch)])
         table = targets.new_zeros(self.shape)
         table[self.rows.to(targets.device)] = targets
-        if path is not None:
+        if path is not None and self._can_write:
             self._save(path, table)
         return table
 
@@ -101,13 +100,14 @@ class SoftTargetStore:
                 f"Cannot write the teacher's soft targets in {self.directory} ({error.strerror or error}); they "
                 "are kept in memory only."
             )
-            self.directory = None
+            self._can_write = False
 
-    def _digest(self, batches: Batches, predict: Callable[[Tensor], Tensor]) -> str:
-        images = next(iter(batches(0)))["images"]
+    def _digest(self, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor]) -> str:
         digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
-        for part in (self.rows, images, predict(images)):
-            digest.update(part.cpu().contiguous().numpy().tobytes())
+        digest.update(self.rows.numpy().tobytes())
+        for number, batch in enumerate(batches):
+            for part in (batch["images"], *([] if number else [predict(batch["images"])])):
+                digest.update(part.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
