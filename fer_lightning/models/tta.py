@@ -40,12 +40,15 @@ def _five_crops(images: Tensor) -> list[Tensor]:
 
 def _zoomed(images: Tensor) -> list[Tensor]:
     """Return the images, and themselves magnified 0.85, 0.92, 1.09 and 1.18 times, edges repeated."""
-    views = [images]
-    for factor in (0.85, 0.92, 1.09, 1.18):
-        matrix = torch.eye(2, 3, dtype=images.dtype, device=images.device) / factor
-        grid = F.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
-        views.append(F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False))
-    return views
+    # Not by affine_grid: in mixed precision its matrix product would round the coordinates to bfloat16.
+    size = images.shape[-1]
+    pixels = torch.arange(size, dtype=images.dtype, device=images.device)
+    line = (2 * pixels + 1) / size - 1  # their centres
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).expand(len(images), -1, -1, -1)
+    return [images] + [
+        F.grid_sample(images, grid / factor, mode="bilinear", padding_mode="border", align_corners=False)
+        for factor in (0.85, 0.92, 1.09, 1.18)
+    ]
 
 
 VIEWS: dict[str, Views] = {

@@ -33,6 +33,14 @@ def test_ten_crop_takes_44_of_48_pixels():
     assert middles == pytest.approx([21.5, 25.5, 21.5, 25.5, 23.5], abs=1e-4)
 
 
+@pytest.mark.parametrize("tta", VIEWS)
+def test_views_do_not_depend_on_the_precision_of_the_network(tta):
+    images = torch.rand(2, 1, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        views = VIEWS[tta](images)
+    torch.testing.assert_close(views, VIEWS[tta](images))
+
+
 def test_zooms_magnify_about_the_centre_and_repeat_the_edges():
     # On a ramp around 0 at the centre, magnifying divides the values; beyond the image the edge is repeated.
     ramp = (torch.arange(48.0) - 23.5).expand(2, 1, 48, 48)
