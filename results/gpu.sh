@@ -127,12 +127,10 @@ benchmark)
     for section in overhead inference memory start; do benchmark "$section" --repeats 1 --steps "${STEPS:-400}"; done
     ;;
 teachers)
-    beside train gpu experiment=best callbacks.ema.horizon_epochs=9 seed=0
-    beside train gpu-48px experiment=best callbacks.ema.horizon_epochs=9 seed=0 data.image_size=48 \
-        trainer.max_epochs=110
+    beside train gpu experiment=best seed=0
+    beside train gpu-48px experiment=best seed=0 data.image_size=48 trainer.max_epochs=110
     beside train gpu-wide experiment=best_cpu seed=0 'model.channels=[64,128,256,512]' augment=strong callbacks=long \
-        callbacks.ema.horizon_epochs=9 tta=shifts data.batch_size=256 optim.lr=0.2 optim.warmup_epochs=5.0 \
-        mix.mixup_alpha=0.2 trainer.max_epochs=130
+        tta=shifts data.batch_size=256 optim.lr=0.2 optim.warmup_epochs=5.0 mix.mixup_alpha=0.2 trainer.max_epochs=130
     join
     ;;
 student)
@@ -146,8 +144,8 @@ student)
         exit 1
     fi
     list="[$(IFS=, && echo "${teachers[*]}")]"
-    beside train gpu-student experiment=best callbacks.ema.horizon_epochs=9 seed=0 "distill.ckpt=$list" \
-        distill.weight=1.0 distill.tta=mirror data.augment_epochs=24 trainer.max_epochs=120
+    beside train gpu-student experiment=best seed=0 "distill.ckpt=$list" distill.weight=1.0 distill.tta=mirror \
+        data.augment_epochs=24 trainer.max_epochs=120
     beside train gpu-tiny experiment=tiny seed=0 "distill.ckpt=$list" distill.tta=none tta=shifts
     beside evaluate "gpu-ensemble-$(date +%H%M%S)" "ckpt=$list" tta=shifts
     join

@@ -1,7 +1,7 @@
 """Exponential moving average of the weights, used for validation, tests and checkpoints."""
 
 from itertools import chain
-from math import ceil, exp, inf
+from math import exp, inf
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fer_lightning.errors import UserError, check_at_least_one
 from fer_lightning.training.compat import averaged_model, copy_all_, latest_update, lerp_all_, set_latest_update
+from fer_lightning.training.optim import steps_per_epoch_of
 
 
 class EMA(WeightAveraging):
@@ -61,8 +62,9 @@ class EMA(WeightAveraging):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Convert the horizon to the decay of an update."""
-        steps_per_epoch = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        decay = exp(-1 / (self.horizon_epochs * steps_per_epoch)) if self.decay is None else self.decay
+        decay = self.decay
+        if decay is None:
+            decay = exp(-1 / (self.horizon_epochs * steps_per_epoch_of(trainer)))
         self._decay = decay**self.every_n_steps
 
     def on_train_batch_end(

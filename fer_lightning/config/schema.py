@@ -110,7 +110,9 @@ class CheckpointSettings:
 class Settings:
     """Every setting of a run."""
 
-    seed: int = setting(0, "seed of the initial weights, the order of the images and the augmentation")
+    seed: int = setting(
+        0, "seed of the initial weights, the order of the images and, without data.augment_epochs, the augmentation"
+    )
     name: str | int | float | None = setting(
         None, "name of the run's folder in runs/<experiment>/; null: date and time"
     )

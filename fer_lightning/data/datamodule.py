@@ -296,7 +296,7 @@ class FaceDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.seed = seed
-        self.draw_seed = seed if augment_epochs is None else 0
+        self._draw_seed = seed if augment_epochs is None else 0
         self.augment_epochs = augment_epochs
         self.mixup_alpha = mixup_alpha
         self.sampler = sampler
@@ -424,7 +424,7 @@ class FaceDataModule(LightningDataModule):
         if not self.mixup_alpha:
             return None
         rows = self.rows(self.train_usages).to(device)
-        return Mixup(self.mixup_alpha, self.draw_seed, rows, self.augment_epochs)
+        return Mixup(self.mixup_alpha, self._draw_seed, rows, self.augment_epochs)
 
     def _count_trained(self) -> int:
         """Return the batches already trained in this epoch; non-zero only when resuming mid-epoch."""
@@ -435,7 +435,7 @@ class FaceDataModule(LightningDataModule):
     def _augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         if self.augment_epochs is not None:
             epoch %= self.augment_epochs
-        return self.augment(images, index, self.draw_seed, epoch, self.image_size)
+        return self.augment(images, index, self._draw_seed, epoch, self.image_size)
 
     def _augment_batch(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         return normalise(self._augment(images, index, epoch), self.mean, self.std)

@@ -75,7 +75,7 @@ class Teacher:
         self.tta = tta
         self.store = store
         self._device, self._memory_format = torch.device("cpu"), torch.contiguous_format
-        self._table: Tensor | None = None  # soft targets of this epoch, float32 (n_images, C)
+        self._table: Tensor | None = None  # soft targets of this epoch, see SoftTargetStore.table
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
         """Move the networks to the student's device."""

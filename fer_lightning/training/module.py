@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
-from math import ceil, isfinite
+from math import isfinite
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from fer_lightning.models.checkpoint import Checkpoint, InputSpec, net_from
 from fer_lightning.models.tta import check_tta, predict_logits
 from fer_lightning.training.compat import HOOK_NAME
 from fer_lightning.training.distillation import Teacher
-from fer_lightning.training.optim import parameter_groups
+from fer_lightning.training.optim import parameter_groups, steps_per_epoch_of
 
 StepOutput = tuple[Tensor, Tensor, Tensor]  # index (B,), logits (B, C), labels (B,)
 OptimizerFactory = Callable[..., tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
@@ -153,7 +153,7 @@ class EmotionClassifier(LightningModule):
             self.teacher.to(self.device, self.memory_format)
 
     def on_train_start(self) -> None:
-        """Prepare the teacher and restore the epoch's sums when resuming mid-epoch.
+        """Restore the epoch's sums and prepare the teacher when resuming mid-epoch.
 
         Raises:
             UserError: the number of batches per epoch has changed.
@@ -161,7 +161,6 @@ class EmotionClassifier(LightningModule):
         if not self.trainer.fit_loop.restarted_mid_epoch:
             return
         # Lightning does not call on_train_epoch_start again for this epoch.
-        self._prepare_teacher()
         assert self._saved_epoch is not None
         batches, now = self._saved_epoch["batches"], self.trainer.num_training_batches
         if batches != now:
@@ -173,6 +172,7 @@ class EmotionClassifier(LightningModule):
         share = 1 if self.trainer.is_global_zero else 0
         epoch, window = ([share * value for value in self._saved_epoch[name]] for name in ("sums", "window"))
         self._epoch_sums, self._window_sums, self._finite_steps = epoch, window, self._saved_epoch["finite_steps"]
+        self._prepare_teacher()
 
     def on_train_epoch_start(self) -> None:
         """Reset the epoch's sums, and prepare the teacher."""
@@ -358,9 +358,8 @@ class EmotionClassifier(LightningModule):
         assert self.optimizer_factory is not None
         total_steps = self.trainer.estimated_stepping_batches  # infinite for max_epochs=-1
         self.trainer.fit_loop.setup_data()  # the line above skips this when max_steps suffices
-        steps_per_epoch = ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer, schedule = self.optimizer_factory(
-            self._parameter_groups(), total_steps=total_steps, steps_per_epoch=steps_per_epoch
+            self._parameter_groups(), total_steps=total_steps, steps_per_epoch=steps_per_epoch_of(self.trainer)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,10 +1,11 @@
 """Optimizers and learning-rate schedules, by name."""
 
 from collections.abc import Callable, Iterable
-from math import cos, pi
+from math import ceil, cos, pi
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from fer_lightning.arguments import call
@@ -18,6 +19,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 SCHEDULES = ("constant", "cosine")
+
+
+def steps_per_epoch_of(trainer: Trainer) -> int:
+    """Return the number of optimizer steps in an epoch of a fit."""
+    return ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
 def lr_factor(step: int, total_steps: float, warmup_steps: int, schedule: str) -> float:
