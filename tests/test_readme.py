@@ -262,6 +262,13 @@ def test_the_speed_runs_on_an_intel_cpu_repeat_their_files(start, folder):
     ]
 
 
+def test_the_longer_run_that_missed_its_time_repeats_its_files():
+    page = " ".join((ROOT / "results/README.md").read_text(encoding="utf-8").split())
+    runs = [result(f"results/fast_66/length/11-epochs-seed{seed}.json") for seed in range(3)]
+    seconds, accuracy = (fmean(run[key] for run in runs) for key in ("train_seconds", "accuracy"))
+    assert f"took {seconds:.0f} seconds ([length](fast_66/length): {accuracy:.2%} on PrivateTest)" in page
+
+
 def test_the_table_of_gpu_trainings_repeats_its_files():
     files = {
         "**`best`**, 5.2M": "gpu/best_64px",
