@@ -23,6 +23,7 @@ from fer_lightning.inference.classifier import pretrained_names
 from fer_lightning.models import MODELS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "results/README.md").read_text(encoding="utf-8")
 PAGES = [
     ROOT / name
     for name in (
@@ -187,15 +188,18 @@ def result(path):
     return json.loads((ROOT / path).read_text(encoding="utf-8"))
 
 
+def seeds(start, n):
+    return [result(f"results/{start}{seed}.json") for seed in range(n)]
+
+
 def test_the_fine_tuning_table_repeats_its_file():
-    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
     runs = result("results/finetune.json")["runs"]
     assert len(runs) == 10
     for is_pretrained in (True, False):
         chosen = [run for run in runs if (run["start"] is not None) == is_pretrained]
         cell = of_seeds(run["accuracy"] for run in chosen)
         macro_f1 = f"{fmean(run['macro_f1'] for run in chosen):.3f}"
-        assert (f"**{cell}** | {macro_f1} |" if is_pretrained else f"{cell} | {macro_f1} |") in page
+        assert (f"**{cell}** | {macro_f1} |" if is_pretrained else f"{cell} | {macro_f1} |") in RESULTS
 
 
 def of_seeds(accuracies):
@@ -210,8 +214,8 @@ def test_the_table_of_results_repeats_its_files():
     shipped = {name: result(f"fer_lightning/weights/{name}.json") for name in pretrained_names()}
     best, four = (result(f"results/gpu/{name}.json") for name in ("best_64px", "ensemble"))
     speed = {
-        "`experiment=fast_61`": [result(f"results/fast_61/seed{seed}.json") for seed in range(5)],
-        "`experiment=fast_70`": [result(f"results/fast_70/seed{seed}.json") for seed in range(3)],
+        "`experiment=fast_61`": seeds("fast_61/seed", 5),
+        "`experiment=fast_70`": seeds("fast_70/seed", 3),
     }
     baseline = result("results/baseline/results.json")
     peer = result("results/peers/peers.json")["networks"]["fer"]
@@ -259,10 +263,9 @@ def test_the_table_of_results_repeats_its_files():
     ],
 )
 def test_the_speed_runs_on_a_cpu_repeat_their_files(heading, machine, folder, n_seeds):
-    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
-    section = page.partition(f"\n{heading}\n")[2].partition("\n#")[0].replace("*", "")
+    section = RESULTS.partition(f"\n{heading}\n")[2].partition("\n#")[0].replace("*", "")
     (row,) = (line for line in section.splitlines() if line.startswith(f"| {machine}"))
-    runs = [result(f"results/{folder}/seed{seed}.json") for seed in range(n_seeds)]
+    runs = seeds(f"{folder}/seed", n_seeds)
 
     seconds = [run["train_seconds"] for run in runs]
     assert [cell.strip() for cell in row.split("|")][2:8] == [
@@ -275,8 +278,22 @@ def test_the_speed_runs_on_a_cpu_repeat_their_files(heading, machine, folder, n_
     ]
 
 
+@pytest.mark.parametrize(("name", "n_seeds"), [("fast_61", 5), ("fast_70", 3)])
+def test_a_speed_run_stands_beside_other_systems(name, n_seeds):
+    runs = seeds(f"{name}/seed", n_seeds)
+    (row,) = (line.replace("*", "") for line in RESULTS.splitlines() if line.startswith(f"| `experiment={name}` |"))
+    alone = of_seeds(run["without_tta"]["PrivateTest"]["accuracy"] for run in runs)
+    assert [cell.strip() for cell in row.split("|")][2:7] == [
+        f"{runs[0]['parameters']:,}",
+        f"{alone} none, {of_seeds(run['accuracy'] for run in runs)} shifts",
+        f"{of_seeds(run['accuracy_leak_free'] for run in runs)} shifts",
+        f"{of_seeds(run['accuracy_strict'] for run in runs)} shifts",
+        str(n_seeds),
+    ]
+
+
 def test_the_trials_of_the_shortest_run_repeat_their_file():
-    page = " ".join((ROOT / "results/README.md").read_text(encoding="utf-8").split())
+    page = " ".join(RESULTS.split())
     trials = {trial["changes"]: trial["accuracy"] for trial in result("results/fast_61/trials.json")["trials"]}
     before = trials[""]
     chosen = trials["augment.translate_frac=0.03 data.batch_size=128 optim.warmup_epochs=1"]
@@ -285,8 +302,8 @@ def test_the_trials_of_the_shortest_run_repeat_their_file():
 
 
 def test_the_longer_runs_that_missed_their_time_repeat_their_files():
-    page = " ".join((ROOT / "results/README.md").read_text(encoding="utf-8").split())
-    runs = [result(f"results/fast_66/length/11-epochs-seed{seed}.json") for seed in range(3)]
+    page = " ".join(RESULTS.split())
+    runs = seeds("fast_66/length/11-epochs-seed", 3)
     seconds, accuracy = (fmean(run[key] for run in runs) for key in ("train_seconds", "accuracy"))
     assert f"took {seconds:.0f} seconds ([length](fast_66/length): {accuracy:.2%} on PrivateTest)" in page
     short, long = (
@@ -307,9 +324,8 @@ def test_the_table_of_gpu_trainings_repeats_its_files():
         "`best` at 64 px, distilled": "gpu/student",
         "`tiny`, distilled": "tiny/results",
     }
-    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
     for start, name in files.items():
-        (row,) = (line.replace("*", "") for line in page.splitlines() if line.startswith(f"| {start}"))
+        (row,) = (line.replace("*", "") for line in RESULTS.splitlines() if line.startswith(f"| {start}"))
         run = result(f"results/{name}.json")
         private = run["splits"]["PrivateTest"]
         assert [cell.strip() for cell in row.split("|")][3:7] == [
@@ -323,8 +339,7 @@ def test_the_table_of_gpu_trainings_repeats_its_files():
 
 
 def test_the_tables_of_photos_repeat_their_files():
-    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
-    section = " ".join(page.partition("\n## Photos\n")[2].partition("\n## ")[0].split())
+    section = " ".join(RESULTS.partition("\n## Photos\n")[2].partition("\n## ")[0].split())
     crops, detectors, limits = (result(f"results/photos/{name}.json") for name in ("crops", "detectors", "limits"))
 
     def accuracies(entry, *kinds):
@@ -361,8 +376,7 @@ def test_the_tables_of_photos_repeat_their_files():
 
 
 def test_the_speed_of_photos_repeats_its_files():
-    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
-    section = " ".join(page.partition("\n## Photos\n")[2].partition("\n## ")[0].split())
+    section = " ".join(RESULTS.partition("\n## Photos\n")[2].partition("\n## ")[0].split())
     speed, memory = (result(f"results/photos/{name}.json") for name in ("speed", "memory"))
 
     def cell(value, digits=None):
