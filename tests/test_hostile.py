@@ -231,6 +231,8 @@ CLAIMS = {
     "no spread": {"std": 0.0},
     "a tensor": {"image_size": torch.zeros(2)},
     "classes of classes": {"classes": tuple(laughs())},
+    "unknown views": {"tta": "everything"},
+    "a number of views": {"tta": 18},
     "options of options": {"model": {"name": "fer_model0", "channels": laughs()}},
 }
 

@@ -106,13 +106,14 @@ def unique_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def add_tta_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that selects the test-time augmentation."""
+def add_tta_argument(parser: argparse.ArgumentParser, default: str | None = "none") -> None:
+    """Add the argument that selects the test-time augmentation; None as the default adds the network's own."""
+    shown = default or "none, and the accuracy with the network's own"
     parser.add_argument(
         "--tta",
-        default="none",
+        default=default,
         metavar="NAME",
-        help="test-time augmentation: none, mirror, shifts, zooms or ten_crop (default: %(default)s)",
+        help=f"test-time augmentation: none, mirror, shifts, zooms or ten_crop (default: {shown})",
     )
 
 

@@ -23,6 +23,7 @@ from fer_lightning.evaluation.scores import (
 from fer_lightning.evaluation.statistics import calibration, fit_temperature, mcnemar, wilson_interval
 from fer_lightning.files import Json
 from fer_lightning.inference.classifier import Classifier
+from fer_lightning.models.tta import n_views
 
 MISTAKES = 28  # mistakes to list, most confident first
 
@@ -48,6 +49,8 @@ class Evaluation:
     tta: str
     predictions: Predictions  # on both held-out splits
     robustness: dict[str, list[float]]  # corruption -> accuracy on the test split at each strength
+    own_tta: str | None = None  # the network's own, if its scores are reported beside those of `tta`
+    own_predictions: Predictions | None = None  # on both held-out splits, with `own_tta`
     other: str | None = None  # name of the network to compare with
     other_predictions: Predictions | None = None
 
@@ -67,7 +70,7 @@ def evaluate(
     clf: Classifier,
     faces: Faces,
     log: Callable[[str], None],
-    tta: str = "none",
+    tta: str | None = None,
     against: tuple[str, Classifier] | None = None,
 ) -> Evaluation:
     """Run a network on the held-out splits, and on the test split under every corruption.
@@ -78,7 +81,8 @@ def evaluate(
         faces: the dataset, with the network's classes in its order. The test split is required; without a
             validation split, no temperature is fitted.
         log: receives a progress line after each step.
-        tta: test-time augmentation of every prediction, a key of tta.VIEWS.
+        tta: test-time augmentation of every prediction, a key of tta.VIEWS. None is "none", with the accuracy under
+            the network's own beside it.
         against: name and network to compare with, on the clean images.
 
     Raises:
@@ -87,8 +91,14 @@ def evaluate(
     rows = np.flatnonzero(faces.usage == TEST)
     if not len(rows):
         raise UserError(f"{faces.source}: no test images. Add a folder test/ with a subfolder per class.")
+    own_tta = clf.own_tta if tta is None and clf.own_tta != "none" else None
+    tta = tta or "none"
     predictions = held_out_predictions(clf, faces, tta)
     log(f"{network}: {len(predictions.index):,} held-out images")
+    own = None
+    if own_tta:
+        log(f"{network}: the same with tta={own_tta}, {n_views(own_tta)} views of each (--tta none leaves it out)")
+        own = held_out_predictions(clf, faces, own_tta)
     other = None
     if against is not None:
         other = held_out_predictions(against[1], faces, tta)
@@ -108,6 +118,8 @@ def evaluate(
         tta=tta,
         predictions=predictions,
         robustness=robustness,
+        own_tta=own_tta,
+        own_predictions=own,
         other=against[0] if against else None,
         other_predictions=other,
     )
@@ -123,11 +135,8 @@ def to_json(evaluation: Evaluation) -> Json:
     logits, labels, clean = evaluation.test
     probabilities = logits.softmax(dim=1)
     split = faces.split_names[TEST]
-    splits = score_splits(evaluation.predictions, faces)
-    for scores in splits.values():
-        for key in ("accuracy", "accuracy_leak_free", "accuracy_strict"):
-            n = scores[key.replace("accuracy", "n")]
-            scores[f"{key}_95"] = wilson_interval(round(scores[key] * n), n) if n else None
+    splits = _with_intervals(score_splits(evaluation.predictions, faces))
+    own = evaluation.own_predictions
     per_class = score_classes(logits, labels, faces.classes)
     precisions = multiclass_average_precision(probabilities, labels, len(faces.classes), average="none").tolist()
     for scores, average_precision in zip(per_class.values(), precisions, strict=True):
@@ -146,6 +155,7 @@ def to_json(evaluation: Evaluation) -> Json:
         "split": split,
         **splits[split],
         "splits": splits,
+        "own_tta": own and {"tta": evaluation.own_tta, "splits": _with_intervals(score_splits(own, faces))},
         "per_class": per_class,
         "confusion": multiclass_confusion_matrix(logits, labels, len(faces.classes)).tolist(),
         "calibration": _calibration(evaluation),
@@ -172,6 +182,15 @@ def to_json(evaluation: Evaluation) -> Json:
         "mean_corrupted_accuracy": float(np.mean(list(evaluation.robustness.values()))),
         "comparison": _comparison(evaluation),
     }
+
+
+def _with_intervals(splits: dict[str, Json]) -> dict[str, Json]:
+    """Add the 95% interval of each accuracy to the result of `score_splits`."""
+    for scores in splits.values():
+        for key in ("accuracy", "accuracy_leak_free", "accuracy_strict"):
+            n = scores[key.replace("accuracy", "n")]
+            scores[f"{key}_95"] = wilson_interval(round(scores[key] * n), n) if n else None
+    return splits
 
 
 def _selection_notes(evaluation: Evaluation) -> list[str]:

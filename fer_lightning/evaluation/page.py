@@ -13,7 +13,7 @@ from fer_lightning.drawing.html import chart, escape, figure, page, table
 from fer_lightning.drawing.style import pixels
 from fer_lightning.evaluation.corruptions import corrupt
 from fer_lightning.evaluation.evaluate import Evaluation
-from fer_lightning.evaluation.report import comparison_table, describe_calibration, split_rows
+from fer_lightning.evaluation.report import comparison_table, describe_calibration, split_table
 from fer_lightning.evaluation.statistics import BINS
 from fer_lightning.files import Json
 from fer_lightning.text import percent
@@ -29,6 +29,7 @@ def evaluation_page(evaluation: Evaluation, report: Json) -> str:
     split = escape(report["split"])
     title = f"Evaluation of {evaluation.network}"
     low, high = report["accuracy_95"]
+    splits_header, splits = split_table(report)
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="faint">{report["dataset"]}, {escape(report["source"])}<br>fingerprint '
@@ -36,7 +37,7 @@ def evaluation_page(evaluation: Evaluation, report: Json) -> str:
         *(f'<p class="note">{escape(note)}</p>' for note in report["notes"]),
         f"<p>Accuracy on {split}: <b>{percent(report['accuracy'])}</b> of {report['n']:,} images; 95% confidence "
         f"interval {percent(low)} to {percent(high)}.</p>",
-        table(["split", "n", "accuracy [95%]"], _escaped(split_rows(report))),
+        table(splits_header, _escaped(splits)),
         '<p class="faint">Leak-free images are those whose pixels occur in no other split; of strict ones, no near '
         "copy (the same photo cropped, compressed or mirrored) occurs there either. The 95% intervals are Wilson "
         "score intervals (Wilson 1927).</p>",

@@ -25,7 +25,7 @@ def format_evaluation(report: Json) -> str:
                 *(f"note: {note}" for note in report["notes"]),
             ]
         ),
-        format_table(["split", "n", "accuracy [95%]"], split_rows(report)),
+        format_table(*split_table(report)),
         format_table([report["split"], "n", "precision", "recall", "F1", "average precision"], classes),
         describe_calibration(report["calibration"]),
         format_table([f"{report['split']}, strength", *"12345", "mean"], robust),
@@ -40,13 +40,21 @@ def format_evaluation(report: Json) -> str:
 PARTS = {"all": "", "leak-free": "_leak_free", "strict": "_strict"}
 
 
-def split_rows(report: Json) -> list[list[str]]:
-    """Return a row for each part of each split, with n and accuracy."""
-    return [
-        [name if part == "all" else f"  {part}", str(scores[f"n{key}"]), _with_interval(scores, f"accuracy{key}")]
+def split_table(report: Json) -> tuple[list[str], list[list[str]]]:
+    """Return the header and a row for each part of each split: n and accuracy, also with own views."""
+    header, columns = ["split", "n", "accuracy [95%]"], [report["splits"]]
+    if own := report["own_tta"]:
+        header, columns = [*header, f"tta={own['tta']} [95%]"], [*columns, own["splits"]]
+    rows = [
+        [
+            name if part == "all" else f"  {part}",
+            str(scores[f"n{key}"]),
+            *(_with_interval(splits[name], f"accuracy{key}") for splits in columns),
+        ]
         for name, scores in report["splits"].items()
         for part, key in PARTS.items()
     ]
+    return header, rows
 
 
 def describe_calibration(calibration: Json) -> str:

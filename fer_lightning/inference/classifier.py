@@ -59,6 +59,8 @@ class Classifier:
         device: device to run on, e.g. "cpu" or "cuda:1"; "auto" selects the GPU if there is one.
         val_split: name of the split on which the training run selected the weights, if known.
         data_fingerprint: fingerprint of the dataset that it was trained on, if known.
+        own_tta: test-time augmentation that the network was tested with, a key of tta.VIEWS. `fer-lightning
+            evaluate` reports its accuracy beside that of "none"; predictions use it only if asked to.
 
     Raises:
         UserError: the device is unknown or cannot be used.
@@ -71,6 +73,7 @@ class Classifier:
         device: str = "auto",
         val_split: str | None = None,
         data_fingerprint: str | None = None,
+        own_tta: str = "none",
     ) -> None:
         if device.partition(":")[0] not in ("auto", "gpu", "cpu", "cuda", "mps", "xpu"):
             raise UserError(f"device={device}: expected auto, cpu, cuda, cuda:1 or mps.")
@@ -82,6 +85,7 @@ class Classifier:
         self.inputs = inputs
         self.val_split = val_split
         self.data_fingerprint = data_fingerprint
+        self.own_tta = own_tta
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -94,7 +98,7 @@ class Classifier:
             return self
         net = SelectClasses(self.net, columns_of(classes, self.classes))
         inputs = replace(self.inputs, classes=tuple(classes))
-        return Classifier(net, inputs, str(self.device), self.val_split, self.data_fingerprint)
+        return Classifier(net, inputs, str(self.device), self.val_split, self.data_fingerprint, self.own_tta)
 
     def predict(self, faces: FaceImages, tta: str = "none", batch_size: int = 256) -> Prediction:
         """Predict the emotion of each face.
@@ -212,7 +216,12 @@ def load_checkpoint(path: str | Path, device: str = "auto") -> Classifier:
     """
     checkpoint = read_checkpoint(path)
     return Classifier(
-        net_from(checkpoint), checkpoint.inputs, device, checkpoint.val_split, checkpoint.data_fingerprint
+        net_from(checkpoint),
+        checkpoint.inputs,
+        device,
+        checkpoint.val_split,
+        checkpoint.data_fingerprint,
+        checkpoint.tta,
     )
 
 

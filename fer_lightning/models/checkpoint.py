@@ -20,6 +20,7 @@ from fer_lightning.emotions import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.models import build_model
 from fer_lightning.models.pretrained import without_weights
+from fer_lightning.models.tta import VIEWS
 
 # The only globals in a checkpoint of plain weights, besides storage classes. weights_only=True allows others, some
 # of which can allocate unlimited memory, such as a bytearray of arbitrary length.
@@ -74,6 +75,7 @@ class Checkpoint:
         model: name and options of the network.
         val_split: the split that the best epoch was selected on; None in older checkpoints.
         data_fingerprint: fingerprint of the training data; None in older checkpoints.
+        tta: test-time augmentation of the run's own test; "none" in older checkpoints.
         state_dict: the weights.
     """
 
@@ -84,6 +86,7 @@ class Checkpoint:
     model: dict[str, Any]
     val_split: str | None
     data_fingerprint: str | None
+    tta: str
     state_dict: dict[str, torch.Tensor]
 
 
@@ -171,6 +174,9 @@ def _parse(path: Path, content: Any) -> Checkpoint:
     if not all(isinstance(name, str) for name in inputs.classes):
         raise _ForeignError("classes: expected strings")
     check_names(inputs.classes, f"ckpt={path}")
+    tta = _field(header, "tta", str, "none")
+    if tta not in VIEWS:
+        raise _ForeignError(f"tta={reprlib.repr(tta)}")
     model, state_dict = _field(header, "model", dict), _field(content, "state_dict", dict)
     _check_model(model)
     _check_weights(state_dict)
@@ -182,6 +188,7 @@ def _parse(path: Path, content: Any) -> Checkpoint:
         model=model,
         val_split=_field(header, "val_split", str | None, None),
         data_fingerprint=_field(header, "data_fingerprint", str | None, None),
+        tta=tta,
         state_dict=state_dict,
     )
 

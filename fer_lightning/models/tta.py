@@ -60,6 +60,11 @@ VIEWS: dict[str, Views] = {
 }
 
 
+def n_views(tta: str) -> int:
+    """Return how many views of each face a key of VIEWS makes: the forward passes that a prediction takes."""
+    return len(VIEWS[tta](torch.zeros(1, 1, 48, 48)))
+
+
 def check_tta(tta: str) -> None:
     """Raise UserError if `tta` is not a key of VIEWS."""
     if tta not in VIEWS:

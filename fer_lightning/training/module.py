@@ -382,6 +382,7 @@ class EmotionClassifier(LightningModule):
             "classes": list(inputs.classes),
             "val_split": self._data.val_split,
             "data_fingerprint": self._data.faces.fingerprint,
+            "tta": self.tta,
             "epoch": {
                 "batches": self.trainer.num_training_batches,
                 "sums": self._reduce(self._epoch_sums, "sum"),

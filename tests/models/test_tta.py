@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fer_lightning.errors import UserError
-from fer_lightning.models.tta import VIEWS, check_tta, log_mean_probabilities, predict_logits
+from fer_lightning.models.tta import VIEWS, check_tta, log_mean_probabilities, n_views, predict_logits
 
 
 def test_views_of_an_image_with_numbered_pixels():
@@ -69,6 +69,16 @@ def test_softmax_of_the_logits_is_the_mean_of_the_probabilities():
 def test_mean_of_underflowing_probabilities_is_finite():
     logits = torch.tensor([[[0.0, -200.0]], [[0.0, -300.0]]])
     torch.testing.assert_close(log_mean_probabilities(logits), torch.tensor([[0.0, -200.0 - math.log(2)]]))
+
+
+def test_the_number_of_views():
+    assert {tta: n_views(tta) for tta in VIEWS} == {
+        "none": 1,
+        "mirror": 2,
+        "shifts": 18,
+        "zooms": 10,
+        "ten_crop": 10,
+    }
 
 
 def test_unknown_name_suggests_the_nearest():

@@ -17,7 +17,9 @@ from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.errors import UserError
 from fer_lightning.evaluation.evaluate import held_out_predictions
 from fer_lightning.evaluation.scores import score_splits
-from fer_lightning.inference.classifier import WEIGHTS, pretrained_names
+from fer_lightning.inference.classifier import WEIGHTS, Classifier, pretrained_names
+from fer_lightning.models.checkpoint import InputSpec
+from fer_lightning.models.tta import VIEWS
 
 DATA = {"n_train": 28, "n_val": 7, "n_test": 14}
 MEBIBYTES = 2**20
@@ -47,6 +49,19 @@ def test_shipping_the_network_of_a_run(run_dir, tmp_path):
     accuracy = (clf.predict(faces.images[-14:], tta="mirror").labels == faces.labels[-14:]).mean()
     assert shipped["tta"]["mirror"]["test"]["accuracy"] == pytest.approx(accuracy)
     assert shipped["parameters"] == sum(p.numel() for p in clf.net.parameters())
+    chosen = {tta: scores["validation"]["accuracy"] for tta, scores in shipped["tta"].items()}
+    assert list(chosen) == list(VIEWS)
+    assert shipped["own_tta"] == clf.own_tta
+    assert chosen[clf.own_tta] == max(chosen.values())
+
+
+def test_of_equal_views_the_first_is_a_networks_own():
+    class Constant(torch.nn.Module):
+        def forward(self, images):
+            return torch.zeros(len(images), 7)
+
+    clf = Classifier(Constant(), InputSpec(48, 0.5, 0.5), "cpu")
+    assert ship_weights.card(clf, synthetic_faces(**DATA))["own_tta"] == "none"
 
 
 def test_the_command_prints_the_scores_of_the_network(run_dir, tmp_path, monkeypatch, capsys):
@@ -75,6 +90,9 @@ def test_a_shipped_network_predicts(name):
     np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, rtol=1e-5)
     card = json.loads((WEIGHTS / f"{name}.json").read_text())
     assert card["parameters"] == sum(p.numel() for p in clf.net.parameters())
+    public = {tta: scores["PublicTest"]["accuracy"] for tta, scores in card["tta"].items()}
+    assert list(public) == list(VIEWS)
+    assert card["own_tta"] == clf.own_tta == max(public, key=public.__getitem__)
 
 
 @pytest.mark.parametrize("name", pretrained_names())

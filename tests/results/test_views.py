@@ -1,0 +1,69 @@
+"""The measurement of test-time augmentation, and its published table."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import views
+from project import ROOT
+
+from fer_lightning.data.faces import VAL
+from fer_lightning.data.synthetic import synthetic_faces
+from fer_lightning.evaluation.statistics import mcnemar
+from fer_lightning.inference.classifier import WEIGHTS, Classifier, pretrained_names
+from fer_lightning.models.checkpoint import InputSpec
+from fer_lightning.models.tta import VIEWS, n_views
+
+MEASURED = json.loads((ROOT / "results/views.json").read_text())["networks"]
+
+
+class ByHalf(torch.nn.Module):
+    """Predict class 0 if the left half is brighter and class 1 otherwise, three times as sure of class 1."""
+
+    def forward(self, images):
+        left, right = images[..., :24].mean(dim=(1, 2, 3)), images[..., 24:].mean(dim=(1, 2, 3))
+        other = torch.full_like(left, -9.0)
+        return torch.stack([(left > right) * 1.0, (left <= right) * 3.0, *[other] * 5], dim=1)
+
+
+def test_gains_are_counted_against_a_single_view():
+    faces = synthetic_faces(n_train=7, n_val=70, n_test=7)
+    rows = np.flatnonzero(faces.usage == VAL)
+    clf = Classifier(ByHalf(), InputSpec(48, 0.5, 0.5), "cpu")
+    report = views.measure(clf, faces)
+    assert {tta: row["views"] for tta, row in report.items()} == {tta: n_views(tta) for tta in VIEWS}
+    alone = clf.predict(faces.images[rows]).labels == faces.labels[rows]
+    for tta, row in report.items():
+        right = clf.predict(faces.images[rows], tta).labels == faces.labels[rows]
+        gained, lost = int((right & ~alone).sum()), int((alone & ~right).sum())
+        assert row["accuracy"] == pytest.approx(right.mean())
+        assert (row["only_views_right"], row["only_one_view_right"]) == (gained, lost)
+        assert row["p"] == mcnemar(gained, lost)
+        middle, low, high = row["times_as_long"]
+        assert 0 < low <= middle <= high
+    assert report["mirror"]["only_one_view_right"] > 0  # with its mirror image, every face is of class 1
+    assert report["none"]["times_as_long"] == [1, 1, 1]
+    (_, first, *_) = views.rows_of({"half": report})
+    mirror = report["mirror"]
+    assert first[:4] == [
+        "half, mirror",
+        "2",
+        f"{mirror['accuracy']:.2%}",
+        f"{100 * (mirror['accuracy'] - report['none']['accuracy']):+.2f}",
+    ]
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_the_published_measurement_agrees_with_the_cards_and_the_page(name):
+    card = json.loads((WEIGHTS / f"{name}.json").read_text())
+    page = (ROOT / "results/README.md").read_text().replace("*", "")
+    measured = MEASURED[name]
+    assert list(measured) == list(VIEWS)
+    for tta, row in measured.items():
+        assert row["accuracy"] == card["tta"][tta]["PublicTest"]["accuracy"]
+        gain = 100 * (row["accuracy"] - measured["none"]["accuracy"])
+        times = "{:.1f} ({:.1f} to {:.1f})".format(*row["times_as_long"])
+        cells = [f"`{name}`", tta, str(row["views"]), times, f"{row['accuracy']:.2%}"]
+        cells += ["", ""] if tta == "none" else [f"{gain:+.2f}", f"{row['p']:.2g}"]
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |") in page
