@@ -67,3 +67,20 @@ def test_the_published_measurement_agrees_with_the_cards_and_the_page(name):
         cells = [f"`{name}`", tta, str(row["views"]), times, f"{row['accuracy']:.2%}"]
         cells += ["", ""] if tta == "none" else [f"{gain:+.2f}", f"{row['p']:.2g}"]
         assert f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |") in page
+
+
+def test_what_the_page_says_about_the_views_repeats_its_files():
+    page = " ".join((ROOT / "results/README.md").read_text().split())
+    others = [row["p"] for views in MEASURED.values() for row in views.values() if row["p"] < 1]
+    assert len(others) == 10  # mirror images change nothing for `best` and `tiny`
+    assert min(others) >= 0.01
+    private = {
+        name: [
+            json.loads((WEIGHTS / f"{name}.json").read_text())["tta"][tta]["PrivateTest"]["accuracy"]
+            for tta in ("ten_crop", "shifts")
+        ]
+        for name in pretrained_names()
+    }
+    best, ferplus = ("{:.2%} against {:.2%}".format(*private[name]) for name in ("best", "ferplus"))
+    assert f"ahead of shifts for `best` ({best}) and `ferplus` ({ferplus}), behind for `tiny`" in page
+    assert private["tiny"][0] < private["tiny"][1]
