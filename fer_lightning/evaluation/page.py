@@ -16,6 +16,7 @@ from fer_lightning.evaluation.evaluate import Evaluation
 from fer_lightning.evaluation.report import comparison_table, describe_calibration, split_table
 from fer_lightning.evaluation.statistics import BINS
 from fer_lightning.files import Json
+from fer_lightning.models.tta import n_views
 from fer_lightning.text import percent
 
 
@@ -40,7 +41,7 @@ def evaluation_page(evaluation: Evaluation, report: Json) -> str:
         table(splits_header, _escaped(splits)),
         '<p class="faint">Leak-free images are those whose pixels occur in no other split; of strict ones, no near '
         "copy (the same photo cropped, compressed or mirrored) occurs there either. The 95% intervals are Wilson "
-        "score intervals (Wilson 1927).</p>",
+        f"score intervals (Wilson 1927).{_about_own_tta(report)}</p>",
         *_comparison(report),
         *_classes(evaluation, report),
         *_calibration(report),
@@ -48,6 +49,17 @@ def evaluation_page(evaluation: Evaluation, report: Json) -> str:
         *_mistakes(evaluation, report),
     ]
     return page(title, "\n".join(body))
+
+
+def _about_own_tta(report: Json) -> str:
+    """Return the sentence that explains the column of the network's own test-time augmentation, if there is one."""
+    own = report["own_tta"]
+    return (
+        f" tta={own['tta']} is the test-time augmentation of the network's own test: the mean prediction for "
+        f"{n_views(own['tta'])} views of each image. All that follows is with one view."
+        if own
+        else ""
+    )
 
 
 def _comparison(report: Json) -> list[str]:

@@ -251,6 +251,7 @@ def test_the_accuracy_with_own_views_stands_beside_that_with_none(faces):
     assert re.search(rf"PrivateTest +14 +{re.escape(row)}", format_evaluation(report))
     page = evaluation_page(evaluation, report)
     assert "tta=mirror [95%]" in page
+    assert "the mean prediction for 2 views of each image" in page
     assert f"{mirrored['accuracy']:.2%} [{low:.1f}, {high:.1f}]" in page
     alone = evaluate("corner", clf, faces, lambda line: None, "none")
     assert alone.own_predictions is to_json(alone)["own_tta"] is None
