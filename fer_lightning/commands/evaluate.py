@@ -1,7 +1,7 @@
 """Evaluate a network on held-out images, those of FER-2013 by default.
 
 Prints accuracy with its 95% interval, the same without leaked images and with the test-time augmentation that the
-network was chosen with, scores of each class, calibration before and after temperature scaling, robustness to seven
+network was tested with, scores of each class, calibration before and after temperature scaling, robustness to seven
 corruptions at five strengths each and, with --against, a paired test against another network. The HTML report adds
 curves, the confusion matrix and the most confident mistakes.
 """
