@@ -3,8 +3,8 @@
     python results/ship_weights.py RUN_FOLDER NAME
 
 writes weights/NAME.pt, the run's best weights in half precision, and weights/NAME.json, the scores of the weights
-loaded from that file. PublicTest chooses the test-time augmentation that the network's card names beside none; the
-weights carry its name, for fer-lightning evaluate.
+loaded from that file. PublicTest chooses the network's own test-time augmentation. Card and weights name it, and
+fer-lightning evaluate reports the accuracy with it.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def card(clf: Classifier, faces: Faces) -> dict[str, Any]:
     """Score a network by test-time augmentation and split, and by class on the test split without augmentation.
 
     Its own augmentation is the one with the best accuracy on the validation split; of equals, the first of VIEWS.
+    Without that split it is "none".
     """
     predictions = {tta: held_out_predictions(clf, faces, tta) for tta in VIEWS}
     scores = {tta: score_splits(predicted, faces) for tta, predicted in predictions.items()}
@@ -51,7 +53,7 @@ def card(clf: Classifier, faces: Faces) -> dict[str, Any]:
     return {
         "parameters": sum(parameter.numel() for parameter in clf.net.parameters()),
         "data_fingerprint": faces.fingerprint,
-        "own_tta": max(scores, key=lambda tta: scores[tta][validation]["accuracy"]),
+        "own_tta": max(scores, key=lambda tta: scores[tta][validation]["accuracy"] or 0.0),
         "tta": scores,
         "per_class": score_classes(logits, labels, faces.classes),
     }
@@ -61,19 +63,20 @@ def ship(run_dir: Path, name: str, faces: Faces) -> dict[str, Any]:
     """Write weights/NAME.pt and weights/NAME.json for a run's best checkpoint; return the content of the latter."""
     source = run_dir / "checkpoints" / "best.ckpt"
     load_checkpoint(source, "cpu")  # raises a clear error if the checkpoint is invalid
-    path = WEIGHTS / f"{name}.pt"
     content = halved(torch.load(source, map_location="cpu", weights_only=True))
-    torch.save(content, path)
-    scores = card(load_checkpoint(path, "cpu"), faces)
+    with TemporaryDirectory() as folder:
+        trial = Path(folder) / f"{name}.pt"
+        torch.save(content, trial)
+        scores = card(load_checkpoint(trial, "cpu"), faces)
     content["fer_lightning"]["tta"] = scores["own_tta"]
-    torch.save(content, path)
     results = {"labels": "fer2013"} | json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
     kept = (
         *("experiment", "command", "seed", "labels", "val_split", "best_epoch"),
         *("train_seconds", "hardware", "git_commit"),
     )
     shipped = {key: results[key] for key in kept} | scores
-    write_json(path.with_suffix(".json"), shipped)
+    torch.save(content, WEIGHTS / f"{name}.pt")
+    write_json(WEIGHTS / f"{name}.json", shipped)
     return shipped
 
 

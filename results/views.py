@@ -1,8 +1,8 @@
 """Measure what each test-time augmentation costs and gains on the networks that ship, and write views.json.
 
-``python results/views.py`` predicts PublicTest, the split that chooses, in five turns: a fifth of the images with
-every set of views, so that the times of one turn are comparable. FER+'s votes are found beside the data
-or downloaded.
+``python results/views.py`` predicts PublicTest, the split that chooses, in five turns. Each predicts a fifth of the
+images with every set of views, so that its times are comparable. FER+'s votes are found beside the data or
+downloaded.
 """
 
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def measure(clf: Classifier, faces: Faces) -> Json:
 
 
 def rows_of(networks: Mapping[str, Json]) -> list[list[str]]:
-    """Return the rows of the printed table: views, gain in points over one view, p, images/s and relative time."""
+    """Return the rows of the printed table: name, views, accuracy, gain in points, p, images/s, time."""
     return [
         [
             f"{name}, {tta}",

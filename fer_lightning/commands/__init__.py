@@ -107,8 +107,11 @@ def unique_name(stem: str, taken: set[str]) -> str:
 
 
 def add_tta_argument(parser: argparse.ArgumentParser, default: str | None = "none") -> None:
-    """Add the argument that selects the test-time augmentation; None as the default adds the network's own."""
-    shown = default or "none, and the accuracy with the network's own"
+    """Add the argument that selects the test-time augmentation.
+
+    With None as the default, the help says that the accuracy with the network's own is reported, too.
+    """
+    shown = default or "none, and the accuracy with the network's own beside it, which may take as long again"
     parser.add_argument(
         "--tta",
         default=default,

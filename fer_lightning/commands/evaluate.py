@@ -1,7 +1,7 @@
 """Evaluate a network on held-out images, those of FER-2013 by default.
 
-Prints accuracy with its 95% interval, the same without leaked images and with the test-time augmentation that the
-network was tested with, scores of each class, calibration before and after temperature scaling, robustness to seven
+Prints accuracy with its 95% interval, also without leaked images, and beside it the accuracy with the network's own
+test-time augmentation; scores of each class, calibration before and after temperature scaling, robustness to seven
 corruptions at five strengths each and, with --against, a paired test against another network. The HTML report adds
 curves, the confusion matrix and the most confident mistakes.
 """
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from fer_lightning.files import write_atomically, write_json
     from fer_lightning.models.tta import check_tta
 
-    check_tta(args.tta or "none")
+    if args.tta is not None:
+        check_tta(args.tta)
     clf = load_network(args)
     against = (args.against, load_checkpoint(args.against, args.device)) if args.against else None
     networks = [clf, *([against[1]] if against else [])]

@@ -80,7 +80,7 @@ def evaluate(
         clf: the network.
         faces: the dataset, with the network's classes in its order. The test split is required; without a
             validation split, no temperature is fitted.
-        log: receives a progress line after each step.
+        log: receives progress lines.
         tta: test-time augmentation of every prediction, a key of tta.VIEWS. None is "none", with the accuracy under
             the network's own beside it.
         against: name and network to compare with, on the clean images.
@@ -92,7 +92,7 @@ def evaluate(
     if not len(rows):
         raise UserError(f"{faces.source}: no test images. Add a folder test/ with a subfolder per class.")
     own_tta = clf.own_tta if tta is None and clf.own_tta != "none" else None
-    tta = tta or "none"
+    tta = "none" if tta is None else tta
     predictions = held_out_predictions(clf, faces, tta)
     log(f"{network}: {len(predictions.index):,} held-out images")
     own = None
@@ -155,7 +155,7 @@ def to_json(evaluation: Evaluation) -> Json:
         "split": split,
         **splits[split],
         "splits": splits,
-        "own_tta": own and {"tta": evaluation.own_tta, "splits": _with_intervals(score_splits(own, faces))},
+        "with_own_tta": own and {"tta": evaluation.own_tta, "splits": _with_intervals(score_splits(own, faces))},
         "per_class": per_class,
         "confusion": multiclass_confusion_matrix(logits, labels, len(faces.classes)).tolist(),
         "calibration": _calibration(evaluation),

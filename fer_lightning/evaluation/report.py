@@ -41,9 +41,9 @@ PARTS = {"all": "", "leak-free": "_leak_free", "strict": "_strict"}
 
 
 def split_table(report: Json) -> tuple[list[str], list[list[str]]]:
-    """Return the header and a row for each part of each split: n and accuracy, also with own views."""
+    """Return the header and a row for each part of each split: n, accuracy and, if known, that with own views."""
     header, columns = ["split", "n", "accuracy [95%]"], [report["splits"]]
-    if own := report["own_tta"]:
+    if own := report["with_own_tta"]:
         header, columns = [*header, f"tta={own['tta']} [95%]"], [*columns, own["splits"]]
     rows = [
         [

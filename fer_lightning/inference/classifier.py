@@ -59,11 +59,11 @@ class Classifier:
         device: device to run on, e.g. "cpu" or "cuda:1"; "auto" selects the GPU if there is one.
         val_split: name of the split on which the training run selected the weights, if known.
         data_fingerprint: fingerprint of the dataset that it was trained on, if known.
-        own_tta: test-time augmentation that the network was tested with, a key of tta.VIEWS. `fer-lightning
-            evaluate` reports its accuracy beside that of "none"; predictions use it only if asked to.
+        own_tta: the network's own test-time augmentation, a key of tta.VIEWS; see `Checkpoint.tta`. `fer-lightning
+            evaluate` reports the accuracy with it beside that with one view; predictions use it only if asked to.
 
     Raises:
-        UserError: the device is unknown or cannot be used.
+        UserError: the device is unknown or cannot be used, or `own_tta` is unknown.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Classifier:
             self.net = net.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device={device} cannot be used: {first_line(error)}") from error
+        check_tta(own_tta)
         self.inputs = inputs
         self.val_split = val_split
         self.data_fingerprint = data_fingerprint

@@ -75,7 +75,8 @@ class Checkpoint:
         model: name and options of the network.
         val_split: the split that the best epoch was selected on; None in older checkpoints.
         data_fingerprint: fingerprint of the training data; None in older checkpoints.
-        tta: test-time augmentation of the run's own test; "none" in older checkpoints.
+        tta: the network's own test-time augmentation: its run's setting `tta` when the file was written or, in
+            weights that ship, the views with the best accuracy on PublicTest; "none" in older checkpoints.
         state_dict: the weights.
     """
 
@@ -176,7 +177,7 @@ def _parse(path: Path, content: Any) -> Checkpoint:
     check_names(inputs.classes, f"ckpt={path}")
     tta = _field(header, "tta", str, "none")
     if tta not in VIEWS:
-        raise _ForeignError(f"tta={reprlib.repr(tta)}")
+        raise _ForeignError(f"tta={reprlib.repr(tta)} is unknown")
     model, state_dict = _field(header, "model", dict), _field(content, "state_dict", dict)
     _check_model(model)
     _check_weights(state_dict)

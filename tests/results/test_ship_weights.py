@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import fer_lightning
 from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
+from fer_lightning.data.faces import TEST, TRAIN, VAL
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.data.synthetic import synthetic_faces
 from fer_lightning.errors import UserError
@@ -49,19 +51,52 @@ def test_shipping_the_network_of_a_run(run_dir, tmp_path):
     accuracy = (clf.predict(faces.images[-14:], tta="mirror").labels == faces.labels[-14:]).mean()
     assert shipped["tta"]["mirror"]["test"]["accuracy"] == pytest.approx(accuracy)
     assert shipped["parameters"] == sum(p.numel() for p in clf.net.parameters())
-    chosen = {tta: scores["validation"]["accuracy"] for tta, scores in shipped["tta"].items()}
-    assert list(chosen) == list(VIEWS)
-    assert shipped["own_tta"] == clf.own_tta
-    assert chosen[clf.own_tta] == max(chosen.values())
 
 
-def test_of_equal_views_the_first_is_a_networks_own():
-    class Constant(torch.nn.Module):
-        def forward(self, images):
-            return torch.zeros(len(images), 7)
+class ByHalf(torch.nn.Module):
+    """Predict class 0 if the left half is brighter, surely, and class 1 otherwise."""
 
-    clf = Classifier(Constant(), InputSpec(48, 0.5, 0.5), "cpu")
-    assert ship_weights.card(clf, synthetic_faces(**DATA))["own_tta"] == "none"
+    def forward(self, images):
+        left, right = images[..., :24].mean(dim=(1, 2, 3)), images[..., 24:].mean(dim=(1, 2, 3))
+        return torch.stack([(left > right) * 9.0, (left <= right) * 1.0, *[torch.full_like(left, -9.0)] * 5], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("brighter_left", "labels", "own_tta"),
+    [
+        ({VAL: False, TEST: True}, {VAL: 0, TEST: 1}, "mirror"),  # with its mirror image, every face is of class 0
+        ({VAL: False, TEST: False}, {VAL: 1, TEST: 0}, "none"),  # the test split, which prefers mirror, has no say
+        ({VAL: True, TEST: True}, {VAL: 0, TEST: 0}, "none"),  # of equal ones, the first
+    ],
+)
+def test_the_validation_split_chooses_a_networks_own_views(brighter_left, labels, own_tta):
+    drawn = synthetic_faces(**DATA)
+    images, truth = np.zeros_like(drawn.images), np.array(drawn.labels)
+    for usage, left in brighter_left.items():
+        images[drawn.usage == usage, :, slice(0, 24) if left else slice(24, 48)] = 200
+        truth[drawn.usage == usage] = labels[usage]
+    faces = replace(drawn, images=images, labels=truth)
+    clf = Classifier(ByHalf(), InputSpec(48, 0.5, 0.5), "cpu")
+    assert ship_weights.card(clf, faces)["own_tta"] == own_tta
+
+
+def test_weights_name_the_views_of_their_card_and_are_not_written_before_it(run_dir, tmp_path, monkeypatch):
+    def failing(clf, faces):
+        raise UserError("no scores")
+
+    monkeypatch.setattr(ship_weights, "card", failing)
+    with pytest.raises(UserError, match="no scores"):
+        ship_weights.ship(run_dir, "mine", synthetic_faces(**DATA))
+    assert not (tmp_path / "mine.pt").exists()
+    monkeypatch.setattr(ship_weights, "card", lambda clf, faces: {"own_tta": "zooms"})
+    ship_weights.ship(run_dir, "mine", synthetic_faces(**DATA))
+    assert fer_lightning.load_checkpoint(tmp_path / "mine.pt", "cpu").own_tta == "zooms"
+
+
+def test_without_a_validation_split_a_network_has_one_view(run_dir):
+    faces = synthetic_faces(**DATA)
+    faces = replace(faces, usage=np.where(faces.usage == VAL, TRAIN, faces.usage).astype(np.uint8))
+    assert ship_weights.ship(run_dir, "mine", faces)["own_tta"] == "none"
 
 
 def test_the_command_prints_the_scores_of_the_network(run_dir, tmp_path, monkeypatch, capsys):
