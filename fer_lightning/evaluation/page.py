@@ -53,12 +53,12 @@ def evaluation_page(evaluation: Evaluation, report: Json) -> str:
 
 def _about_own_tta(report: Json) -> str:
     """Return the sentence that explains the column of the network's own test-time augmentation, if there is one."""
-    own = report["with_own_tta"]
+    if not report["with_own_tta"]:
+        return ""
+    tta = report["with_own_tta"]["tta"]
     return (
-        f" tta={own['tta']} is the network's own test-time augmentation: the mean prediction for "
-        f"{n_views(own['tta'])} views of each image. All that follows is with one view."
-        if own
-        else ""
+        f" tta={tta} is the network's own test-time augmentation: the mean prediction for {n_views(tta)} views of "
+        "each image. All that follows is with one view."
     )
 
 

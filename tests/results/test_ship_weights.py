@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ship_weights
 import torch
+from fake_networks import ByHalf
 
 import fer_lightning
 from fer_lightning.commands.train import job
@@ -53,18 +54,10 @@ def test_shipping_the_network_of_a_run(run_dir, tmp_path):
     assert shipped["parameters"] == sum(p.numel() for p in clf.net.parameters())
 
 
-class ByHalf(torch.nn.Module):
-    """Predict class 0 if the left half is brighter, surely, and class 1 otherwise."""
-
-    def forward(self, images):
-        left, right = images[..., :24].mean(dim=(1, 2, 3)), images[..., 24:].mean(dim=(1, 2, 3))
-        return torch.stack([(left > right) * 9.0, (left <= right) * 1.0, *[torch.full_like(left, -9.0)] * 5], dim=1)
-
-
 @pytest.mark.parametrize(
     ("brighter_left", "labels", "own_tta"),
     [
-        ({VAL: False, TEST: True}, {VAL: 0, TEST: 1}, "mirror"),  # with its mirror image, every face is of class 0
+        ({VAL: False, TEST: True}, {VAL: 0, TEST: 1}, "mirror"),
         ({VAL: False, TEST: False}, {VAL: 1, TEST: 0}, "none"),  # the test split, which prefers mirror, has no say
         ({VAL: True, TEST: True}, {VAL: 0, TEST: 0}, "none"),  # of equal ones, the first
     ],
