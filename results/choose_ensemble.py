@@ -25,28 +25,35 @@ from fer_lightning.errors import UserError
 from fer_lightning.exit import exit_code
 from fer_lightning.experiment.record import git_commit
 from fer_lightning.files import Json, write_json
-from fer_lightning.models.checkpoint import net_from, read_checkpoint
+from fer_lightning.models.checkpoint import Checkpoint, net_from, read_checkpoint
 from fer_lightning.models.tta import VIEWS, predict_logits
 from fer_lightning.text import format_table, percent
 
 
-def predict(ckpt: str, faces: Faces, batch_size: int = 256) -> dict[str, Tensor]:
+def read_members(ckpts: Sequence[str], faces: Faces) -> dict[str, Checkpoint]:
+    """Read checkpoints of networks that were trained on these faces, on this split.
+
+    Raises:
+        UserError: a file is not a checkpoint of this project, or its network was trained on other data.
+    """
+    members = {ckpt: read_checkpoint(ckpt) for ckpt in ckpts}
+    for ckpt, checkpoint in members.items():
+        same_data = checkpoint.data_fingerprint in (None, faces.fingerprint)  # older checkpoints have none
+        if not same_data or checkpoint.inputs.classes != faces.classes:
+            raise UserError(
+                f"{ckpt} was trained on other data or another split, so it may have seen images of "
+                f"{faces.split_names[VAL]}. Leave it out, or name its data with --data."
+            )
+    return members
+
+
+def predict(checkpoint: Checkpoint, faces: Faces, batch_size: int = 256) -> dict[str, Tensor]:
     """Predict the validation split with every set of views.
 
     Returns:
         key of VIEWS -> probabilities, float32 (N, C), on the CPU.
-
-    Raises:
-        UserError: the file is not a checkpoint of this project, or its network was trained on other data.
     """
-    checkpoint = read_checkpoint(ckpt)
     inputs = checkpoint.inputs
-    same_data = checkpoint.data_fingerprint in (None, faces.fingerprint)  # older checkpoints have none
-    if not same_data or inputs.classes != faces.classes:
-        raise UserError(
-            f"{ckpt} was trained on other data or another split, so it may have seen images of "
-            f"{faces.split_names[VAL]}. Leave it out, or name its data with --data."
-        )
     kind = hardware.accelerator("auto")
     mixed = hardware.choose_precision(kind)[0] == "bf16-mixed"
     net = net_from(checkpoint).to(kind, memory_format=torch.channels_last).eval()
@@ -63,7 +70,7 @@ def rank(members: Mapping[str, Mapping[str, Tensor]], labels: Tensor) -> list[Js
     """Score every subset of the members with every set of views.
 
     Args:
-        members: checkpoint -> result of `predict`, at least one.
+        members: checkpoint -> the result of `predict`; at least one.
         labels: int64 (N,).
 
     Returns:
@@ -101,14 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _choose(args: argparse.Namespace) -> int:
-    args.out.parent.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
+    # What may fail comes before the work.
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     faces = load_faces(args.data, download=False)
-    labels = torch.from_numpy(faces.labels[faces.usage == VAL])
-    members = {}
-    for ckpt in dict.fromkeys(args.ckpts):
-        members[ckpt] = predict(ckpt, faces)
+    predictions = {}
+    for ckpt, checkpoint in read_members(args.ckpts, faces).items():
+        predictions[ckpt] = predict(checkpoint, faces)
         print(f"{ckpt} done", flush=True)
-    ranking = rank(members, labels)
+    labels = torch.from_numpy(faces.labels[faces.usage == VAL])
+    ranking = rank(predictions, labels)
     split = faces.split_names[VAL]
     rows = [[percent(row["accuracy"]), row["tta"], " ".join(row["ckpt"])] for row in ranking[:10]]
     print(format_table([split, "tta", "members"], rows))
@@ -123,7 +131,9 @@ def _choose(args: argparse.Namespace) -> int:
     }
     write_json(args.out, report)
     ckpts = ",".join(ranking[0]["ckpt"])
-    print(f"python train.py 'stages=[test]' 'ckpt=[{ckpts}]' tta={ranking[0]['tta']}")
+    settings = ["stages=[test]", f"ckpt=[{ckpts}]", f"tta={ranking[0]['tta']}"]
+    settings += [f"data.path={args.data}"] if args.data else []
+    print(shlex.join(["python", "train.py", *settings]))
     return 0
 
 

@@ -67,7 +67,7 @@ def test_networks_are_scored_as_in_their_training(tmp_path, capsys):
     assert alone == pytest.approx(expected)
     # The printed command tests the chosen members.
     assert command[:2] == ["python", "train.py"]
-    assert main(job, [*command[2:], f"data.path={data}", "name=e", "trainer.accelerator=cpu", "logger=none"]) == 0
+    assert main(job, [*command[2:], "name=e", "trainer.accelerator=cpu", "logger=none"]) == 0
     results = json.loads(Path("runs/default/e/results.json").read_text())
     chosen = report["chosen"]
     names = results["ckpt"] if isinstance(results["ckpt"], list) else [results["ckpt"]]
@@ -76,10 +76,13 @@ def test_networks_are_scored_as_in_their_training(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("own_folder")
-def test_a_network_of_other_data_is_refused(tmp_path, capsys):
+def test_a_network_of_other_data_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(choose_ensemble, "predict", None)
     assert main(job, [*SMALL, "name=s", "stages=[fit]", "trainer.max_epochs=1"]) == 0
     data = write_zip(tmp_path / "fer2013.zip", fake_faces())
     ckpt = "runs/default/s/checkpoints/best.ckpt"
     assert choose_ensemble.main([ckpt, "--data", str(data), "--out", "choice.json"]) == 1
     assert f"error: {ckpt} was trained on other data or another split" in capsys.readouterr().err
+    assert choose_ensemble.main([ckpt, "missing.ckpt", "--data", str(data), "--out", "choice.json"]) == 1
+    assert "missing.ckpt" in capsys.readouterr().err
     assert not Path("choice.json").exists()
