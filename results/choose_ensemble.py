@@ -112,13 +112,18 @@ def _choose(args: argparse.Namespace) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     faces = load_faces(args.data, download=False)
     predictions = {}
+    numbers = {}
     for ckpt, checkpoint in read_members(args.ckpts, faces).items():
         predictions[ckpt] = predict(checkpoint, faces)
-        print(f"{ckpt} done", flush=True)
+        numbers[ckpt] = str(len(predictions))
+        print(f"{numbers[ckpt]}: {ckpt}", flush=True)
     labels = torch.from_numpy(faces.labels[faces.usage == VAL])
     ranking = rank(predictions, labels)
     split = faces.split_names[VAL]
-    rows = [[percent(row["accuracy"]), row["tta"], " ".join(row["ckpt"])] for row in ranking[:10]]
+    rows = [
+        [percent(row["accuracy"]), row["tta"], " ".join(numbers[ckpt] for ckpt in row["ckpt"])]
+        for row in ranking[:10]
+    ]
     print(format_table([split, "tta", "members"], rows))
     report = {
         "command": shlex.join(["python", "results/choose_ensemble.py", *sys.argv[1:]]),
