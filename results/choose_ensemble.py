@@ -15,31 +15,31 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fer_lightning import hardware
-from fer_lightning.data.augment import normalise, resize
-from fer_lightning.data.faces import VAL, Faces
+from fer_lightning.data.faces import VAL, Faces, select_rows
 from fer_lightning.data.fer2013 import load_faces
 from fer_lightning.errors import UserError
+from fer_lightning.evaluation.evaluate import held_out_predictions
+from fer_lightning.evaluation.scores import Predictions, ensemble
 from fer_lightning.exit import exit_code
 from fer_lightning.experiment.record import git_commit
 from fer_lightning.files import Json, write_json
-from fer_lightning.models.checkpoint import Checkpoint, net_from, read_checkpoint
-from fer_lightning.models.tta import VIEWS, predict_logits
+from fer_lightning.inference.classifier import Classifier, load_checkpoint
+from fer_lightning.models.tta import VIEWS
 from fer_lightning.text import format_table, percent
 
 
-def read_members(ckpts: Sequence[str], faces: Faces) -> dict[str, Checkpoint]:
-    """Read checkpoints of networks that were trained on these faces, on this split.
+def load_members(ckpts: Sequence[str], faces: Faces) -> dict[str, Classifier]:
+    """Load networks that were trained on these faces, on this split.
 
     Raises:
         UserError: a file is not a checkpoint of this project, or its network was trained on other data.
     """
-    members = {ckpt: read_checkpoint(ckpt) for ckpt in ckpts}
-    for ckpt, checkpoint in members.items():
-        same_data = checkpoint.data_fingerprint in (None, faces.fingerprint)  # older checkpoints have none
-        if not same_data or checkpoint.inputs.classes != faces.classes:
+    members = {ckpt: load_checkpoint(ckpt) for ckpt in ckpts}
+    for ckpt, clf in members.items():
+        same_data = clf.data_fingerprint in (None, faces.fingerprint)  # older checkpoints have none
+        if not same_data or clf.classes != faces.classes:
             raise UserError(
                 f"{ckpt} was trained on other data or another split, so it may have seen images of "
                 f"{faces.split_names[VAL]}. Leave it out, or name its data with --data."
@@ -47,39 +47,28 @@ def read_members(ckpts: Sequence[str], faces: Faces) -> dict[str, Checkpoint]:
     return members
 
 
-def predict(checkpoint: Checkpoint, faces: Faces, batch_size: int = 256) -> dict[str, Tensor]:
-    """Predict the validation split with every set of views.
-
-    Returns:
-        key of VIEWS -> probabilities, float32 (N, C), on the CPU.
-    """
-    inputs = checkpoint.inputs
-    kind = hardware.accelerator("auto")
+def predict(clf: Classifier, validation: Faces) -> dict[str, Predictions]:
+    """Predict the images of a validation split with every set of views: key of VIEWS -> predictions."""
+    clf.net.to(memory_format=torch.channels_last)
+    kind = clf.device.type
     mixed = hardware.choose_precision(kind)[0] == "bf16-mixed"
-    net = net_from(checkpoint).to(kind, memory_format=torch.channels_last).eval()
-    parts: dict[str, list[Tensor]] = {tta: [] for tta in VIEWS}
-    with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=mixed):
-        for images in torch.from_numpy(faces.images[faces.usage == VAL]).unsqueeze(1).split(batch_size):
-            batch = normalise(resize(images.to(kind), inputs.image_size), inputs.mean, inputs.std)
-            for tta in VIEWS:
-                parts[tta].append(predict_logits(net, batch, tta).softmax(dim=1).cpu())
-    return {tta: torch.cat(probabilities) for tta, probabilities in parts.items()}
+    with torch.autocast(kind, torch.bfloat16, enabled=mixed):
+        return {tta: held_out_predictions(clf, validation, tta) for tta in VIEWS}
 
 
-def rank(members: Mapping[str, Mapping[str, Tensor]], labels: Tensor) -> list[Json]:
+def rank(members: Mapping[str, Mapping[str, Predictions]]) -> list[Json]:
     """Score every subset of the members with every set of views.
 
     Args:
         members: checkpoint -> the result of `predict`; at least one.
-        labels: int64 (N,).
 
     Returns:
         {"ckpt", "tta", "accuracy"}, the best first; of equals, the one with fewer members, then the first of VIEWS.
     """
 
     def accuracy(subset: Sequence[str], tta: str) -> float:
-        mean = torch.stack([members[ckpt][tta] for ckpt in subset]).mean(dim=0)
-        return (mean.argmax(dim=1) == labels).double().mean().item()
+        mean = ensemble([members[ckpt][tta] for ckpt in subset])
+        return (mean.logits.argmax(dim=1) == mean.labels).double().mean().item()
 
     ranking = [
         {"ckpt": list(subset), "tta": tta, "accuracy": accuracy(subset, tta)}
@@ -111,14 +100,14 @@ def _choose(args: argparse.Namespace) -> int:
     # What may fail comes before the work.
     args.out.parent.mkdir(parents=True, exist_ok=True)
     faces = load_faces(args.data, download=False)
+    validation = select_rows(faces, faces.usage == VAL)
+    members = load_members(args.ckpts, faces)
+    numbers = {ckpt: str(number) for number, ckpt in enumerate(members, start=1)}
     predictions = {}
-    numbers = {}
-    for ckpt, checkpoint in read_members(args.ckpts, faces).items():
-        predictions[ckpt] = predict(checkpoint, faces)
-        numbers[ckpt] = str(len(predictions))
+    for ckpt, clf in members.items():
+        predictions[ckpt] = predict(clf, validation)
         print(f"{numbers[ckpt]}: {ckpt}", flush=True)
-    labels = torch.from_numpy(faces.labels[faces.usage == VAL])
-    ranking = rank(predictions, labels)
+    ranking = rank(predictions)
     split = faces.split_names[VAL]
     rows = [
         [percent(row["accuracy"]), row["tta"], " ".join(numbers[ckpt] for ckpt in row["ckpt"])]
@@ -129,7 +118,7 @@ def _choose(args: argparse.Namespace) -> int:
         "command": shlex.join(["python", "results/choose_ensemble.py", *sys.argv[1:]]),
         "git_commit": git_commit(),
         "split": split,
-        "n": len(labels),
+        "n": len(validation),
         "data_fingerprint": faces.fingerprint,
         "chosen": ranking[0],
         "alone": [row for row in ranking if len(row["ckpt"]) == 1],

@@ -12,27 +12,31 @@ from project import SMALL
 
 from fer_lightning.commands.train import job
 from fer_lightning.config.cli import main
+from fer_lightning.evaluation.scores import Predictions
 from fer_lightning.models.tta import VIEWS
 
 
 def sure(*labels, share):
-    """Return probabilities of three classes: `share` for each label and the rest for the class after it."""
+    """Return log-probabilities of three classes: `share` for each label and the rest for the class after it."""
     return torch.stack(
         [share * torch.eye(3)[label] + (1 - share) * torch.eye(3)[(label + 1) % 3] for label in labels]
-    )
+    ).log()
 
 
 def test_every_subset_is_scored_with_every_set_of_views():
-    labels = torch.tensor([0, 1, 2, 2])
-    half_right = sure(0, 1, 0, 0, share=0.6)
-    members = {
-        "a": dict.fromkeys(VIEWS, half_right),
-        "b": {tta: sure(1, 1, 2, 2, share=0.9) for tta in VIEWS},
-        "c": {tta: sure(1, 0, 0, 0, share=1.0) for tta in VIEWS},
+    logits = {
+        "a": dict.fromkeys(VIEWS, sure(0, 1, 0, 0, share=0.6)),
+        "b": dict.fromkeys(VIEWS, sure(1, 1, 2, 2, share=0.9)),
+        "c": dict.fromkeys(VIEWS, sure(1, 0, 0, 0, share=1.0)),
     }
-    members["a"]["shifts"] = torch.cat([sure(0, share=0.9), half_right[1:]])
-    members["b"]["shifts"] = torch.cat([sure(1, share=0.6), sure(1, 2, 2, share=0.9)])
-    ranking = choose_ensemble.rank(members, labels)
+    logits["a"]["shifts"] = torch.cat([sure(0, share=0.9), sure(1, 0, 0, share=0.6)])
+    logits["b"]["shifts"] = torch.cat([sure(1, share=0.6), sure(1, 2, 2, share=0.9)])
+    index, labels = torch.arange(4), torch.tensor([0, 1, 2, 2])
+    members = {
+        ckpt: {tta: Predictions(index, values, labels) for tta, values in sets.items()}
+        for ckpt, sets in logits.items()
+    }
+    ranking = choose_ensemble.rank(members)
     assert len(ranking) == (2**3 - 1) * len(VIEWS)
     accuracy = {(*row["ckpt"], row["tta"]): row["accuracy"] for row in ranking}
     assert (accuracy["a", "none"], accuracy["b", "none"], accuracy["c", "none"]) == (0.5, 0.75, 0)
