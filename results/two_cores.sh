@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The long trainings for two CPU cores, one after the other, in most of a day on an Intel Xeon with AMX:
+# The long trainings for two CPU cores, one after the other:
 #
 #   results/two_cores.sh
 #
@@ -45,6 +45,7 @@ jobs two-cores experiment=fast_70 seed=0,1,2
 for seed in 0 1 2; do members+=("runs/fast_70/two-cores/$seed/checkpoints/best.ckpt"); done
 
 [ -f "$choice" ] || run python results/choose_ensemble.py "${members[@]}" --out "$choice"
+# A plan may be printed before the choice is made; it names all members.
 ckpts=$(IFS=, && echo "${members[*]}") tta=shifts
 if [ -f "$choice" ]; then
     read -r ckpts tta < <(python -c '

@@ -3,14 +3,13 @@
 import json
 import os
 import runpy
-import shlex
-import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import scripts
 import torch
 from faults import run
 from project import ROOT
@@ -24,14 +23,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 def plan(call, *settings):
     """Return the commands that a call would run."""
-    done = subprocess.run(
-        ["bash", str(ROOT / "results/gpu.sh"), call, os.path.abspath("out"), *settings],
-        env={**os.environ, "PLAN": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return [shlex.split(line) for line in done.stdout.splitlines()]
+    return scripts.plan("gpu.sh", call, os.path.abspath("out"), *settings)
 
 
 @pytest.mark.slow
@@ -108,23 +100,11 @@ esac
 @pytest.fixture
 def call(tmp_path):
     """Return a function that runs the script in a copy of the project, with PYTHON in place of Python."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python").write_text(PYTHON)
-    (tmp_path / "bin/python").chmod(0o755)
-    (tmp_path / "project/results").mkdir(parents=True)
-    script = shutil.copy(ROOT / "results/gpu.sh", tmp_path / "project/results")
+    start = scripts.with_fake_python("gpu.sh", PYTHON, tmp_path)
 
     def run_script(call, budget_s):
-        started = tmp_path / "started"
-        started.write_text("")
-        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", script, call, str(tmp_path / "out")],
-            env={**os.environ, "PATH": path, "STARTED": str(started), "BUDGET_S": str(budget_s)},
-            capture_output=True,
-            text=True,
-        )
-        return done, [line for line in started.read_text().splitlines() if "gpu_results" not in line]
+        done, started = start(call, str(tmp_path / "out"), BUDGET_S=str(budget_s))
+        return done, [line for line in started if "gpu_results" not in line]
 
     return run_script
 

@@ -1,35 +1,14 @@
 """results/two_cores.sh: its commands compose, each uses what earlier ones wrote, and a failure ends it."""
 
-import os
-import shlex
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from project import ROOT
+import scripts
 
 from fer_lightning.config.cli import main
 
 pytestmark = pytest.mark.usefixtures("own_folder")
-
-
-def script(project, *settings, **env):
-    """Run the script of a project folder."""
-    return subprocess.run(
-        ["bash", str(project / "results/two_cores.sh"), *settings],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-    )
-
-
-def plan(project=ROOT, *settings):
-    """Return the commands that the script would run."""
-    done = script(project, *settings, PLAN="1")
-    assert done.returncode == 0, done.stderr
-    return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.slow
@@ -49,7 +28,7 @@ def test_every_command_composes_and_uses_only_what_earlier_ones_wrote():
         return [Path(ckpt) for value in values for ckpt in value.strip("[]").split(",")]
 
     tested = []
-    for command in plan(ROOT, "trainer.log_every_n_steps=7"):
+    for command in scripts.plan("two_cores.sh", "trainer.log_every_n_steps=7"):
         assert all(ckpt.exists() for ckpt in used(command)), command
         if command[1] == "results/choose_ensemble.py":
             assert not tested
@@ -87,34 +66,15 @@ fi
 """
 
 
-@pytest.fixture
-def project(tmp_path):
-    """Return a folder with the script, and PYTHON in place of Python."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python").write_text(PYTHON)
-    (tmp_path / "bin/python").chmod(0o755)
-    (tmp_path / "project/results").mkdir(parents=True)
-    shutil.copy(ROOT / "results/two_cores.sh", tmp_path / "project/results")
-    return tmp_path / "project"
-
-
-def start(project, fail=""):
-    """Run the script and return its exit code and the commands that it started."""
-    started = project / "started"
-    started.write_text("")
-    path = f"{project.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = script(project, PATH=path, PYTHON=sys.executable, STARTED=str(started), FAIL=fail)
-    return done.returncode, started.read_text().splitlines()
-
-
-def test_a_failure_ends_the_script_and_the_next_run_goes_on(project):
-    code, started = start(project, fail="experiment=fast_70")
-    assert (code, len(started)) == (1, 4)
-    code, started = start(project)
-    assert code == 0
+def test_a_failure_ends_the_script_and_the_next_run_goes_on(tmp_path):
+    start = scripts.with_fake_python("two_cores.sh", PYTHON, tmp_path)
+    done, started = start(PYTHON=sys.executable, FAIL="experiment=fast_70")
+    assert (done.returncode, len(started)) == (1, 4)
+    done, started = start(PYTHON=sys.executable, FAIL="")
+    assert done.returncode == 0
     [distill] = [command for command in started if "experiment=tiny" in command]
     assert "distill.ckpt=[a.ckpt,b.ckpt]" in distill
     assert started[-1].endswith("ckpt=[a.ckpt,b.ckpt] tta=mirror")
     # The choice stays: `tiny` is trained on it.
-    code, again = start(project)
+    _, again = start(PYTHON=sys.executable, FAIL="")
     assert again == [command for command in started if "choose_ensemble" not in command]
